@@ -1,0 +1,1 @@
+"""A network as data: architectures, their programs, their graphs, and the tape that runs them."""

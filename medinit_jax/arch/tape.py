@@ -1,0 +1,232 @@
+"""Runs any architecture forward and backward through compiled blocks.
+
+Each architecture is a different program, so compiling whole networks would cost seconds per
+training step. The tape compiles one forward and one backward function per signature (block, input
+shapes) and strings them together: the set of signatures saturates after some hundred networks.
+The forward function returns the block's output and its vector-Jacobian product as a pytree, which
+crosses the border of `jit` without tracing again; residuals are freed as the backward pass goes.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from medinit_jax.arch.program import Block, Call, Program, Shape, block_layout
+from medinit_jax.core.parallel import Parallel
+from medinit_jax.models.ops import apply_block, batch_norm_over_groups
+
+Leaves = dict[str, jax.Array]
+Prepare = Callable[[Leaves, Mapping[str, Shape], bool], Leaves]
+Raw = dict[str, Leaves]
+
+
+@dataclasses.dataclass(frozen=True)
+class Signature:
+    """What a compiled block depends on.
+
+    Attributes:
+        block: The block.
+        shapes: Per-image input shapes.
+        reads_image: Whether its only input is the image, which needs no gradient.
+        head: Local name of the classifier, empty elsewhere.
+    """
+
+    block: Block
+    shapes: tuple[Shape, ...]
+    reads_image: bool = False
+    head: str = ""
+
+
+def signatures(program: Program) -> list[Signature]:
+    """Returns the signature of every call of a program."""
+    last = len(program.calls) - 1
+    head = program.head
+    return [
+        Signature(
+            call.block,
+            tuple(program.shapes[i] for i in call.inputs),
+            call.inputs == (0,),
+            _local(call, head) if index == last else "",
+        )
+        for index, call in enumerate(program.calls)
+    ]
+
+
+def _local(call: Call, module: str) -> str:
+    return module[len(call.prefix) + 1 :] if call.prefix else module
+
+
+class Tape:
+    """Compiled blocks and the passes over them.
+
+    Args:
+        parallel: Devices.
+        bn_group: Images that share batch statistics.
+        loss: (logits (batch, classes), targets (batch,)) -> (loss, accuracy), both scalars.
+        prepare: Turns what a module is given into its parameters, inside the compiled block:
+            (given, {leaf: shape}, is_head) -> {leaf: array}. None: parameters are given.
+        dtype: Compute type of activations.
+    """
+
+    def __init__(
+        self,
+        parallel: Parallel,
+        bn_group: int,
+        loss: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]],
+        prepare: Prepare | None = None,
+        dtype: Any = jnp.float32,
+    ):
+        self.parallel = parallel
+        self.bn_group = bn_group
+        self.prepare = prepare
+        self.dtype = dtype
+        self.compiled: dict[Signature, tuple[Callable, Callable]] = {}
+        self._add = parallel.map(jnp.add)
+        weight = 1 / parallel.size
+
+        def loss_and_gradient(logits, targets):
+            def scalar(logits):
+                value, accuracy = loss(logits.astype(jnp.promote_types(dtype, jnp.float32)), targets)
+                return value * weight, accuracy * weight
+
+            (value, accuracy), gradient = jax.value_and_grad(scalar, has_aux=True)(logits)
+            return value, accuracy, gradient
+
+        self._loss = parallel.map(loss_and_gradient)
+
+    def functions(self, signature: Signature) -> tuple[Callable, Callable]:
+        """Returns the (forward, backward) pair of a signature; compiled on their first call."""
+        if signature not in self.compiled:
+            self.compiled[signature] = self._build(signature)
+        return self.compiled[signature]
+
+    def _build(self, signature):
+        parameters = block_layout(signature.block, signature.shapes).parameters
+
+        def run(raw, inputs):
+            if self.prepare is None:
+                leaves = raw
+            else:
+                leaves = {
+                    name: self.prepare(raw[name], shapes, name == signature.head)
+                    for name, shapes in parameters.items()
+                }
+            return apply_block(signature.block, leaves, inputs, self._normalize)
+
+        def forward(raw, inputs):
+            if signature.reads_image:
+                return jax.vjp(lambda raw: run(raw, inputs), raw)
+            return jax.vjp(run, raw, inputs)
+
+        return self.parallel.map(forward), self.parallel.map(lambda pullback, g: pullback(g))
+
+    def _normalize(self, name, x, leaves):
+        return batch_norm_over_groups(x, leaves, self.bn_group)
+
+    def loss(self, program: Program, raw: Raw, images: jax.Array, targets: jax.Array):
+        """Runs forward only.
+
+        Args:
+            program: The network.
+            raw: {module: what `prepare` takes}, copied to the devices.
+            images: Sharded images.
+            targets: Sharded integer targets.
+
+        Returns:
+            (loss, accuracy), means over the batch, as device arrays.
+        """
+        logits, _ = self._forward(program, raw, images.astype(self.dtype), keep=False)
+        value, accuracy, _ = self._loss(logits, targets)
+        return self.parallel.total((value, accuracy))
+
+    def logits(self, program: Program, raw: Raw, images: jax.Array) -> jax.Array:
+        """Runs forward only and returns the logits, with the device axis if there is one."""
+        return self._forward(program, raw, images.astype(self.dtype), keep=False)[0]
+
+    def loss_and_gradient(self, program: Program, raw: Raw, images: jax.Array, targets: jax.Array):
+        """Runs forward and backward.
+
+        Args: as `loss`.
+
+        Returns:
+            (loss, accuracy, gradient): the gradient of the mean loss in `raw`, same structure,
+            with the device axis if there is one (add it up with `Parallel.total`).
+        """
+        logits, pullbacks = self._forward(program, raw, images.astype(self.dtype), keep=True)
+        value, accuracy, cotangent = self._loss(logits, targets)
+        cotangents: dict[int, jax.Array] = {len(program.calls): cotangent}
+        gradient: Raw = {}
+        for index in range(len(program.calls) - 1, -1, -1):
+            call, (signature, pullback) = program.calls[index], pullbacks.pop()
+            cotangent = cotangents.pop(index + 1)
+            if pullback is None:
+                found = (cotangent,) * len(call.inputs)
+            else:
+                given, *rest = self.functions(signature)[1](pullback, cotangent)
+                found = rest[0] if rest else ()
+                gradient.update((call.module(name), leaves) for name, leaves in given.items())
+            for source, part in zip(call.inputs, found, strict=False):
+                if source:
+                    known = cotangents.get(source)
+                    cotangents[source] = part if known is None else self._add(known, part)
+        return *self.parallel.total((value, accuracy)), gradient
+
+    def _forward(self, program, raw, images, keep):
+        values: list[Any] = [images]
+        pullbacks = []
+        uses = Counter(i for call in program.calls for i in call.inputs)
+        for call, signature in zip(program.calls, signatures(program), strict=True):
+            given = {
+                name: raw[call.module(name)]
+                for name in block_layout(signature.block, signature.shapes).parameters
+            }
+            inputs = tuple(values[i] for i in call.inputs)
+            output, pullback = self.functions(signature)[0](given, inputs)
+            values.append(output)
+            if keep:
+                only_adds = all(step.kind == "add" for step in call.block.steps)
+                pullbacks.append((signature, None if only_adds else pullback))
+            for i in call.inputs:
+                uses[i] -= 1
+                if not uses[i]:
+                    values[i] = None
+        return values[-1], pullbacks
+
+    def warm_up(
+        self,
+        wanted: Iterable[Signature],
+        batch: int,
+        example: Callable[[Signature], Leaves],
+        threads: int = 2,
+        report: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Compiles signatures ahead of use by running them on zeros, several at a time.
+
+        Args:
+            wanted: Signatures, the most useful first.
+            batch: Global batch size.
+            example: Signature -> what its modules are given, as zeros, not yet copied to devices.
+            threads: Compilations at the same time.
+            report: Called after each.
+        """
+
+        def run(signature):
+            inputs = tuple(
+                self.parallel.shard(jnp.zeros((batch, *shape), self.dtype))
+                for shape in signature.shapes
+            )
+            forward, backward = self.functions(signature)
+            output, pullback = forward(self.parallel.copy(example(signature)), inputs)
+            jax.block_until_ready(backward(pullback, output))
+            report()
+
+        with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+            for done in [pool.submit(run, s) for s in wanted if s not in self.compiled]:
+                done.result()

@@ -1,0 +1,1 @@
+"""The floor under both routes: configuration, state, loop, checkpoints, logs and devices."""

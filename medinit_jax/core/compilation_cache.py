@@ -1,0 +1,58 @@
+"""Compiled programs, kept on disk between runs."""
+
+import os
+from pathlib import Path
+
+import jax
+
+from medinit_jax.core.errors import UsageError
+
+
+def directory(path: str | os.PathLike[str] | None = None) -> Path:
+    """Returns where compiled programs are kept.
+
+    Args:
+        path: the cache's root, as `config.cache_dir`; None or "" = the environment's
+            MEDINIT_CACHE_DIR, or ~/.cache/medinit_jax.
+
+    Returns:
+        The folder `xla` in that root.
+    """
+    root = path or os.environ.get("MEDINIT_CACHE_DIR") or "~/.cache/medinit_jax"
+    return Path(root).expanduser().absolute() / "xla"
+
+
+def enable(path: str | os.PathLike[str] | None = None) -> Path:
+    """Turns JAX's persistent compilation cache on, for programs of every size and compile time.
+
+    A tape runs hundreds of small programs of half a second each; JAX's defaults would keep few of
+    them. A folder that JAX was already told to use (JAX_COMPILATION_CACHE_DIR) stays in use
+    unless `path` names another.
+
+    Args:
+        path: see `directory`.
+
+    Returns:
+        The folder in use.
+
+    Raises:
+        UsageError: the folder cannot be made or written.
+    """
+    chosen = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    place = directory(path) if path or not chosen else Path(chosen)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"The compilation cache {place} cannot be made ({error.strerror}); "
+            "set the environment's MEDINIT_CACHE_DIR to a folder that can be written."
+        ) from error
+    if not os.access(place, os.W_OK):
+        raise UsageError(
+            f"The compilation cache {place} cannot be written; "
+            "set the environment's MEDINIT_CACHE_DIR to a folder that can be."
+        )
+    jax.config.update("jax_compilation_cache_dir", str(place))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    return place

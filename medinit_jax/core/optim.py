@@ -1,0 +1,117 @@
+"""Optimizers and learning-rate schedules, made from a config."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import ml_collections
+import optax
+
+from medinit_jax.core.errors import UsageError
+
+
+def _sgd(schedule: optax.Schedule, decay: optax.GradientTransformation):
+    return optax.chain(decay, optax.trace(decay=0.9), optax.scale_by_learning_rate(schedule))
+
+
+def _adam(schedule: optax.Schedule, decay: optax.GradientTransformation):
+    return optax.chain(decay, optax.scale_by_adam(), optax.scale_by_learning_rate(schedule))
+
+
+def _adamw(schedule: optax.Schedule, decay: optax.GradientTransformation):
+    return optax.chain(optax.scale_by_adam(), decay, optax.scale_by_learning_rate(schedule))
+
+
+OPTIMIZERS = {"adamw": _adamw, "adam": _adam, "sgd": _sgd}
+
+
+def _cosine(peak: float, steps: int) -> optax.Schedule:
+    return optax.cosine_decay_schedule(peak, steps)
+
+
+def _constant(peak: float, steps: int) -> optax.Schedule:
+    del steps
+    return optax.constant_schedule(peak)
+
+
+SCHEDULES = {"cosine": _cosine, "constant": _constant}
+
+
+def _choose(table: dict[str, Any], key: str, name: str) -> Any:
+    if name not in table:
+        raise UsageError(f"The config has {key}={name!r}; set it to one of {', '.join(table)}.")
+    return table[name]
+
+
+def create_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
+    """Returns the learning rate as a function of the step.
+
+    A linear warm-up from 0 over `warmup_steps`, then the named schedule over the steps that are
+    left; `cosine` ends at 0.
+
+    Args:
+        config: `schedule` (cosine, constant), `learning_rate`, `warmup_steps`, `total_steps`.
+
+    Returns:
+        step -> learning rate.
+
+    Raises:
+        UsageError: an unknown schedule, or a warm-up that leaves no step.
+    """
+    warmup, total = config.warmup_steps, config.total_steps
+    if not 0 <= warmup < total:
+        raise UsageError(
+            f"The config has warmup_steps={warmup} and total_steps={total}; "
+            "set warmup_steps to at least 0 and below total_steps."
+        )
+    body = _choose(SCHEDULES, "schedule", config.schedule)(config.learning_rate, total - warmup)
+    if not warmup:
+        return _promoting(body)
+    ramp = optax.linear_schedule(0.0, config.learning_rate, warmup)
+    return _promoting(optax.join_schedules([ramp, body], [warmup]))
+
+
+def create(
+    config: ml_collections.ConfigDict,
+    decay_mask: Callable[[Any], Any] | None = None,
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """Returns the optimizer that a config describes, and its schedule.
+
+    Order of a step: clip the global norm, decay, update. Decay is decoupled for `adamw` and a
+    gradient term for `adam` and `sgd`, as in PyTorch. Adam's moments are 0.9 and 0.999, SGD's
+    momentum is 0.9.
+
+    Args:
+        config: the keys of `create_schedule`, `name` (adamw, adam, sgd), `weight_decay` (0 = none)
+            and `clip`, the largest global norm of the gradient (0 = no clipping).
+        decay_mask: params -> pytree of bool, which of them decay; None = all.
+
+    Returns:
+        The optimizer, and step -> learning rate.
+
+    Raises:
+        UsageError: an unknown name, or a schedule that makes no sense.
+
+    Source:
+        Loshchilov and Hutter, Decoupled Weight Decay Regularization (AdamW).
+    """
+    schedule = create_schedule(config)
+    build = _choose(OPTIMIZERS, "name", config.name)
+    decay = optax.identity()
+    if config.weight_decay:
+        decay = optax.add_decayed_weights(config.weight_decay, decay_mask)
+    clip = optax.clip_by_global_norm(config.clip) if config.clip else optax.identity()
+    chain = optax.chain(clip, build(schedule, decay))
+    return optax.GradientTransformation(chain.init, _promoting(chain.update)), schedule
+
+
+def _promoting(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Lets optax mix dtypes, which it does with float powers of its integer step count."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        with jax.numpy_dtype_promotion("standard"):
+            return function(*args, **kwargs)
+
+    return wrapped

@@ -1,0 +1,91 @@
+"""Devices: one program per local device, with a leading device axis, as `pmap` means it.
+
+This is the only file that knows devices and collectives. With one device there is no leading axis
+and `map` is plain `jit`; with several, every array gains a leading axis of that size and the
+function runs once per device on its own slice, without communication. `total` is the one reduction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from medinit_jax.core.errors import UsageError
+
+AXIS = "data"
+
+
+class Parallel:
+    """Maps functions over local devices.
+
+    Args:
+        devices: Devices to use; all local ones by default.
+    """
+
+    def __init__(self, devices: Sequence[jax.Device] | None = None):
+        self.devices = tuple(devices if devices is not None else jax.local_devices())
+        mesh = Mesh(np.asarray(self.devices), (AXIS,), axis_types=(AxisType.Auto,))
+        self.mesh = mesh
+        self._split = NamedSharding(mesh, PartitionSpec(AXIS))
+        self._sum = jax.jit(
+            lambda tree: jax.tree.map(lambda x: x.sum(0), tree),
+            out_shardings=NamedSharding(mesh, PartitionSpec()),
+        )
+        self._copy = jax.jit(
+            lambda tree: jax.tree.map(
+                lambda x: jax.numpy.broadcast_to(x, (self.size, *x.shape)), tree
+            ),
+            out_shardings=self._split,
+        )
+
+    @property
+    def size(self) -> int:
+        """Number of devices."""
+        return len(self.devices)
+
+    def check_batch(self, batch: int, group: int) -> None:
+        """Raises UsageError unless `batch` splits into groups of `group` and groups into devices."""
+        if batch % group or (batch // group) % self.size:
+            raise UsageError(
+                f"config.batch_size={batch} does not divide into groups of config.bn_group={group} "
+                f"spread evenly over {self.size} device(s); make it a multiple of "
+                f"{group * self.size} or lower config.bn_group."
+            )
+
+    def shard(self, batch):
+        """Puts a pytree of host arrays (batch, ...) on the devices, an equal part on each."""
+        if self.size == 1:
+            return jax.device_put(batch, self.devices[0])
+        parts = jax.tree.map(lambda x: x.reshape(self.size, -1, *x.shape[1:]), batch)
+        return jax.device_put(parts, self._split)
+
+    def replicate(self, tree):
+        """Puts one and the same pytree on all devices, without a device axis."""
+        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
+
+    def copy(self, tree):
+        """Gives every device its own copy of a pytree, so that gradients stay per device."""
+        return tree if self.size == 1 else self._copy(tree)
+
+    def map(self, function: Callable) -> Callable:
+        """Compiles `function` to run once per device on that device's part of every argument."""
+        if self.size == 1:
+            return jax.jit(function)
+
+        def per_device(*args):
+            outputs = function(*jax.tree.map(lambda x: x[0], args))
+            return jax.tree.map(lambda x: x[None], outputs)
+
+        spec = PartitionSpec(AXIS)
+        return jax.jit(
+            jax.shard_map(
+                per_device, mesh=self.mesh, in_specs=spec, out_specs=spec, check_vma=False
+            )
+        )
+
+    def total(self, tree):
+        """Adds the devices' parts of a pytree (device, ...) inside one compiled reduction."""
+        return tree if self.size == 1 else self._sum(tree)

@@ -1,0 +1,106 @@
+"""A run's folder: which configuration it belongs to, and files that are never half-written."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from medinit_jax.core.errors import UsageError
+
+CONFIG_FILE = "config.json"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON with sorted keys in one move, so that a reader never sees half a file.
+
+    Args:
+        path: the file; replaced if it is there.
+        value: what to write.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2, sort_keys=True)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def claim_workdir(
+    workdir: str | os.PathLike[str],
+    config: ml_collections.ConfigDict,
+    name: str,
+    free: Sequence[str] = ("stages", "cache_dir"),
+) -> bool:
+    """Makes a folder the home of one configuration, or finds that it already is.
+
+    Args:
+        workdir: the folder; made if it is missing.
+        config: the whole configuration.
+        name: the configuration's name, kept beside it for people.
+        free: dotted keys (or the start of some) that may differ between the runs of one workdir.
+
+    Returns:
+        True if an earlier run of this configuration is there to go on from.
+
+    Raises:
+        UsageError: the folder holds another configuration, or files but no configuration. Nothing
+            in it is touched.
+    """
+    folder = Path(workdir)
+    wanted = json.loads(json.dumps(config.to_dict(), default=str))
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file; choose a folder for the run with --workdir=.")
+    file = folder / CONFIG_FILE
+    if not file.exists():
+        if folder.exists() and any(folder.iterdir()):
+            raise UsageError(
+                f"{folder} holds files but no {CONFIG_FILE}, so it is no run of this program; "
+                "choose an empty or new folder with --workdir=."
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(file, {"name": name, "config": wanted})
+        return False
+    try:
+        held = json.loads(file.read_text(encoding="utf-8"))
+        held_name, held_config = held["name"], held["config"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{file} cannot be read as a run's configuration ({error}); "
+            "choose another folder with --workdir=, or remove this one."
+        ) from error
+    differences = _differences(held_config, wanted, tuple(free))
+    if differences:
+        raise UsageError(
+            f"{folder} holds a run of {held_name} with another configuration "
+            f"({'; '.join(differences)}); set these keys as they were to resume it, "
+            "or start a new run with --workdir=."
+        )
+    return True
+
+
+def _differences(held: Mapping, wanted: Mapping, free: tuple[str, ...]) -> list[str]:
+    old, new = _flatten(held), _flatten(wanted)
+    return [
+        f"{key} is {_show(old, key)} there and {_show(new, key)} here"
+        for key in sorted(old.keys() | new.keys())
+        if (key not in old or key not in new or old[key] != new[key])
+        and not any(key == start or key.startswith(start + ".") for start in free)
+    ]
+
+
+def _show(flat: dict[str, Any], key: str) -> str:
+    return json.dumps(flat[key]) if key in flat else "absent"
+
+
+def _flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,1 @@
+"""Images: phantoms, sources, augmentation and the input pipeline."""

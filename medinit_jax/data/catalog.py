@@ -1,0 +1,167 @@
+"""From the `data` part of a configuration to sources, normalization and draws.
+
+The keys of `config.data`:
+    source: "phantom", "folder" or "npz".
+    name: Which phantom: "fundus" or "xray".
+    path: Folder of images, or .npz file.
+    data_dir: Where phantom sets are written.
+    size: Side of the images that networks see, in pixels.
+    render_size: Side at which phantoms are drawn; they are reduced to `size`.
+    patients: Number of phantom patients in `train`, `val` and `test`.
+    splits: Shares of the patients in train, val and test where images bring no splits.
+    split_seed: Seed of that division.
+    fit: How a file's image becomes square: "crop", "pad" or "fov".
+    check: "decode" reads every file of a folder once, "header" only its first bytes.
+    labels: "folder" makes a folder's sub-folders the classes, "none" reads no labels.
+    images_key: Array of an .npz file that holds images, `{split}` standing for the split; "auto"
+        takes `{split}_images` if the file has them, else the one array that can be images.
+    labels_key: The same for labels; "auto" takes those beside the images, if any.
+    label: Which label of a phantom is learned; "" takes the phantom's own.
+    cache_mb: Sources up to this many megabytes of pixels are kept in memory.
+    normalization: "fundus", "gray", or "auto": "fundus" for fundus phantoms and folders.
+    batch: Images per global batch.
+    workers: Processes that make batches; 0 is the faster way for images in memory.
+    augment: The fields of `Augmentation`, and `difficulty` with those of `Ramp`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from medinit_jax.core.errors import UsageError
+from medinit_jax.data.augment import NORMALIZATION, Augmentation
+from medinit_jax.data.folder import FolderSource
+from medinit_jax.data.npz import NpzSource, npz_keys
+from medinit_jax.data.pipeline import BatchOptions, Ramp
+from medinit_jax.data.record_source import RecordSource
+from medinit_jax.data.records import PhantomSet, write_phantoms
+from medinit_jax.data.sources import Source, Subset, cached, split_by_patient
+
+SPLITS: tuple[str, ...] = ("train", "val", "test")
+# Called with the name of a split, the number of its images drawn so far, and their total.
+Progress = Callable[[str, int, int], None]
+
+
+def open_splits(
+    data: Any, splits: Sequence[str] = SPLITS, progress: Progress | None = None
+) -> dict[str, Source]:
+    """Opens the images that a configuration names, and draws phantoms that are not there yet.
+
+    Args:
+        data: `config.data`, see the head of this file.
+        splits: Which of "train", "val" and "test" are needed.
+        progress: Told how far the drawing of phantoms is.
+
+    Returns:
+        A source per split; no patient is in two of them.
+
+    Raises:
+        UsageError: A key has a value that means nothing, or the images are unusable.
+    """
+    if data.source not in SOURCES:
+        raise UsageError(f"data.source is {data.source!r}; set it to one of: {', '.join(SOURCES)}.")
+    if data.source != "phantom" and not data.path:
+        raise UsageError(
+            f"data.source is {data.source!r} but data.path is empty; "
+            f"give it with --config.data.path=PLACE."
+        )
+    return SOURCES[data.source](data, tuple(splits), progress)
+
+
+def _phantoms(data: Any, splits: tuple[str, ...], progress: Progress | None) -> dict[str, Source]:
+    opened: dict[str, Source] = {}
+    for split in splits:
+        wanted = PhantomSet(data.name, split, data.patients[split], data.render_size)
+
+        def report(done: int, total: int, split: str = split) -> None:
+            if progress is not None:
+                progress(split, done, total)
+
+        listing = write_phantoms(data.data_dir, wanted, progress=report)
+        source = RecordSource(listing, data.size, data.label or None)
+        opened[split] = cached(source, data.cache_mb)
+    return opened
+
+
+def _folder(data: Any, splits: tuple[str, ...], progress: Progress | None) -> dict[str, Source]:
+    source = FolderSource(data.path, data.size, data.fit, data.labels, data.check)
+    return _divide(cached(source, data.cache_mb), data, splits)
+
+
+def _npz(data: Any, splits: tuple[str, ...], progress: Progress | None) -> dict[str, Source]:
+    pattern, keys = data.images_key, npz_keys(data.path)
+    if pattern == "auto" and "train_images" in keys:
+        pattern = "{split}_images"
+    if "{split}" not in pattern:
+        source = NpzSource(data.path, data.size, pattern, data.labels_key, data.fit)
+        return _divide(source, data, splits)
+    opened: dict[str, Source] = {}
+    for split in splits:
+        key = pattern.format(split=split)
+        if key not in keys:
+            raise UsageError(
+                f"{data.path} has no array {key!r}; add it, or set data.images_key to one array, "
+                f"which is then divided by data.splits (it holds: {', '.join(keys)})."
+            )
+        label = data.labels_key and data.labels_key.format(split=split)
+        opened[split] = NpzSource(data.path, data.size, key, label, data.fit)
+    return opened
+
+
+SOURCES = {"phantom": _phantoms, "folder": _folder, "npz": _npz}
+
+
+def _divide(source: Source, data: Any, splits: tuple[str, ...]) -> dict[str, Source]:
+    """Divides images that bring no splits by patient."""
+    parts: dict[str, np.ndarray] = dict(
+        zip(SPLITS, split_by_patient(source, data.splits, data.split_seed), strict=True)
+    )
+    for split in splits:
+        if len(parts[split]) == 0:
+            raise UsageError(
+                f"{data.path} holds {len(source)} images, too few for a {split} part with the "
+                f"shares data.splits={tuple(data.splits)}; add images or change the shares."
+            )
+    return {split: Subset(source, parts[split], split) for split in splits}
+
+
+def batch_options(data: Any, seed: int, batch: int | None = None) -> BatchOptions:
+    """Reads order, draws and normalization from a configuration.
+
+    Args:
+        data: `config.data`, see the head of this file.
+        seed: Seed of the run.
+        batch: Images per global batch; None takes `data.batch`.
+
+    Returns:
+        Options for `BatchSource` and `load_examples`.
+
+    Raises:
+        UsageError: A key has a value that means nothing.
+    """
+    settings = dict(data.augment)
+    ramp = Ramp(**settings.pop("difficulty"))
+    settings["zoom"] = tuple(settings["zoom"])
+    mean, std = NORMALIZATION[_normalization(data)]
+    return BatchOptions(
+        batch=data.batch if batch is None else batch,
+        seed=seed,
+        augmentation=Augmentation(**settings),
+        mean=mean,
+        std=std,
+        size=data.size,
+        difficulty=ramp,
+    )
+
+
+def _normalization(data: Any) -> str:
+    if data.normalization == "auto":
+        fundus = data.source == "folder" or (data.source == "phantom" and data.name == "fundus")
+        return "fundus" if fundus else "gray"
+    if data.normalization not in NORMALIZATION:
+        raise UsageError(
+            f"data.normalization is {data.normalization!r}; set it to auto or one of: "
+            f"{', '.join(NORMALIZATION)}."
+        )
+    return data.normalization

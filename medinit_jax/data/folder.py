@@ -1,0 +1,201 @@
+"""A folder of image files as a source."""
+
+import hashlib
+import logging
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+
+from medinit_jax.core.errors import UsageError
+from medinit_jax.data.decode import DecodeError, Fit, decode, fit_square
+
+# Files that nobody takes for images: reported, but no reason to stop.
+OTHER_SUFFIXES = frozenset(
+    {".csv", ".tsv", ".txt", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".html", ".pdf"}
+    | {".xls", ".xlsx", ".doc", ".docx", ".py", ".ipynb", ".log", ".db", ".ini", ".sh", ".mat"}
+    | {".zip", ".tar", ".gz", ".tgz", ".7z", ".npz", ".npy", ".h5", ".pt", ".pth", ".ds_store"}
+)
+MAX_UNREADABLE = 0.001
+_EYE = re.compile(r"^(?P<patient>.+?)[_\-. ](?P<eye>left|right|os|od)$", re.IGNORECASE)
+_EYES = {"left": -1, "os": -1, "right": 1, "od": 1}
+# Up to this size a file's checksum covers all its bytes, above it both ends and the length.
+_WHOLE_FILE = 1 << 20
+
+
+class FolderSource:
+    """All images below a folder, sorted by path.
+
+    Hidden files and files that are clearly no images are ignored and counted. What should be an
+    image and cannot be read is left out, counted and listed; more than 0.1 % of it is an error.
+
+    Attributes:
+        path: The folder.
+        files: The readable images, relative to the folder.
+        unreadable: (file, reason) of what was left out.
+        ignored: Files that were not taken for images.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        size: int,
+        fit: Fit = "crop",
+        labels: Literal["none", "folder"] = "none",
+        check: Literal["decode", "header"] = "decode",
+        threads: int = 4,
+    ):
+        """Lists and checks the folder.
+
+        Args:
+            path: Folder, searched with all its sub-folders.
+            size: Side of the images this source returns, in pixels.
+            fit: How an image becomes square, see `decode.fit_square`.
+            labels: "folder" makes the first level of sub-folders, sorted, the class.
+            check: "decode" reads every image once, "header" only its first bytes: fast on huge
+                sets, and an image that turns out to be cut short is then replaced by the next one.
+            threads: Threads that check.
+
+        Raises:
+            UsageError: The folder is missing or holds no image, or too many files are unreadable.
+        """
+        self.path, self.size, self.check = Path(path), size, check
+        self.fit: Fit = fit
+        if not self.path.is_dir():
+            kind = "is a file, not a folder" if self.path.is_file() else "does not exist"
+            raise UsageError(f"The image folder {self.path} {kind}; set data.path to a folder.")
+        candidates, self.ignored = _list_files(self.path)
+        if not candidates:
+            raise UsageError(
+                f"The image folder {self.path} holds no image ({len(self.ignored)} other files); "
+                f"set data.path to a folder of png, jpg, tif, bmp, ppm or gif files."
+            )
+        with ThreadPoolExecutor(threads) as pool:
+            reasons = list(pool.map(self._reason, candidates))
+        self.files = [f for f, reason in zip(candidates, reasons, strict=True) if reason is None]
+        self.unreadable = [
+            (f, reason) for f, reason in zip(candidates, reasons, strict=True) if reason
+        ]
+        _refuse_many(self.path, self.unreadable, len(candidates))
+        for file, reason in self.unreadable:
+            logging.warning("%s is left out: %s", self.path / file, reason)
+        self.classes = _classes(self.path, self.files) if labels == "folder" else ()
+
+    def _reason(self, file: str) -> str | None:
+        """Says why a file cannot be read; None if it can."""
+        place = self.path / file
+        try:
+            if self.check == "decode":
+                decode(place, at_least=self.size)
+            else:
+                with Image.open(place):
+                    pass
+        except Exception as error:
+            return _diagnose(place) or str(error)
+        return None
+
+    def __len__(self) -> int:
+        """Returns the number of readable images."""
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Returns image uint8 (size, size, 3), eye, patient, and label if there are classes."""
+        index = int(index)
+        file = self.files[index]
+        try:
+            image = decode(self.path / file, at_least=self.size)
+        except DecodeError as error:
+            self.unreadable.append((file, str(error)))
+            logging.warning("%s cannot be read (%s); the next image takes its place.", file, error)
+            _refuse_many(self.path, self.unreadable, len(self.files))
+            return self[(index + 1) % len(self.files)]
+        example = {"image": fit_square(image, self.size, self.fit), **_eye_of(file)}
+        if self.classes:
+            example["label"] = self.classes.index(Path(file).parts[0])
+        return example
+
+    def describe(self) -> dict[str, Any]:
+        """Returns what to record of the images: source, count, checksum and what was left out."""
+        return {
+            "source": f"folder:{self.path}",
+            "count": len(self),
+            "sha256": self.checksum(),
+            "ignored": len(self.ignored),
+            "unreadable": [f"{file}: {reason}" for file, reason in self.unreadable],
+        }
+
+    def checksum(self) -> str:
+        """Returns a SHA-256 over the names and contents (above 1 MiB: the ends) of the images."""
+        digest = hashlib.sha256()
+        for file in self.files:
+            place = self.path / file
+            length = place.stat().st_size
+            digest.update(f"{file}\0{length}\0".encode())
+            with place.open("rb") as stream:
+                digest.update(stream.read(_WHOLE_FILE // 2))
+                if length > _WHOLE_FILE:
+                    stream.seek(-_WHOLE_FILE // 2, 2)
+                digest.update(stream.read())
+        return digest.hexdigest()
+
+
+def _list_files(folder: Path) -> tuple[list[str], list[str]]:
+    """Returns candidate images and ignored files below a folder, relative and sorted."""
+    candidates, ignored = [], []
+    for place in sorted(folder.rglob("*")):
+        relative = place.relative_to(folder)
+        if not place.is_file():
+            continue
+        hidden = any(part.startswith(".") or part == "__MACOSX" for part in relative.parts)
+        clutter = place.suffix.lower() in OTHER_SUFFIXES or place.name == "Thumbs.db"
+        (ignored if hidden or clutter else candidates).append(relative.as_posix())
+    return candidates, ignored
+
+
+def _diagnose(place: Path) -> str | None:
+    """Names the usual reasons for files that are no images."""
+    length = place.stat().st_size
+    with place.open("rb") as stream:
+        start = stream.read(200)
+    if length == 0:
+        return "empty file"
+    if start.startswith(b"version https://git-lfs"):
+        return "git-lfs pointer, not the data"
+    if start.lstrip()[:5].lower() in (b"<!doc", b"<html"):
+        return "web page, not the data"
+    if place.suffix.lower() in (".dcm", ".dicom"):
+        return "DICOM; convert to png first"
+    return None
+
+
+def _refuse_many(folder: Path, unreadable: Sequence[tuple[str, str]], total: int) -> None:
+    if len(unreadable) <= MAX_UNREADABLE * total:
+        return
+    first = "; ".join(f"{file} ({reason})" for file, reason in unreadable[:3])
+    more = f" and {len(unreadable) - 3} more" if len(unreadable) > 3 else ""
+    raise UsageError(
+        f"{len(unreadable)} of {total} files in {folder} cannot be read as images, more than "
+        f"0.1 %: {first}{more}; repair or remove them, or point data.path elsewhere."
+    )
+
+
+def _classes(folder: Path, files: list[str]) -> tuple[str, ...]:
+    loose = [file for file in files if "/" not in file]
+    if loose:
+        raise UsageError(
+            f"data.labels=folder needs one sub-folder per class in {folder}, but {loose[0]} lies "
+            f"beside them; move it or set data.labels=none."
+        )
+    return tuple(sorted({Path(file).parts[0] for file in files}))
+
+
+def _eye_of(file: str) -> dict[str, Any]:
+    """Reads patient and eye from names such as 123_left.jpeg; otherwise the file is the patient."""
+    stem = Path(file).with_suffix("").as_posix()
+    match = _EYE.match(stem)
+    if match is None:
+        return {"eye": 0, "patient": stem}
+    return {"eye": _EYES[match["eye"].lower()], "patient": match["patient"]}

@@ -1,0 +1,1 @@
+"""After a start: fine-tune, probe, measure, and compare starts fairly."""

@@ -1,0 +1,332 @@
+"""The bilevel loss and its gradient: images -> network with predicted parameters -> loss -> theta.
+
+`Writer` turns graphs into what the tape's blocks take (raw tiles, which the blocks themselves
+slice, tile and normalize) and carries their cotangents back into theta. `gradient_by_tape` puts the
+two together; `loss_whole` is the same loss as one plain function of theta, slow and obvious.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jraph
+import numpy as np
+
+from medinit_jax.arch.batching import node_bucket, to_jraph
+from medinit_jax.arch.graph import ArchGraph
+from medinit_jax.arch.program import Program, block_layout
+from medinit_jax.arch.tape import Raw, Signature, Tape
+from medinit_jax.core.parallel import Parallel
+from medinit_jax.hyper.decoder import Decoder
+from medinit_jax.hyper.hypernetwork import HyperInitializer
+from medinit_jax.hyper.initializer import predict
+from medinit_jax.hyper.tiles import finish, tile_shape
+from medinit_jax.models.network import apply_with_batch_statistics
+
+DECODER_LEAVES = {
+    "kernel": ("hidden_0", "hidden_1", "tile"),
+    "vector": ("vector_0", "vector_1"),
+    "head_kernel": ("hidden_0", "hidden_1", "tile", "class_kernel"),
+    "head_bias": ("vector_0", "vector_1", "class_bias"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Tensors that one call of the decoder writes; their number is fixed by the key.
+
+    Attributes:
+        key: ("kernel", height, width, out, in) or (kind,).
+        places: (network, module, leaf) of every tensor.
+        rows: int32 (chunk,), node row of each, padded by repeating the first.
+    """
+
+    key: tuple
+    places: tuple[tuple[int, str, str], ...]
+    rows: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class MetaBatch:
+    """Architectures of one step, as prepared on the host.
+
+    Attributes:
+        programs: The networks.
+        graph: Their graphs, batched.
+        groups: Which tensors are decoded together.
+        indices: What each is called in logs.
+    """
+
+    programs: tuple[Program, ...]
+    graph: jraph.GraphsTuple
+    groups: tuple[Group, ...]
+    indices: tuple[int, ...]
+
+
+def meta_batch(
+    programs: Sequence[Program],
+    graphs: Sequence[ArchGraph],
+    module: HyperInitializer,
+    indices: Sequence[int] = (),
+) -> MetaBatch:
+    """Batches architectures and plans the decoder's calls.
+
+    Args:
+        programs: m networks.
+        graphs: Their graphs.
+        module: The hypernetwork; heads of another number of classes are not predicted.
+        indices: Names of the architectures in logs.
+
+    Returns:
+        The meta-batch.
+    """
+    nodes = max(node_bucket(len(graph.node_type)) for graph in graphs)
+    batched = to_jraph(graphs, nodes, len(graphs) * nodes * (nodes - 1) // 2)
+    places: dict[tuple, list[tuple[tuple[int, str, str], int]]] = {}
+    for network, (program, graph) in enumerate(zip(programs, graphs, strict=True)):
+        shapes = program.parameter_shapes()
+        for row, node in enumerate(graph.parameters):
+            if node is None:
+                continue
+            name, kind = node
+            head = bool(graph.head[row])
+            if head and program.num_classes != module.num_classes:
+                continue
+            if kind in ("norm", "bias"):
+                key: tuple = ("head_bias",) if head else ("vector",)
+            elif head:
+                key = ("head_kernel",)
+            else:
+                key = ("kernel", *_tile_key(shapes[name][kind], kind, module.max_shape))
+            places.setdefault(key, []).append(((network, name, kind), network * nodes + row))
+    groups = []
+    for key, members in sorted(places.items()):
+        size = chunk(key)
+        for start in range(0, len(members), size):
+            part = members[start : start + size]
+            rows = np.full(size, part[0][1], np.int32)
+            rows[: len(part)] = [row for _, row in part]
+            groups.append(Group(key, tuple(place for place, _ in part), rows))
+    return MetaBatch(tuple(programs), batched, tuple(groups), tuple(indices))
+
+
+def chunk(key: tuple) -> int:
+    """Returns how many tensors one call of the decoder writes: fixed, so that calls are few kinds."""
+    if key[0] != "kernel":
+        return 32 if key[0] == "vector" else 1
+    positions = key[1] * key[2]
+    return 8 if positions == 1 else 4 if positions <= 9 else 2
+
+
+def _tile_key(shape, kind, max_shape) -> tuple[int, int, int, int]:
+    height, width, inputs, outputs = tile_shape(shape, kind, max_shape)
+    return (height, width, outputs, inputs)
+
+
+class Writer:
+    """Writes raw parameters of a meta-batch and carries gradients back, in compiled pieces.
+
+    Args:
+        module: The hypernetwork.
+    """
+
+    def __init__(self, module: HyperInitializer):
+        self.module = module
+        self.decoder = Decoder(
+            module.hidden, module.max_shape, module.num_classes, module.crop, module.decoder_scale
+        )
+
+        def features(theta, graph):
+            return module.apply({"params": theta}, graph, method="features")
+
+        self._features = jax.jit(lambda theta, graph: jax.vjp(lambda t: features(t, graph), theta))
+        self._pull_features = jax.jit(
+            lambda pullback, dx, total, scale: jax.tree.map(
+                lambda a, b: (a + b) * scale, total, pullback(dx)[0]
+            ),
+            donate_argnums=2,
+        )
+        self._decode = functools.cache(self._build_decode)
+        self._pull = jax.jit(self._pull_group, donate_argnums=(2, 3))
+        self._zeros = functools.cache(lambda shape, dtype: jnp.zeros(shape, dtype))
+
+    def _build_decode(self, key):
+        kind, *size = key
+        count = chunk(key)
+
+        def decode(decoder, x):
+            method, arguments = (
+                ("decode_kernel", (tuple(size[:2]), *size[2:]))
+                if kind == "kernel"
+                else ("decode_1d" if kind == "vector" else f"decode_{kind}", ())
+            )
+            tiles = self.decoder.apply({"params": decoder}, x, *arguments, method=method)
+            return tuple(tiles[i] for i in range(count))
+
+        def forward(decoder, x, rows):
+            used = {name: decoder[name] for name in DECODER_LEAVES[kind]}
+            return jax.vjp(lambda used, x: decode({**decoder, **used}, x[rows]), used, x)
+
+        return jax.jit(forward)
+
+    @staticmethod
+    def _pull_group(pullback, cotangents, decoder, dx):
+        used, part = pullback(cotangents)
+        sums = {name: jax.tree.map(jnp.add, decoder[name], leaves) for name, leaves in used.items()}
+        return {**decoder, **sums}, dx + part
+
+    def write(self, theta, batch: MetaBatch):
+        """Predicts.
+
+        Args:
+            theta: Parameters of the hypernetwork.
+            batch: The architectures.
+
+        Returns:
+            (raw, pull): raw parameters of each network, {module: {kind: array}}, and a function
+            from each network's cotangents to the gradient of the mean in theta. A "norm" array
+            (2, 64) holds scale and bias; a "bias" array (2, 64) uses row 1.
+        """
+        x, pull_features = self._features(theta, batch.graph)
+        raw: list[Raw] = [{} for _ in batch.programs]
+        pulls = []
+        for group in batch.groups:
+            tiles, pullback = self._decode(group.key)(theta["decoder"], x, group.rows)
+            pulls.append((group, pullback, tiles[0].shape, tiles[0].dtype))
+            for (network, module, kind), tile in zip(group.places, tiles, strict=False):
+                raw[network].setdefault(module, {})[kind] = tile
+
+        def pull(gradients: Sequence[Raw]):
+            total = jax.tree.map(jnp.zeros_like, theta)
+            decoder, dx = total["decoder"], jnp.zeros_like(x)
+            for group, pullback, shape, dtype in pulls:
+                cotangents = [gradients[n][module][kind] for n, module, kind in group.places]
+                cotangents += [self._zeros(shape, dtype)] * (len(group.rows) - len(cotangents))
+                decoder, dx = self._pull(pullback, tuple(cotangents), decoder, dx)
+            total = {**total, "decoder": decoder}
+            return self._pull_features(pull_features, dx, total, 1 / len(batch.programs))
+
+        return raw, pull
+
+
+def prepare_leaves(given: dict, shapes, is_head: bool, penalty: float = 0.0) -> dict:
+    """Slices, tiles and normalizes the raw arrays of one module; runs inside a compiled block.
+
+    Args:
+        given: {kind: raw array} as `Writer.write` returns them.
+        shapes: {leaf: shape} of the module.
+        is_head: Whether it is the predicted classifier.
+        penalty: Strength of the penalty on the norm of every predicted tensor.
+
+    Returns:
+        {leaf: array}.
+    """
+    leaves = {}
+    for leaf, shape in shapes.items():
+        if "norm" in given:
+            leaves[leaf] = finish(given["norm"][0 if leaf == "scale" else 1], shape, leaf)
+        elif leaf == "bias":
+            raw = given["bias"] if is_head else given["bias"][1]
+            leaves[leaf] = finish(raw, shape, "head_bias" if is_head else "bias")
+        else:
+            leaves[leaf] = finish(given[leaf], shape, f"head_{leaf}" if is_head else leaf)
+        if penalty:
+            leaves[leaf] = _penalized(leaves[leaf], penalty)
+    return leaves
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _penalized(x, strength):
+    """Returns x; its gradient gains that of `strength * norm(x)` (GHN-3's penalty)."""
+    return x
+
+
+_penalized.defvjp(
+    lambda x, strength: (x, x),
+    lambda strength, x, g: (g + strength * x / jnp.maximum(jnp.sqrt((x * x).sum()), 1e-12),),
+)
+
+
+def zero_example(module: HyperInitializer, signature: Signature) -> Raw:
+    """Returns zeros of the structure that `Writer.write` gives the modules of a signature.
+
+    Args:
+        module: The hypernetwork.
+        signature: The block and its input shapes.
+
+    Returns:
+        {local module name: {kind: zeros}}.
+    """
+    out, in_ = module.max_shape[:2]
+    example: Raw = {}
+    layout = block_layout(signature.block, signature.shapes)
+    for name, shapes in layout.parameters.items():
+        if name == signature.head:
+            raw = {"kernel": (in_, module.num_classes), "bias": (module.num_classes,)}
+        elif "scale" in shapes:
+            raw = {"norm": (2, out)}
+        else:
+            raw = {
+                leaf: (2, out) if leaf == "bias" else tile_shape(shape, leaf, module.max_shape)
+                for leaf, shape in shapes.items()
+            }
+        example[name] = {kind: jnp.zeros(shape) for kind, shape in raw.items()}
+    return example
+
+
+def gradient_by_tape(
+    writer: Writer, tape: Tape, parallel: Parallel, theta, batch: MetaBatch, images, targets
+) -> tuple[jax.Array, jax.Array, Any]:
+    """Computes the bilevel loss and its gradient in theta through the tape.
+
+    Args:
+        writer: The hypernetwork's compiled pieces.
+        tape: Compiled blocks whose `prepare` is `prepare_leaves`.
+        parallel: Devices.
+        theta: Parameters of the hypernetwork.
+        batch: m architectures.
+        images: Sharded views.
+        targets: Sharded targets.
+
+    Returns:
+        (losses (m,), accuracies (m,), gradient of the mean loss in theta).
+    """
+    raw, pull = writer.write(theta, batch)
+    losses, accuracies, gradients = [], [], []
+    for program, given in zip(batch.programs, raw, strict=True):
+        loss, accuracy, gradient = tape.loss_and_gradient(
+            program, parallel.copy(given), images, targets
+        )
+        losses.append(loss)
+        accuracies.append(accuracy)
+        gradients.append(parallel.total(gradient))
+    return losses, accuracies, pull(gradients)
+
+
+def loss_whole(module, theta, programs, graphs, images, targets, loss, bn_group) -> jax.Array:
+    """Computes the bilevel loss as one plain function of theta, the tape's oracle.
+
+    Args:
+        module: The hypernetwork.
+        theta: Its parameters.
+        programs: m networks.
+        graphs: Their graphs.
+        images: (batch, height, width, channels), on one device.
+        targets: (batch,).
+        loss: (logits, targets) -> (loss, accuracy).
+        bn_group: Images that share batch statistics.
+
+    Returns:
+        Mean loss over the networks, ().
+    """
+    values = []
+    for program, graph in zip(programs, graphs, strict=True):
+        parameters = predict(module, theta, graph, program.parameter_shapes())
+        logits = apply_with_batch_statistics(program, parameters, images, bn_group)
+        values.append(loss(logits, targets)[0])
+    return jnp.stack(values).mean()

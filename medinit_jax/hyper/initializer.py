@@ -1,0 +1,203 @@
+"""The hyper-initializer at work: architecture graph -> parameters of the network."""
+
+from __future__ import annotations
+
+import functools
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jraph
+import numpy as np
+
+from medinit_jax.arch.batching import to_jraph
+from medinit_jax.arch.graph import ArchGraph
+from medinit_jax.core.errors import UsageError
+from medinit_jax.hyper.hypernetwork import HyperInitializer, Theta, from_config, init_theta
+from medinit_jax.hyper.tiles import Shape, finish, tile_shape
+
+__all__ = [
+    "HyperInitializer",
+    "Slot",
+    "Theta",
+    "from_config",
+    "hide_head",
+    "init_theta",
+    "parameter_slots",
+    "predict",
+]
+
+ParameterShapes = Mapping[str, Mapping[str, Sequence[int]]]
+
+
+class Slot(NamedTuple):
+    """One parameter of a network and where it comes from.
+
+    Attributes:
+        module: Module name.
+        leaf: Parameter name in the module.
+        node: Index of its node in the graph.
+        kind: Kind of `tiles.finish`.
+        shape: Shape of the parameter.
+        tile: Shape of its raw tile, see `tiles.tile_shape`.
+    """
+
+    module: str
+    leaf: str
+    node: int
+    kind: str
+    shape: Shape
+    tile: Shape
+
+
+def parameter_slots(
+    module: HyperInitializer,
+    graph: ArchGraph,
+    shapes: ParameterShapes,
+    include_head: bool = True,
+) -> list[Slot]:
+    """Lists the parameters to predict, in the order of `shapes`.
+
+    Args:
+        module: The hyper-initializer.
+        graph: Architecture graph.
+        shapes: {module: {leaf: shape}} of the network, or of a part of it.
+        include_head: Whether to predict the classifier too.
+
+    Returns:
+        One slot per parameter; a module that several nodes share is predicted from the first.
+
+    Raises:
+        UsageError: If a parameter has no node, or the head another number of classes.
+    """
+    nodes: dict[tuple[str, str], tuple[int, str]] = {}
+    for index, parameter in enumerate(graph.parameters):
+        if parameter is None:
+            continue
+        name, kind = parameter
+        for leaf in ("scale", "bias") if kind == "norm" else (kind,):
+            own_kind = f"head_{leaf}" if graph.head[index] else leaf
+            nodes.setdefault((name, leaf), (index, own_kind))
+    slots = []
+    for name, leaves in shapes.items():
+        for leaf, shape in leaves.items():
+            if (name, leaf) not in nodes:
+                raise UsageError(f"no node of the graph holds the parameter {name}/{leaf}")
+            index, kind = nodes[name, leaf]
+            if kind.startswith("head_"):
+                if not include_head:
+                    continue
+                if shape[-1] != module.num_classes:
+                    raise UsageError(
+                        f"the network has {shape[-1]} classes, the hyper-initializer was made for "
+                        f"{module.num_classes}: predict with include_head=False"
+                    )
+            tile = tile_shape(shape, kind, module.max_shape)
+            slots.append(Slot(name, leaf, index, kind, tuple(shape), tile))
+    return slots
+
+
+def hide_head(module: HyperInitializer, graph: ArchGraph) -> ArchGraph:
+    """Returns the graph with the head's size replaced by the hypernetwork's own."""
+    shape = np.array(graph.shape)
+    own = np.asarray(graph.head) & (shape[:, 0] > 0)
+    shape[own, 0] = module.num_classes
+    return graph._replace(shape=shape)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _features(module: HyperInitializer, theta: Theta, graph: jraph.GraphsTuple) -> Any:
+    return module.apply(theta, graph, method=HyperInitializer.features)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4, 5))
+def _decode(
+    module: HyperInitializer,
+    theta: Theta,
+    features: jax.Array,
+    rows: jax.Array,
+    kind: str,
+    tile: Shape,
+) -> Any:
+    """Decodes the raw tiles of some nodes, the first axis counting nodes."""
+    x = features[rows]
+    if kind == "kernel":
+        height, width, in_, out = tile
+        method, args = HyperInitializer.decode_kernel, ((height, width), out, in_)
+    else:
+        method, args = getattr(HyperInitializer, f"decode_{kind}"), ()
+    return module.apply(theta, x, *args, method=method)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def _finish(
+    raw: jax.Array, index: Sequence[Any], shape: Shape, kind: str, normalize: bool
+) -> jax.Array:
+    return finish(raw[tuple(index)], shape, kind, normalize)
+
+
+def predict(
+    module: HyperInitializer,
+    theta: Theta,
+    graph: ArchGraph,
+    shapes: ParameterShapes,
+    include_head: bool = True,
+) -> dict[str, dict[str, jax.Array]]:
+    """Predicts the parameters of a network.
+
+    Nodes that need the same tile are decoded together, their count rounded up to a power of two, so
+    that other networks reuse what was compiled. Differentiable in theta.
+
+    Args:
+        module: The hyper-initializer.
+        theta: Its variables, or their "params" alone.
+        graph: Architecture graph.
+        shapes: {module: {leaf: shape}} of the network, or of a part of it.
+        include_head: Whether to predict the classifier too; otherwise its leaves are left out.
+
+    Returns:
+        {module: {leaf: array}} with the shapes given, in the dtype of theta.
+
+    Raises:
+        UsageError: If a parameter has no node, the head another number of classes, or a node a type
+            that the hyper-initializer does not know.
+    """
+    if np.max(graph.node_type) >= module.node_types:
+        raise UsageError(
+            f"the graph has a node of type {np.max(graph.node_type)}, the hyper-initializer knows "
+            f"types 0 to {module.node_types - 1}"
+        )
+    theta = theta if "params" in theta else {"params": theta}
+    slots = parameter_slots(module, graph, shapes, include_head)
+    if not include_head and module.encode_own_classes:
+        graph = hide_head(module, graph)
+    features = _features(module, theta, to_jraph([graph]))
+
+    groups: dict[tuple[str, Shape], list[int]] = defaultdict(list)
+    for slot in slots:
+        key = _decoder_key(slot)
+        if slot.node not in groups[key]:
+            groups[key].append(slot.node)
+    raw = {}
+    for (kind, tile), nodes in groups.items():
+        rows = np.zeros(1 << (len(nodes) - 1).bit_length(), np.int32)
+        rows[: len(nodes)] = nodes
+        raw[kind, tile] = _decode(module, theta, features, rows, kind, tile)
+
+    parameters: dict[str, dict[str, jax.Array]] = {}
+    for slot in slots:
+        key = _decoder_key(slot)
+        place = [groups[key].index(slot.node)]
+        if key[0] == "1d":
+            place.append(0 if slot.kind == "scale" else 1)
+        value = _finish(raw[key], place, slot.shape, slot.kind, module.normalize)
+        parameters.setdefault(slot.module, {})[slot.leaf] = value
+    return parameters
+
+
+def _decoder_key(slot: Slot) -> tuple[str, Shape]:
+    """Returns the branch of the decoder that a parameter needs and the tile."""
+    if slot.kind in ("scale", "bias"):
+        return "1d", ()
+    return ("kernel" if slot.kind == "embedding" else slot.kind), slot.tile

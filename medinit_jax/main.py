@@ -1,0 +1,59 @@
+"""Runs one experiment: training, evaluation and the report.
+
+    python -m medinit_jax.main --config=configs/hyper.py
+    python -m medinit_jax.main --config=configs/hyper.py:smoke --config.seed=1 --workdir=runs/try
+    python -m medinit_jax.main --config=configs/hyper.py --config.stages=evaluate,report
+
+The same command again resumes the run in its workdir. Exit codes: 0 done, 2 something to put right
+(one sentence on stderr), 130 stopped and saved.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import ml_collections
+
+from medinit_jax.core import compilation_cache
+from medinit_jax.core.config import read_command_line
+from medinit_jax.core.errors import UsageError
+
+
+def _hyper(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    # Imported when chosen: a route may need much that the other does not.
+    from medinit_jax import hyper
+
+    hyper.run(config, workdir)
+
+
+ROUTES: dict[str, Callable[[ml_collections.ConfigDict, Path], None]] = {"hyper": _hyper}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Reads the command line and hands over to the route that the config names.
+
+    Args:
+        argv: the program's name and its arguments; None = those of the process.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        config, workdir = read_command_line(sys.argv if argv is None else argv, __doc__ or "")
+        if config.route not in ROUTES:
+            raise UsageError(
+                f"The config has route={config.route!r}; set it to one of {', '.join(ROUTES)}."
+            )
+        compilation_cache.enable(config.get("cache_dir"))
+        ROUTES[config.route](config, workdir)
+    except UsageError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Stopped; the same command goes on from the last checkpoint.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Networks: primitive operations, the Flax module of a program, and named families."""

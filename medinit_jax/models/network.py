@@ -1,0 +1,163 @@
+"""The Flax module of a program: the same blocks as the tape, run whole under one jit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from medinit_jax.arch.program import Program
+from medinit_jax.models.ops import apply_block, batch_norm_over_groups, normalize_with
+
+MOMENTUM = 0.9
+
+
+def default_initializer(leaf: str, shape: tuple[int, ...]) -> nn.initializers.Initializer:
+    """Returns the usual initializer of a leaf: He normal (fan-out, as torchvision) for kernels."""
+    if leaf == "kernel" and len(shape) == 4:
+        return nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+    if leaf == "kernel":
+        bound = 1 / math.sqrt(shape[0])
+        return lambda key, shape, dtype=jnp.float32: jax.random.uniform(
+            key, shape, dtype, -bound, bound
+        )
+    if leaf == "embedding":
+        return nn.initializers.normal(0.02)
+    return nn.initializers.ones if leaf == "scale" else nn.initializers.zeros
+
+
+class Leaves(nn.Module):
+    """Holds the parameters of one named step.
+
+    Attributes:
+        shapes: {leaf: shape}.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @nn.compact
+    def __call__(self) -> dict[str, jax.Array]:
+        return {
+            leaf: self.param(leaf, default_initializer(leaf, shape), shape)
+            for leaf, shape in self.shapes.items()
+        }
+
+
+class Statistics(nn.Module):
+    """Holds running batch statistics of one normalization layer: "mean" and "var"."""
+
+    channels: int
+
+    @nn.compact
+    def __call__(self) -> tuple[nn.Variable, nn.Variable]:
+        mean = self.variable("batch_stats", "mean", jnp.zeros, (self.channels,))
+        var = self.variable("batch_stats", "var", jnp.ones, (self.channels,))
+        return mean, var
+
+
+class Network(nn.Module):
+    """A network given by a program.
+
+    Parameters are {module: {leaf: array}} with dotted module names; batch statistics likewise.
+
+    Attributes:
+        program: The architecture.
+        dtype: Compute type of activations; parameters stay float32.
+    """
+
+    program: Program
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False, taps: tuple[int, ...] = ()):
+        """Runs the network.
+
+        Args:
+            images: (batch, height, width, channels).
+            train: Whether batch normalization uses and updates with this batch's statistics.
+            taps: Values of the program (see `Call.inputs`) to return pooled instead of logits.
+
+        Returns:
+            Logits (batch, classes) in float32; with `taps` a tuple of (batch, channels) arrays.
+        """
+        values = [images.astype(self.dtype)]
+        for index, call in enumerate(self.program.calls):
+            layout = self.program.layout(index)
+            leaves = {
+                name: Leaves(shapes, name=call.module(name))()
+                for name, shapes in layout.parameters.items()
+            }
+            statistics = {
+                step.name: Statistics(
+                    layout.parameters[step.name]["scale"][0], name=f"{call.module(step.name)}.stats"
+                )()
+                for step in call.block.steps
+                if step.kind == "batch_norm"
+            }
+            inputs = tuple(values[i] for i in call.inputs)
+            normalize = _normalizer(statistics, train and not self.is_initializing())
+            values.append(apply_block(call.block, leaves, inputs, normalize))
+        if taps:
+            pooled = [values[i].astype(jnp.float32) for i in taps]
+            return tuple(x if x.ndim == 2 else x.mean((1, 2)) for x in pooled)
+        return values[-1].astype(jnp.float32)
+
+
+def _normalizer(statistics, train):
+    def normalize(name, x, leaves):
+        mean, var = statistics[name]
+        if not train:
+            return normalize_with(x, mean.value, var.value, leaves)
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        batch_mean = wide.mean((0, 1, 2))
+        batch_var = jnp.square(wide - batch_mean).mean((0, 1, 2))
+        count = x.size // x.shape[-1]
+        unbiased = batch_var * (count / max(count - 1, 1))
+        mean.value = MOMENTUM * mean.value + (1 - MOMENTUM) * batch_mean.astype(mean.value.dtype)
+        var.value = MOMENTUM * var.value + (1 - MOMENTUM) * unbiased.astype(var.value.dtype)
+        return normalize_with(x, batch_mean, batch_var, leaves)
+
+    return normalize
+
+
+def apply_with_batch_statistics(
+    program: Program, parameters, images: jax.Array, bn_group: int
+) -> jax.Array:
+    """Runs a program as a pure function of its parameters, with the statistics of image groups.
+
+    Args:
+        program: The network.
+        parameters: {module: {leaf: array}}.
+        images: (batch, height, width, channels).
+        bn_group: Images that share batch statistics.
+
+    Returns:
+        Logits (batch, classes).
+    """
+    values = [images]
+    for call in program.calls:
+        leaves = {s.name: parameters[call.module(s.name)] for s in call.block.steps if s.name}
+        inputs = tuple(values[i] for i in call.inputs)
+        values.append(
+            apply_block(
+                call.block, leaves, inputs, lambda _, x, p: batch_norm_over_groups(x, p, bn_group)
+            )
+        )
+    return values[-1]
+
+
+def feature_taps(program: Program, depths: tuple[float, ...] = (1.0,)) -> tuple[int, ...]:
+    """Returns the values whose pooled maps serve as features at the given fractions of depth.
+
+    Args:
+        program: The network.
+        depths: Fractions in (0, 1]; 1 is the input of the head.
+
+    Returns:
+        One value number per depth; only outputs of calls that hold a spatial map are chosen.
+    """
+    maps = [i for i, shape in enumerate(program.shapes) if i and len(shape) == 3]
+    return tuple(maps[max(0, math.ceil(depth * len(maps)) - 1)] for depth in depths)

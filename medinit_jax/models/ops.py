@@ -1,0 +1,316 @@
+"""Primitive operations of a block, each in the form that is fast on the platform it runs on.
+
+Images are (batch, height, width, channels). Convolutions and pools that XLA runs slowly on a CPU
+have their own forward and backward; on other platforms the plain `lax` forms are used. Both forms
+compute the same function (tests/models/test_ops.py).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from medinit_jax.arch.program import Block, Step
+
+EPSILON = 1e-5
+Parameters = Mapping[str, Mapping[str, jax.Array]]
+Normalize = Callable[[str, jax.Array, Mapping[str, jax.Array]], jax.Array]
+
+
+def apply_block(
+    block: Block, parameters: Parameters, inputs: tuple[jax.Array, ...], normalize: Normalize
+) -> jax.Array:
+    """Runs a block.
+
+    Args:
+        block: The block.
+        parameters: {name: {leaf: array}} with the block's local names.
+        inputs: One array (batch, ...) per input.
+        normalize: Batch normalization: (name, x, {"scale", "bias"}) -> array like x.
+
+    Returns:
+        The output of the last step, (batch, ...).
+    """
+    values = list(inputs)
+    for step in block.steps:
+        args = [values[i] for i in step.args]
+        leaves = parameters[step.name] if step.name else {}
+        if step.kind == "batch_norm":
+            values.append(normalize(step.name, args[0], leaves))
+        else:
+            values.append(PRIMITIVES[step.kind](step, leaves, *args))
+    return values[-1]
+
+
+def batch_norm_over_groups(x: jax.Array, leaves: Mapping[str, jax.Array], group: int) -> jax.Array:
+    """Normalizes with the statistics of consecutive groups of images.
+
+    Groups make a step independent of the number of devices: a group never spans two of them.
+
+    Args:
+        x: (batch, height, width, channels).
+        leaves: "scale" and "bias", (channels,).
+        group: Images per group; divides the batch.
+
+    Returns:
+        Array like x.
+    """
+    grouped = x.reshape(-1, group, *x.shape[1:]).astype(jnp.promote_types(x.dtype, jnp.float32))
+    axes = tuple(range(1, grouped.ndim - 1))
+    mean = grouped.mean(axes, keepdims=True)
+    variance = jnp.square(grouped - mean).mean(axes, keepdims=True)
+    return _affine(grouped, mean, variance, leaves).reshape(x.shape).astype(x.dtype)
+
+
+def normalize_with(
+    x: jax.Array, mean: jax.Array, variance: jax.Array, leaves: Mapping[str, jax.Array]
+) -> jax.Array:
+    """Normalizes (batch, height, width, channels) with given statistics, (channels,) each."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return _affine(wide, mean, variance, leaves).astype(x.dtype)
+
+
+def _affine(x, mean, variance, leaves):
+    scale = leaves["scale"].astype(x.dtype) * lax.rsqrt(variance + EPSILON)
+    return (x - mean) * scale + leaves["bias"].astype(x.dtype)
+
+
+def convolution(x: jax.Array, kernel: jax.Array, step: Step) -> jax.Array:
+    """Convolves (batch, height, width, in) with an HWIO kernel as `step` says."""
+    channels = x.shape[-1]
+    if step.groups == 1 and step.kernel == (1, 1) and step.padding == (0, 0):
+        x = x[:, :: step.stride[0], :: step.stride[1]]
+        return jnp.tensordot(x, kernel[0, 0], 1)
+    window = (step.kernel, step.stride, step.padding, step.dilation)
+    if step.groups == 1 and channels <= 4:
+        return _few_channels(x, kernel, window)
+    if step.groups == channels == step.features:
+        return _depthwise(x, kernel, window)
+    return _lax_convolution(x, kernel, window, step.groups)
+
+
+def _lax_convolution(x, kernel, window, groups=1):
+    _, stride, padding, dilation = window
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        stride,
+        [(p, p) for p in padding],
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+def _taps(x, window, fill=0.0):
+    """Yields ((i, j), the view of x that kernel position (i, j) reads), all of output size."""
+    (rows, columns), (down, right), (top, left), dilation = window
+    x = jnp.pad(x, ((0, 0), (top, top), (left, left), (0, 0)), constant_values=fill)
+    height = (x.shape[1] - dilation * (rows - 1) - 1) // down + 1
+    width = (x.shape[2] - dilation * (columns - 1) - 1) // right + 1
+    for i in range(rows):
+        for j in range(columns):
+            y, z = i * dilation, j * dilation
+            yield (
+                (i, j),
+                x[:, y : y + down * (height - 1) + 1 : down, z : z + right * (width - 1) + 1 : right],
+            )
+
+
+def _untap(parts, shape, window):
+    """Adds up `parts` = [((i, j), array of output size)] at the input positions they came from."""
+    (_, _), (down, right), (top, left), dilation = window
+    total = None
+    for (i, j), part in parts:
+        low = (i * dilation, j * dilation)
+        high = (
+            shape[1] + 2 * top - low[0] - down * (part.shape[1] - 1) - 1,
+            shape[2] + 2 * left - low[1] - right * (part.shape[2] - 1) - 1,
+        )
+        zero = jnp.zeros((), part.dtype)
+        config = (
+            (0, 0, 0),
+            (low[0] - top, high[0] - top, down - 1),
+            (low[1] - left, high[1] - left, right - 1),
+            (0, 0, 0),
+        )
+        spread = lax.pad(part, zero, config)
+        total = spread if total is None else total + spread
+    return total
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _few_channels(x, kernel, window):
+    return _lax_convolution(x, kernel, window)
+
+
+def _few_channels_forward(x, kernel, window):
+    return _lax_convolution(x, kernel, window), (x, kernel)
+
+
+def _few_channels_backward(window, residuals, cotangent):
+    x, kernel = residuals
+
+    def by_patches(x, cotangent):
+        patches = jnp.concatenate([tap for _, tap in _taps(x, window)], -1)
+        product = jnp.tensordot(patches, cotangent, ((0, 1, 2), (0, 1, 2)))
+        return product.reshape(kernel.shape)
+
+    def by_lax(x, cotangent):
+        return jax.vjp(lambda w: _lax_convolution(x, w, window), kernel)[1](cotangent)[0]
+
+    (dx,) = jax.vjp(lambda x: _lax_convolution(x, kernel, window), x)[1](cotangent)
+    return dx, lax.platform_dependent(x, cotangent, cpu=by_patches, default=by_lax)
+
+
+_few_channels.defvjp(_few_channels_forward, _few_channels_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _depthwise(x, kernel, window):
+    def by_taps(x, kernel):
+        return functools.reduce(
+            jnp.add, (tap * kernel[i, j, 0] for (i, j), tap in _taps(x, window))
+        )
+
+    def by_lax(x, kernel):
+        return _lax_convolution(x, kernel, window, x.shape[-1])
+
+    return lax.platform_dependent(x, kernel, cpu=by_taps, default=by_lax)
+
+
+def _depthwise_forward(x, kernel, window):
+    return _depthwise(x, kernel, window), (x, kernel)
+
+
+def _depthwise_backward(window, residuals, cotangent):
+    x, kernel = residuals
+
+    def by_taps(x, kernel, cotangent):
+        positions = [(i, j) for i in range(kernel.shape[0]) for j in range(kernel.shape[1])]
+        parts = [((i, j), cotangent * kernel[i, j, 0]) for i, j in positions]
+
+        def add_image(total, pair):
+            image, gradient = pair
+            products = [(tap[0] * gradient).sum((0, 1)) for _, tap in _taps(image[None], window)]
+            return total + jnp.stack(products), None
+
+        start = jnp.zeros((len(positions), x.shape[-1]), x.dtype)
+        dkernel, _ = lax.scan(add_image, start, (x, cotangent))
+        return _untap(parts, x.shape, window), dkernel.reshape(kernel.shape)
+
+    def by_lax(x, kernel, cotangent):
+        def run(x, kernel):
+            return _lax_convolution(x, kernel, window, x.shape[-1])
+
+        return jax.vjp(run, x, kernel)[1](cotangent)
+
+    return lax.platform_dependent(x, kernel, cotangent, cpu=by_taps, default=by_lax)
+
+
+_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _max_pool(x, window):
+    return _max_pool_forward(x, window)[0]
+
+
+def _max_pool_forward(x, window):
+    best, winner = None, None
+    for index, (_, tap) in enumerate(_taps(x, window, -jnp.inf)):
+        if best is None or winner is None:
+            best, winner = tap, jnp.zeros(tap.shape, jnp.uint8)
+        else:
+            winner = jnp.where(tap > best, jnp.uint8(index), winner)
+            best = jnp.maximum(best, tap)
+    shape_like = jnp.zeros((0, *x.shape[1:]), x.dtype)
+    return best, (winner, shape_like)
+
+
+def _max_pool_backward(window, residuals, cotangent):
+    winner, shape_like = residuals
+    (rows, columns), *_ = window
+    zero = jnp.zeros((), cotangent.dtype)
+    parts = [
+        ((i, j), jnp.where(winner == i * columns + j, cotangent, zero))
+        for i in range(rows)
+        for j in range(columns)
+    ]
+    return (_untap(parts, shape_like.shape, window),)
+
+
+_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+
+
+def _conv(step, leaves, x):
+    y = convolution(x, leaves["kernel"].astype(x.dtype), step)
+    return y + leaves["bias"].astype(x.dtype) if step.bias else y
+
+
+def _dense(step, leaves, x):
+    y = jnp.tensordot(x, leaves["kernel"].astype(x.dtype), 1)
+    return y + leaves["bias"].astype(x.dtype) if step.bias else y
+
+
+def _layer_norm(step, leaves, x):
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    mean = wide.mean(-1, keepdims=True)
+    variance = jnp.square(wide - mean).mean(-1, keepdims=True)
+    return _affine(wide, mean, variance, leaves).astype(x.dtype)
+
+
+def _avg_pool(step, leaves, x):
+    window = (step.kernel, step.stride, step.padding, 1)
+    total = functools.reduce(jnp.add, (tap for _, tap in _taps(x, window)))
+    ones = jnp.ones((1, *x.shape[1:3], 1), x.dtype)
+    count = functools.reduce(jnp.add, (tap for _, tap in _taps(ones, window)))
+    return total / count
+
+
+def _subsample(step, leaves, x):
+    rows, columns = (-(-size // stride) for size, stride in zip(x.shape[1:3], step.stride, strict=True))
+    if step.offset:
+        x = jnp.pad(x, ((0, 0), (0, step.offset), (0, step.offset), (0, 0)))
+        x = x[:, step.offset :, step.offset :]
+    return x[:, :: step.stride[0], :: step.stride[1]][:, :rows, :columns]
+
+
+def _attention(step, leaves, x):
+    batch, height, width, channels = x.shape
+    size = channels // 3 // step.heads
+    query, key, value = x.reshape(batch, height * width, 3, step.heads, size).transpose(
+        2, 0, 3, 1, 4
+    )
+    scores = jnp.einsum("bhqd,bhkd->bhqk", query, key) / math.sqrt(size)
+    weights = jax.nn.softmax(scores.astype(jnp.promote_types(x.dtype, jnp.float32)), -1)
+    mixed = jnp.einsum("bhqk,bhkd->bqhd", weights.astype(x.dtype), value)
+    return mixed.reshape(batch, height, width, channels // 3)
+
+
+PRIMITIVES: dict[str, Callable[..., jax.Array]] = {
+    "conv": _conv,
+    "dense": _dense,
+    "layer_norm": _layer_norm,
+    "relu": lambda step, leaves, x: jnp.maximum(x, 0),
+    "gelu": lambda step, leaves, x: jax.nn.gelu(x, approximate=False),
+    "hard_swish": lambda step, leaves, x: jax.nn.hard_swish(x),
+    "sigmoid": lambda step, leaves, x: jax.nn.sigmoid(x),
+    "max_pool": lambda step, leaves, x: _max_pool(x, (step.kernel, step.stride, step.padding, 1)),
+    "avg_pool": _avg_pool,
+    "global_pool": lambda step, leaves, x: x.mean((1, 2)),
+    "squeeze": lambda step, leaves, x: x.mean((1, 2)),
+    "flatten": lambda step, leaves, x: x.reshape(x.shape[0], -1),
+    "subsample": _subsample,
+    "zeros": lambda step, leaves, x: jnp.zeros_like(x),
+    "add": lambda step, leaves, *xs: functools.reduce(jnp.add, xs),
+    "concat": lambda step, leaves, *xs: jnp.concatenate(xs, -1),
+    "gate": lambda step, leaves, x, gate: x * gate[:, None, None],
+    "attention": _attention,
+    "position": lambda step, leaves, x: x + leaves["embedding"].astype(x.dtype),
+}

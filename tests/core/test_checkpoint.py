@@ -1,0 +1,262 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from medinit_jax.core import state as state_lib
+from medinit_jax.core.checkpoint import Checkpoints, load_params, save_params
+from medinit_jax.core.errors import UsageError
+
+
+def make_tree(seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        "half": jnp.asarray(rng.normal(size=(3, 5)), jnp.bfloat16),
+        "single": jnp.asarray([np.nan, -0.0, np.inf, 1e-45], jnp.float32),
+        "double": rng.normal(size=4),
+        "count": jnp.int32(7),
+        "long": np.int64([2**62 + seed]),
+        "key": jax.random.key_data(jax.random.key(seed)),
+        "flag": jnp.array([True, False]),
+        "nested": {"empty": {}, "list": [jnp.zeros((2, 1)), jnp.ones(())]},
+    }
+
+
+def bits(tree):
+    return [
+        (np.dtype(leaf.dtype).name, leaf.shape, np.asarray(leaf).tobytes())
+        for leaf in jax.tree.leaves(tree)
+    ]
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    made = Checkpoints(tmp_path / "checkpoints", keep=2)
+    yield made
+    made.close()
+
+
+def test_every_dtype_comes_back_bit_for_bit(checkpoints):
+    tree = make_tree(3)
+    checkpoints.save(5, tree, {"next": 2**60, "list": [1, 2]}, {"config": {"rate": 0.1}})
+    restored = checkpoints.restore(make_tree(4))
+    assert bits(restored.state) == bits(tree)
+    assert jax.tree.structure(restored.state) == jax.tree.structure(tree)
+    assert restored.step == 5
+    assert restored.iterator == {"next": 2**60, "list": [1, 2]}
+    assert restored.extra == {"config": {"rate": 0.1}}
+
+
+def test_float64_on_the_device_comes_back_bit_for_bit(checkpoints):
+    with jax.enable_x64(True):
+        tree = {"x": jnp.arange(3, dtype=jnp.float64) / 3}
+        checkpoints.save(1, tree)
+        restored = checkpoints.restore({"x": jnp.zeros(3, jnp.float64)}).state
+        assert bits(restored) == bits(tree)
+
+
+def test_a_train_state_comes_back_as_one(checkpoints):
+    optimizer = optax.sgd(0.1, momentum=0.9)
+    state = state_lib.create({"w": jnp.ones((2, 3))}, optimizer)
+    state, _ = state_lib.apply_gradients(state, {"w": jnp.full((2, 3), 0.5)}, optimizer)
+    checkpoints.save(1, state)
+    restored = checkpoints.restore(state_lib.create({"w": jnp.zeros((2, 3))}, optimizer)).state
+    assert isinstance(restored, state_lib.TrainState)
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    assert bits(restored) == bits(state)
+
+
+def test_the_newest_are_kept_and_each_can_be_asked_for(checkpoints):
+    for step in (1, 2, 3):
+        checkpoints.save(step, {"x": jnp.int32(step)})
+    assert checkpoints.steps() == [2, 3]
+    template = {"x": jnp.int32(0)}
+    assert int(checkpoints.restore(template).state["x"]) == 3
+    assert int(checkpoints.restore(template, 2).state["x"]) == 2
+    with pytest.raises(UsageError, match="no checkpoint of step 1 .*steps 2, 3"):
+        checkpoints.restore(template, 1)
+
+
+def test_nothing_saved_is_said(checkpoints):
+    with pytest.raises(UsageError, match=r"checkpoints has no checkpoint \(it has none\)"):
+        checkpoints.restore({"x": jnp.int32(0)})
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_position_of_a_grain_iterator(checkpoints, workers):
+    def make():
+        dataset = grain.MapDataset.range(20).shuffle(seed=1).to_iter_dataset()
+        if workers:
+            dataset = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=2)
+        return iter(dataset)
+
+    iterator = make()
+    for _ in range(7):
+        next(iterator)
+    checkpoints.save(7, {"x": jnp.int32(0)}, iterator.get_state())
+    expected = [next(iterator) for _ in range(13)]
+    again = make()
+    again.set_state(checkpoints.restore({"x": jnp.int32(0)}).iterator)
+    assert [next(again) for _ in range(13)] == expected
+
+
+def test_an_iterator_state_of_bytes(checkpoints):
+    checkpoints.save(1, {"x": jnp.int32(0)}, b'{"last": 3}')
+    assert checkpoints.restore({"x": jnp.int32(0)}).iterator == b'{"last": 3}'
+
+
+def test_saved_on_four_devices_and_restored_on_one(checkpoints):
+    mesh = Mesh(np.array(jax.devices()[:4]), "data")
+    spread = jax.device_put(
+        jnp.arange(8, dtype=jnp.float32), NamedSharding(mesh, PartitionSpec("data"))
+    )
+    checkpoints.save(1, {"x": spread})
+    restored = checkpoints.restore({"x": jnp.zeros(8)}).state["x"]
+    assert len(restored.sharding.device_set) == 1
+    np.testing.assert_array_equal(restored, np.arange(8))
+
+
+@pytest.mark.parametrize("harm", ["truncate", "flip", "remove"])
+def test_every_file_that_is_harmed_is_found_and_named(tmp_path, caplog, harm):
+    whole = Checkpoints(tmp_path / "whole")
+    whole.save(10, make_tree(), {"next": 1})
+    whole.save(20, make_tree(), {"next": 2})
+    whole.close()
+    files = sorted(p.relative_to(whole.folder) for p in (whole.folder / "20").rglob("*"))
+    files = [name for name in files if (whole.folder / name).is_file()]
+    assert any("manifest" in name.name for name in files) and len(files) > 6
+    for name in files:
+        folder = tmp_path / "harmed"
+        shutil.copytree(whole.folder, folder)
+        path, content = folder / name, (folder / name).read_bytes()
+        if harm == "truncate":
+            path.write_bytes(content[: len(content) // 2])
+        elif harm == "flip":
+            path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+        else:
+            path.unlink()
+        harmed = Checkpoints(folder)
+        if harm == "remove" and name.name == "files.json":
+            # Only the listing is missing, as when the process ended just before it was written.
+            assert bits(harmed.restore(make_tree(1)).state) == bits(make_tree())
+        else:
+            with pytest.raises(UsageError) as caught:
+                harmed.restore(make_tree(1))
+            message = str(caught.value)
+            inner = str(name.relative_to("20"))
+            assert inner in message and str(folder / "20") in message and "\n" not in message
+            assert "remove the folder" in message and "go on from step 10" in message
+            assert bits(harmed.restore(make_tree(1), 10).state) == bits(make_tree())
+        harmed.close()
+        shutil.rmtree(folder)
+
+
+def test_without_the_listing_what_orbax_finds_is_still_one_sentence(checkpoints):
+    checkpoints.save(1, make_tree())
+    place = checkpoints.folder / "1"
+    (place / "files.json").unlink()
+    metadata = place / "state" / "_METADATA"
+    metadata.write_bytes(metadata.read_bytes()[:50])
+    with pytest.raises(UsageError, match="is damaged .*go on from the start"):
+        checkpoints.restore(make_tree())
+
+
+def test_a_process_killed_while_it_saves_leaves_the_checkpoint_before(tmp_path):
+    script = """
+        import os, signal, sys
+        import jax.numpy as jnp
+        from medinit_jax.core import checkpoint
+
+        made = checkpoint.Checkpoints(sys.argv[1])
+        made.save(1, {"x": jnp.int32(1)})
+
+        class Deadly(dict):
+            def items(self):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        made.save(2, {"x": jnp.int32(2)}, None, {"a": Deadly(b=1)})
+    """
+    folder = tmp_path / "checkpoints"
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script), str(folder)], check=False)
+    assert done.returncode == -9
+    assert any(path.name.startswith("2") for path in folder.iterdir()), "killed before the save"
+    checkpoints = Checkpoints(folder)
+    assert checkpoints.steps() == [1]
+    assert int(checkpoints.restore({"x": jnp.int32(0)}).state["x"]) == 1
+    checkpoints.save(2, {"x": jnp.int32(3)})
+    assert int(checkpoints.restore({"x": jnp.int32(0)}).state["x"]) == 3
+    checkpoints.close()
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ({"a": {"w": jnp.zeros((2, 4))}}, "a/w is float32[2, 3] there and float32[2, 4] here"),
+        (
+            {"a": {"w": jnp.zeros((2, 3), jnp.bfloat16)}},
+            "a/w is float32[2, 3] there and bfloat16[2, 3] here",
+        ),
+        ({"a": {"v": jnp.zeros((2, 3))}}, "a/w is float32[2, 3] there and absent here"),
+    ],
+)
+def test_a_state_that_does_not_fit_is_named(checkpoints, template, words):
+    checkpoints.save(1, {"a": {"w": jnp.zeros((2, 3))}})
+    with pytest.raises(UsageError) as caught:
+        checkpoints.restore(template)
+    assert words in str(caught.value) and "does not fit" in str(caught.value)
+
+
+def test_published_params_come_back_bit_for_bit(tmp_path):
+    params = {
+        "decoder": {
+            "kernel": jnp.asarray(np.arange(6).reshape(2, 3).T, jnp.bfloat16),
+            "scale": np.float64(1 / 3) * np.ones(()),
+        },
+        "embedding": {"table": np.arange(6.0, dtype=np.float32).reshape(2, 3).T},
+    }
+    save_params(tmp_path / "published", params, {"num_classes": 4})
+    loaded, metadata = load_params(tmp_path / "published")
+    assert metadata == {"num_classes": 4}
+    assert jax.tree.structure(loaded) == jax.tree.structure(params)
+    assert bits(loaded) == bits(params)
+    assert sorted(os.listdir(tmp_path)) == ["published"]
+
+
+def test_published_params_are_not_overwritten(tmp_path):
+    save_params(tmp_path / "a", {"w": np.zeros(1)}, {})
+    with pytest.raises(UsageError, match="is there already"):
+        save_params(tmp_path / "a", {"w": np.ones(1)}, {})
+    assert load_params(tmp_path / "a")[0]["w"] == 0
+
+
+@pytest.mark.parametrize("name", ["params.safetensors", "initializer.json"])
+@pytest.mark.parametrize("harm", ["truncate", "remove", "flip"])
+def test_harmed_published_params_are_named(tmp_path, name, harm):
+    save_params(tmp_path / "a", {"w": np.arange(9.0)}, {"note": "x"})
+    path = tmp_path / "a" / name
+    content = path.read_bytes()
+    if harm == "remove":
+        path.unlink()
+    elif harm == "truncate":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    with pytest.raises(UsageError, match=name):
+        load_params(tmp_path / "a")
+
+
+def test_a_folder_that_is_no_initializer(tmp_path):
+    (tmp_path / "initializer.json").write_text(json.dumps({"other": 1}))
+    (tmp_path / "params.safetensors").write_bytes(b"")
+    with pytest.raises(UsageError, match="cannot be read"):
+        load_params(tmp_path)

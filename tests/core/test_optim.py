@@ -1,0 +1,93 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from ml_collections import ConfigDict
+
+from medinit_jax.core import optim
+from medinit_jax.core.errors import UsageError
+
+
+def make_config(**changes):
+    values = {
+        "name": "sgd",
+        "learning_rate": 0.1,
+        "weight_decay": 0.0,
+        "clip": 0.0,
+        "warmup_steps": 0,
+        "schedule": "constant",
+        "total_steps": 10,
+    }
+    return ConfigDict(values | changes)
+
+
+def one_step(config, params, gradient):
+    optimizer, _ = optim.create(config)
+    params = jnp.asarray(params)
+    updates, _ = optimizer.update(jnp.asarray(gradient), optimizer.init(params), params)
+    return np.asarray(optax.apply_updates(params, updates))
+
+
+def test_cosine_falls_from_the_peak_to_zero_after_a_linear_warmup():
+    config = make_config(schedule="cosine", warmup_steps=2, total_steps=6, learning_rate=0.8)
+    schedule = optim.create_schedule(config)
+    # Warm-up 0, 0.4; then 0.8 * (1 + cos(pi * t / 4)) / 2 for t = 0..4.
+    expected = [0.0, 0.4, 0.8, 0.4 * (1 + 2**-0.5), 0.4, 0.4 * (1 - 2**-0.5), 0.0]
+    np.testing.assert_allclose([schedule(i) for i in range(7)], expected, atol=1e-7)
+
+
+def test_constant_stays():
+    schedule = optim.create_schedule(make_config(learning_rate=0.3))
+    np.testing.assert_allclose([schedule(0), schedule(9), schedule(99)], 0.3, rtol=1e-6)
+
+
+def test_first_sgd_step_with_decay_and_clip():
+    config = make_config(weight_decay=0.5, clip=1.0)
+    # The gradient (3, 4) has norm 5 and is clipped to (0.6, 0.8); decay adds 0.5 * (1, -1).
+    new = one_step(config, [1.0, -1.0], [3.0, 4.0])
+    np.testing.assert_allclose(new, [1 - 0.1 * 1.1, -1 - 0.1 * 0.3], rtol=1e-6)
+
+
+def test_sgd_has_momentum():
+    optimizer, _ = optim.create(make_config())
+    params = jnp.zeros(())
+    state = optimizer.init(params)
+    for _ in range(2):
+        updates, state = optimizer.update(jnp.ones(()), state, params)
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(params, -0.1 * (1 + 1.9), rtol=1e-6)
+
+
+def test_adamw_decays_beside_the_moments_and_adam_within():
+    # Adam's first update is the sign of its gradient.
+    decoupled = one_step(make_config(name="adamw", weight_decay=0.5), [2.0], [0.25])
+    coupled = one_step(make_config(name="adam", weight_decay=0.5), [2.0], [-0.25])
+    np.testing.assert_allclose(decoupled, [2 - 0.1 * (1 + 0.5 * 2)], rtol=1e-5)
+    np.testing.assert_allclose(coupled, [2 - 0.1], rtol=1e-5)
+
+
+def test_decay_mask_leaves_the_rest_alone():
+    optimizer, _ = optim.create(
+        make_config(weight_decay=1.0), lambda params: jax.tree.map(lambda x: x.ndim > 1, params)
+    )
+    params = {"kernel": jnp.ones((1, 1)), "bias": jnp.ones(1)}
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["kernel"], -0.1)
+    np.testing.assert_allclose(updates["bias"], 0.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"name": "lion"}, ["name='lion'", "adamw"]),
+        ({"schedule": "step"}, ["schedule='step'", "cosine"]),
+        ({"warmup_steps": 10}, ["warmup_steps=10", "total_steps=10"]),
+        ({"total_steps": 0}, ["total_steps=0"]),
+    ],
+)
+def test_a_wrong_value_is_named(change, words):
+    with pytest.raises(UsageError) as caught:
+        optim.create(make_config(**change))
+    assert all(word in str(caught.value) for word in words)

@@ -1,0 +1,140 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from medinit_jax.core.errors import UsageError
+from medinit_jax.hyper.decoder import Decoder
+
+SMALL = {"features": 4, "max_shape": (6, 5, 5, 5), "num_classes": 3}
+
+
+def _init(**options):
+    module = Decoder(**{**SMALL, **options})
+    x = jax.random.normal(jax.random.key(0), (2, 4))
+    variables = jax.jit(lambda key: module.init(key, x, method="decode_1d"))(jax.random.key(1))
+    return module, variables, x
+
+
+def _calls(oracle):
+    for name, net in oracle.meta["arch"].items():
+        for call in net["dec_calls"]:
+            place = f"arch/{name}/dec/{call['i']}"
+            if f"{place}/x" in oracle.arrays:
+                yield call, oracle[f"{place}/x"], oracle[f"{place}/out"]
+
+
+def test_raw_tiles_equal_the_reference(oracle):
+    module = oracle.module
+    kinds = set()
+    for call, x, out in _calls(oracle):
+        if call["class_pred"]:
+            tile = module.apply(oracle.theta, x, method="decode_head_kernel")
+            expected = out.transpose(0, 2, 1)
+        else:
+            outputs, inputs, height, width = call["key"]
+            tile = module.apply(
+                oracle.theta, x, (height, width), outputs, inputs, method="decode_kernel"
+            )
+            expected = out.transpose(0, 3, 4, 2, 1)
+        assert tile.shape == expected.shape
+        np.testing.assert_allclose(tile, expected, rtol=1e-4, atol=1e-6)
+        kinds.add(call["class_pred"])
+    assert kinds == {True, False}
+
+
+@pytest.mark.parametrize("crop", ["corner", "center"])
+def test_a_part_equals_the_same_part_of_the_whole(crop):
+    module, variables, x = _init(crop=crop)
+    decode = jax.jit(
+        lambda kernel, out, in_: module.apply(
+            variables, x, kernel, out, in_, method="decode_kernel"
+        ),
+        static_argnums=(0, 1, 2),
+    )
+    whole = decode((5, 5), 6, 5)
+    assert whole.shape == (2, 5, 5, 5, 6)
+    for kernel, out, in_ in [((1, 3), 4, 1), ((3, 2), 6, 5), ((4, 5), 1, 5)]:
+        height, width = kernel
+        top, left = ((5 - height) // 2, (5 - width) // 2) if crop == "center" else (0, 0)
+        expected = whole[:, top : top + height, left : left + width, :in_, :out]
+        np.testing.assert_allclose(decode(kernel, out, in_), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_a_kernel_beyond_the_tile_is_resized():
+    module, variables, x = _init()
+    decode = lambda *size: module.apply(variables, x, size, 2, 2, method="decode_kernel")  # noqa: E731
+    whole, tall = decode(5, 5), decode(10, 3)
+    assert tall.shape == (2, 10, 3, 2, 2)
+    # Twice the height with pixel centers at (i + 1/2) / 2: weights 3/4 and 1/4 of the two nearest.
+    rows = whole[:, :, :3]
+    np.testing.assert_allclose(tall[:, 0], rows[:, 0], rtol=1e-5)
+    np.testing.assert_allclose(tall[:, 3], 0.75 * rows[:, 1] + 0.25 * rows[:, 2], rtol=1e-5)
+    np.testing.assert_allclose(tall[:, 4], 0.25 * rows[:, 1] + 0.75 * rows[:, 2], rtol=1e-5)
+    np.testing.assert_allclose(tall[:, 9], rows[:, 4], rtol=1e-5)
+
+
+def test_the_two_halves_make_the_whole():
+    module, variables, x = _init()
+    hidden = module.apply(variables, x, (3, 2), method="kernel_hidden")
+    assert hidden.shape == (2, 3, 2, 32)
+    tile = module.apply(variables, hidden.reshape(-1, 32), 4, 3, method="kernel_tile")
+    whole = module.apply(variables, x, (3, 2), 4, 3, method="decode_kernel")
+    np.testing.assert_allclose(tile.reshape(whole.shape), whole, rtol=1e-6, atol=1e-7)
+
+
+def test_vectors_and_head_from_the_rule():
+    module, variables, x = _init()
+    p = jax.tree.map(np.asarray, variables["params"])
+
+    def affine(name, x):
+        return np.tensordot(x, p[name]["kernel"], axes=1) + p[name]["bias"]
+
+    vectors = module.apply(variables, x, method="decode_1d")
+    expected = affine("vector_1", np.maximum(affine("vector_0", x), 0))
+    assert vectors.shape == (2, 2, 6)
+    np.testing.assert_allclose(vectors, expected, rtol=1e-5, atol=1e-6)
+
+    bias = module.apply(variables, x, method="decode_head_bias")
+    np.testing.assert_allclose(
+        bias, affine("class_bias", np.maximum(expected[:, 1], 0)), rtol=1e-5, atol=1e-6
+    )
+    tile = module.apply(variables, x, (1, 1), 6, 5, method="decode_kernel")[:, 0, 0]
+    kernel = module.apply(variables, x, method="decode_head_kernel")
+    assert kernel.shape == (2, 5, 3)
+    np.testing.assert_allclose(
+        kernel, affine("class_kernel", np.maximum(tile, 0)), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_initial_scale_of_last_layers():
+    plain, scaled = (_init(scale=scale)[1]["params"] for scale in (1.0, 0.2))
+    for name in plain:
+        last = name in ("tile", "vector_1", "class_kernel", "class_bias")
+        factor = 0.2 if last else 1.0
+        np.testing.assert_allclose(
+            scaled[name]["kernel"], factor * plain[name]["kernel"], rtol=1e-6, atol=0
+        )
+        assert bool((scaled[name]["bias"] == 0).all()) == last
+        assert float(jnp.abs(plain[name]["bias"]).min()) > 0
+
+
+def test_gradient_in_float64():
+    with jax.enable_x64(True):
+        module, variables, x = _init()
+        variables, x = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), (variables, x))
+
+        def loss(variables, x):
+            tile = module.apply(variables, x, (2, 7), 3, 4, method="decode_kernel")
+            head = module.apply(variables, x, method="decode_head_kernel")
+            bias = module.apply(variables, x, method="decode_head_bias")
+            assert tile.dtype == head.dtype == bias.dtype == jnp.float64
+            return jnp.sin(tile).sum() + jnp.sin(head).sum() + jnp.sin(bias).sum()
+
+        check_grads(jax.jit(loss), (variables, x), order=1, modes=["rev"], rtol=1e-6, eps=1e-6)
+
+
+def test_unknown_crop_is_a_sentence():
+    with pytest.raises(UsageError, match="crop must be"):
+        _init(crop="middle")
