@@ -145,7 +145,8 @@ class Program:
         calls = []
         for index, call in enumerate(self.calls, start=1):
             if index in live:
-                calls.append(dataclasses.replace(call, inputs=tuple(number[i] for i in call.inputs)))
+                inputs = tuple(number[i] for i in call.inputs)
+                calls.append(Call(call.block, inputs, call.prefix))
                 number[index] = len(calls)
         return Program(tuple(calls), self.input_shape)
 

@@ -104,12 +104,9 @@ def _least_width(arch: Architecture, parameters: int) -> int:
 def small_widths(
     space: Space, arch: Architecture, parameters: int, rng: np.random.Generator
 ) -> Architecture:
-    """Sets C so that cells are 32 wide after the first reduction (64 in `wide`).
-
-    One width per kind of network keeps the compiled operations few: 225 where two would make 390.
-    """
+    """Sets C to 16, to 32 in `wide`: one width keeps the operations to compile few."""
     del space, parameters, rng
-    return dataclasses.replace(arch, C=(64 if arch.split == "wide" else 32) // arch.C_mult)
+    return dataclasses.replace(arch, C=32 if arch.split == "wide" else 16)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,8 +273,12 @@ SPACES: dict[str, Space] = {
             "dense": dataclasses.replace(_SMALL, steps=(3, 4, 4)),
             "bnfree": dataclasses.replace(_SMALL, norm="none"),
         },
+        # Attention and 7x7 windows cost as much as all the rest together at these sizes.
+        operations=tuple(op for op in OPERATIONS if op not in ("msa", "conv_7x7")),
+        stem_kernels=(3,),
         stem_pool=1.0,
-        fc_dim=64,
+        multipliers=(2,),
+        fc_layers=(1,),
         widen=small_widths,
     ),
 }

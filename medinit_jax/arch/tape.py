@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from medinit_jax.arch.program import Block, Call, Program, Shape, block_layout
 from medinit_jax.core.parallel import Parallel
-from medinit_jax.models.ops import apply_block, batch_norm_over_groups
+from medinit_jax.models.ops import apply_block, at_least_float32, batch_norm_over_groups
 
 Leaves = dict[str, jax.Array]
 Prepare = Callable[[Leaves, Mapping[str, Shape], bool], Leaves]
@@ -91,9 +91,11 @@ class Tape:
         self._add = parallel.map(jnp.add)
         weight = 1 / parallel.size
 
+        wide = at_least_float32(dtype)
+
         def loss_and_gradient(logits, targets):
             def scalar(logits):
-                value, accuracy = loss(logits.astype(jnp.promote_types(dtype, jnp.float32)), targets)
+                value, accuracy = loss(logits.astype(wide), targets)
                 return value * weight, accuracy * weight
 
             (value, accuracy), gradient = jax.value_and_grad(scalar, has_aux=True)(logits)

@@ -149,7 +149,8 @@ def _report(
     writer.write_scalars(step, means)
     for index in skipped:
         writer.write_texts(step, {"skipped_step": f"step {index} not finite: {describe(index)}"})
-    progress.update(step, **{n: f"{means[n]:.4g}" for n in ("loss", "accuracy") if n in means})
+    shown = {name.rpartition("/")[2]: f"{value:.4g}" for name, value in means.items()}
+    progress.update(step, **{n: shown[n] for n in ("loss", "accuracy") if n in shown})
     return skipped
 
 

@@ -27,7 +27,7 @@ class Parallel:
 
     def __init__(self, devices: Sequence[jax.Device] | None = None):
         self.devices = tuple(devices if devices is not None else jax.local_devices())
-        mesh = Mesh(np.asarray(self.devices), (AXIS,), axis_types=(AxisType.Auto,))
+        mesh = Mesh(np.array(self.devices, dtype=object), (AXIS,), axis_types=(AxisType.Auto,))
         self.mesh = mesh
         self._split = NamedSharding(mesh, PartitionSpec(AXIS))
         self._sum = jax.jit(
@@ -47,7 +47,7 @@ class Parallel:
         return len(self.devices)
 
     def check_batch(self, batch: int, group: int) -> None:
-        """Raises UsageError unless `batch` splits into groups of `group` and groups into devices."""
+        """Raises UsageError unless groups of `group` fill `batch` and spread over the devices."""
         if batch % group or (batch // group) % self.size:
             raise UsageError(
                 f"config.batch_size={batch} does not divide into groups of config.bn_group={group} "
@@ -61,6 +61,16 @@ class Parallel:
             return jax.device_put(batch, self.devices[0])
         parts = jax.tree.map(lambda x: x.reshape(self.size, -1, *x.shape[1:]), batch)
         return jax.device_put(parts, self._split)
+
+    def split(self, function: Callable) -> Callable:
+        """Compiles a function of whole batches so that its outputs lie split over the devices."""
+        if self.size == 1:
+            return jax.jit(function)
+
+        def whole(*args):
+            return jax.tree.map(lambda x: x.reshape(self.size, -1, *x.shape[1:]), function(*args))
+
+        return jax.jit(whole, out_shardings=self._split)
 
     def replicate(self, tree):
         """Puts one and the same pytree on all devices, without a device axis."""

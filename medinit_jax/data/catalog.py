@@ -1,7 +1,7 @@
 """From the `data` part of a configuration to sources, normalization and draws.
 
 The keys of `config.data`:
-    source: "phantom", "folder" or "npz".
+    source: "phantom", "folder", "npz", or "files": a folder or an .npz file, as `path` ends.
     name: Which phantom: "fundus" or "xray".
     path: Folder of images, or .npz file.
     data_dir: Where phantom sets are written.
@@ -109,7 +109,11 @@ def _npz(data: Any, splits: tuple[str, ...], progress: Progress | None) -> dict[
     return opened
 
 
-SOURCES = {"phantom": _phantoms, "folder": _folder, "npz": _npz}
+def _files(data: Any, splits: tuple[str, ...], progress: Progress | None) -> dict[str, Source]:
+    return (_npz if data.path.endswith(".npz") else _folder)(data, splits, progress)
+
+
+SOURCES = {"phantom": _phantoms, "folder": _folder, "npz": _npz, "files": _files}
 
 
 def _divide(source: Source, data: Any, splits: tuple[str, ...]) -> dict[str, Source]:

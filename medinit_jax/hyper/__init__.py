@@ -1,1 +1,41 @@
-"""Route 1, the hyper-initializer: a hypernetwork reads an architecture, writes its parameters."""
+"""Route 1: the hyper-initializer, a graph hypernetwork that writes the parameters of networks."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+import ml_collections
+
+STAGES = ("train", "evaluate", "report")
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    """Runs the stages that `config.stages` names: train, evaluate, report.
+
+    Args:
+        config: The experiment, see `configs/hyper.py`.
+        workdir: Where everything is written; a second run goes on where the first stopped.
+
+    Raises:
+        UsageError: Something the user can mend.
+    """
+    # Imported when run: the package's readers (`load`, `initialize`) need none of it.
+    from rich.console import Console
+
+    from medinit_jax.core.config import read_stages
+    from medinit_jax.core.workdir import claim_workdir
+    from medinit_jax.hyper.evaluate import evaluate
+    from medinit_jax.hyper.train import train
+    from medinit_jax.report import write_report
+
+    stages = read_stages(config, STAGES)
+    claim_workdir(workdir, config, "hyper")
+    console = Console(stderr=True)
+    if "train" in stages:
+        train(config, workdir, console)
+    if "evaluate" in stages:
+        evaluate(config, workdir, console, command=shlex.join(sys.argv))
+    if "report" in stages:
+        console.print(f"Report: {write_report(workdir)}")

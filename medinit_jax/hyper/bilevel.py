@@ -116,7 +116,7 @@ def meta_batch(
 
 
 def chunk(key: tuple) -> int:
-    """Returns how many tensors one call of the decoder writes: fixed, so that calls are few kinds."""
+    """Returns how many tensors one call of the decoder writes; fixed, so few calls compile."""
     if key[0] != "kernel":
         return 32 if key[0] == "vector" else 1
     positions = key[1] * key[2]
@@ -151,6 +151,7 @@ class Writer:
             ),
             donate_argnums=2,
         )
+        self._nothing = jax.jit(lambda tree: jax.tree.map(jnp.zeros_like, tree))
         self._decode = functools.cache(self._build_decode)
         self._pull = jax.jit(self._pull_group, donate_argnums=(2, 3))
         self._zeros = functools.cache(lambda shape, dtype: jnp.zeros(shape, dtype))
@@ -202,8 +203,8 @@ class Writer:
                 raw[network].setdefault(module, {})[kind] = tile
 
         def pull(gradients: Sequence[Raw]):
-            total = jax.tree.map(jnp.zeros_like, theta)
-            decoder, dx = total["decoder"], jnp.zeros_like(x)
+            total, dx = self._nothing((theta, x))
+            decoder = total["decoder"]
             for group, pullback, shape, dtype in pulls:
                 cotangents = [gradients[n][module][kind] for n, module, kind in group.places]
                 cotangents += [self._zeros(shape, dtype)] * (len(group.rows) - len(cotangents))
@@ -214,7 +215,9 @@ class Writer:
         return raw, pull
 
 
-def prepare_leaves(given: dict, shapes, is_head: bool, penalty: float = 0.0) -> dict:
+def prepare_leaves(
+    given: dict, shapes, is_head: bool, penalty: float = 0.0, normalize: bool = True
+) -> dict:
     """Slices, tiles and normalizes the raw arrays of one module; runs inside a compiled block.
 
     Args:
@@ -222,6 +225,7 @@ def prepare_leaves(given: dict, shapes, is_head: bool, penalty: float = 0.0) -> 
         shapes: {leaf: shape} of the module.
         is_head: Whether it is the predicted classifier.
         penalty: Strength of the penalty on the norm of every predicted tensor.
+        normalize: Whether to normalize.
 
     Returns:
         {leaf: array}.
@@ -229,12 +233,12 @@ def prepare_leaves(given: dict, shapes, is_head: bool, penalty: float = 0.0) -> 
     leaves = {}
     for leaf, shape in shapes.items():
         if "norm" in given:
-            leaves[leaf] = finish(given["norm"][0 if leaf == "scale" else 1], shape, leaf)
-        elif leaf == "bias":
-            raw = given["bias"] if is_head else given["bias"][1]
-            leaves[leaf] = finish(raw, shape, "head_bias" if is_head else "bias")
+            raw, kind = given["norm"][0 if leaf == "scale" else 1], leaf
+        elif is_head:
+            raw, kind = given[leaf], f"head_{leaf}"
         else:
-            leaves[leaf] = finish(given[leaf], shape, f"head_{leaf}" if is_head else leaf)
+            raw, kind = given[leaf][1] if leaf == "bias" else given[leaf], leaf
+        leaves[leaf] = finish(raw, shape, kind, normalize)
         if penalty:
             leaves[leaf] = _penalized(leaves[leaf], penalty)
     return leaves
@@ -308,7 +312,7 @@ def gradient_by_tape(
     return losses, accuracies, pull(gradients)
 
 
-def loss_whole(module, theta, programs, graphs, images, targets, loss, bn_group) -> jax.Array:
+def loss_whole(module, theta, programs, graphs, images, targets, loss, bn_group):
     """Computes the bilevel loss as one plain function of theta, the tape's oracle.
 
     Args:
@@ -322,11 +326,12 @@ def loss_whole(module, theta, programs, graphs, images, targets, loss, bn_group)
         bn_group: Images that share batch statistics.
 
     Returns:
-        Mean loss over the networks, ().
+        Mean loss over the networks, (); and per network (losses, accuracies).
     """
     values = []
     for program, graph in zip(programs, graphs, strict=True):
         parameters = predict(module, theta, graph, program.parameter_shapes())
         logits = apply_with_batch_statistics(program, parameters, images, bn_group)
-        values.append(loss(logits, targets)[0])
-    return jnp.stack(values).mean()
+        values.append(loss(logits, targets))
+    losses, accuracies = zip(*values, strict=True)
+    return jnp.stack(losses).mean(), (losses, accuracies)

@@ -36,6 +36,9 @@ def layer_norm(parameters: Mapping[str, jax.Array], x: jax.Array) -> jax.Array:
     return centered * lax.rsqrt(variance + 1e-5) * parameters["scale"] + parameters["bias"]
 
 
+BASE_NODE_TYPES = 15
+
+
 class HyperInitializer(nn.Module):
     """Graph hypernetwork that predicts the parameters of any architecture.
 
@@ -46,7 +49,7 @@ class HyperInitializer(nn.Module):
         hidden: Width d of node features, divisible by 4.
         max_shape: (out, in, height, width) of the whole tile; larger parameters repeat it.
         num_classes: Classes of the pretext task.
-        node_types: Known node types.
+        node_types: Known node types: 15 are those of DeepNets-1M, 20 add the activations.
         mode: "sequential" (GHN-2) or "sync" (the paper's Eq. 2).
         layers: Layers K of the synchronous mode.
         rounds: Forward and backward sweeps T of the sequential mode.
@@ -96,6 +99,11 @@ class HyperInitializer(nn.Module):
     def known_sizes(self) -> ShapeTables:
         """The tables of the shape encoding, to be stored with theta."""
         return self.tables or shape_tables(self.num_classes, self.max_shape)
+
+    @property
+    def activations(self) -> bool:
+        """Whether graphs for this network hold activations as nodes: it knows their types."""
+        return self.node_types > BASE_NODE_TYPES
 
     def setup(self) -> None:
         """Creates the parts."""

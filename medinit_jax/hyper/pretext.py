@@ -78,7 +78,8 @@ class Rotation:
         """
         wanted = jax.nn.one_hot(targets, self.num_targets, dtype=logits.dtype)
         smooth = optax.smooth_labels(wanted, self.label_smoothing)
-        accuracy = jnp.mean((jnp.argmax(logits, axis=-1) == targets).astype(logits.dtype))
+        found = jnp.argmax(logits, axis=-1).astype(targets.dtype)
+        accuracy = jnp.mean((found == targets).astype(logits.dtype))
         return jnp.mean(optax.softmax_cross_entropy(logits, smooth)), accuracy
 
 

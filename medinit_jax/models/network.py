@@ -10,7 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from medinit_jax.arch.program import Program
-from medinit_jax.models.ops import apply_block, batch_norm_over_groups, normalize_with
+from medinit_jax.models.ops import (
+    apply_block,
+    at_least_float32,
+    batch_norm_over_groups,
+    normalize_with,
+)
 
 MOMENTUM = 0.9
 
@@ -40,6 +45,7 @@ class Leaves(nn.Module):
 
     @nn.compact
     def __call__(self) -> dict[str, jax.Array]:
+        """Returns {leaf: parameter}."""
         return {
             leaf: self.param(leaf, default_initializer(leaf, shape), shape)
             for leaf, shape in self.shapes.items()
@@ -53,6 +59,7 @@ class Statistics(nn.Module):
 
     @nn.compact
     def __call__(self) -> tuple[nn.Variable, nn.Variable]:
+        """Returns the variables "mean" and "var", (channels,) each."""
         mean = self.variable("batch_stats", "mean", jnp.zeros, (self.channels,))
         var = self.variable("batch_stats", "var", jnp.ones, (self.channels,))
         return mean, var
@@ -111,7 +118,7 @@ def _normalizer(statistics, train):
         mean, var = statistics[name]
         if not train:
             return normalize_with(x, mean.value, var.value, leaves)
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        wide = x.astype(at_least_float32(x.dtype))
         batch_mean = wide.mean((0, 1, 2))
         batch_var = jnp.square(wide - batch_mean).mean((0, 1, 2))
         count = x.size // x.shape[-1]

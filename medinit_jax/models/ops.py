@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +48,11 @@ def apply_block(
     return values[-1]
 
 
+def at_least_float32(dtype: Any) -> Any:
+    """Returns the dtype in which statistics and losses of arrays of `dtype` are computed."""
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
+
+
 def batch_norm_over_groups(x: jax.Array, leaves: Mapping[str, jax.Array], group: int) -> jax.Array:
     """Normalizes with the statistics of consecutive groups of images.
 
@@ -60,7 +66,7 @@ def batch_norm_over_groups(x: jax.Array, leaves: Mapping[str, jax.Array], group:
     Returns:
         Array like x.
     """
-    grouped = x.reshape(-1, group, *x.shape[1:]).astype(jnp.promote_types(x.dtype, jnp.float32))
+    grouped = x.reshape(-1, group, *x.shape[1:]).astype(at_least_float32(x.dtype))
     axes = tuple(range(1, grouped.ndim - 1))
     mean = grouped.mean(axes, keepdims=True)
     variance = jnp.square(grouped - mean).mean(axes, keepdims=True)
@@ -71,7 +77,7 @@ def normalize_with(
     x: jax.Array, mean: jax.Array, variance: jax.Array, leaves: Mapping[str, jax.Array]
 ) -> jax.Array:
     """Normalizes (batch, height, width, channels) with given statistics, (channels,) each."""
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = x.astype(at_least_float32(x.dtype))
     return _affine(wide, mean, variance, leaves).astype(x.dtype)
 
 
@@ -116,10 +122,9 @@ def _taps(x, window, fill=0.0):
     for i in range(rows):
         for j in range(columns):
             y, z = i * dilation, j * dilation
-            yield (
-                (i, j),
-                x[:, y : y + down * (height - 1) + 1 : down, z : z + right * (width - 1) + 1 : right],
-            )
+            rows_read = slice(y, y + down * (height - 1) + 1, down)
+            columns_read = slice(z, z + right * (width - 1) + 1, right)
+            yield (i, j), x[:, rows_read, columns_read]
 
 
 def _untap(parts, shape, window):
@@ -158,8 +163,8 @@ def _few_channels_backward(window, residuals, cotangent):
 
     def by_patches(x, cotangent):
         patches = jnp.concatenate([tap for _, tap in _taps(x, window)], -1)
-        product = jnp.tensordot(patches, cotangent, ((0, 1, 2), (0, 1, 2)))
-        return product.reshape(kernel.shape)
+        rows = patches.reshape(-1, patches.shape[-1])
+        return (rows.T @ cotangent.reshape(len(rows), -1)).reshape(kernel.shape)
 
     def by_lax(x, cotangent):
         return jax.vjp(lambda w: _lax_convolution(x, w, window), kernel)[1](cotangent)[0]
@@ -193,16 +198,16 @@ def _depthwise_backward(window, residuals, cotangent):
 
     def by_taps(x, kernel, cotangent):
         positions = [(i, j) for i in range(kernel.shape[0]) for j in range(kernel.shape[1])]
-        parts = [((i, j), cotangent * kernel[i, j, 0]) for i, j in positions]
 
         def add_image(total, pair):
             image, gradient = pair
             products = [(tap[0] * gradient).sum((0, 1)) for _, tap in _taps(image[None], window)]
-            return total + jnp.stack(products), None
+            parts = [((i, j), gradient[None] * kernel[i, j, 0]) for i, j in positions]
+            return total + jnp.stack(products), _untap(parts, (1, *image.shape), window)[0]
 
         start = jnp.zeros((len(positions), x.shape[-1]), x.dtype)
-        dkernel, _ = lax.scan(add_image, start, (x, cotangent))
-        return _untap(parts, x.shape, window), dkernel.reshape(kernel.shape)
+        dkernel, dx = lax.scan(add_image, start, (x, cotangent))
+        return dx, dkernel.reshape(kernel.shape)
 
     def by_lax(x, kernel, cotangent):
         def run(x, kernel):
@@ -237,12 +242,18 @@ def _max_pool_backward(window, residuals, cotangent):
     winner, shape_like = residuals
     (rows, columns), *_ = window
     zero = jnp.zeros((), cotangent.dtype)
-    parts = [
-        ((i, j), jnp.where(winner == i * columns + j, cotangent, zero))
-        for i in range(rows)
-        for j in range(columns)
-    ]
-    return (_untap(parts, shape_like.shape, window),)
+
+    def one_image(pair):
+        winner, cotangent = pair
+        parts = [
+            ((i, j), jnp.where(winner == i * columns + j, cotangent, zero)[None])
+            for i in range(rows)
+            for j in range(columns)
+        ]
+        return _untap(parts, shape_like.shape, window)[0]
+
+    # Image by image: fused into what follows, XLA would compute it again in every reduction.
+    return (lax.map(one_image, (winner, cotangent)),)
 
 
 _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
@@ -259,7 +270,7 @@ def _dense(step, leaves, x):
 
 
 def _layer_norm(step, leaves, x):
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = x.astype(at_least_float32(x.dtype))
     mean = wide.mean(-1, keepdims=True)
     variance = jnp.square(wide - mean).mean(-1, keepdims=True)
     return _affine(wide, mean, variance, leaves).astype(x.dtype)
@@ -274,11 +285,11 @@ def _avg_pool(step, leaves, x):
 
 
 def _subsample(step, leaves, x):
-    rows, columns = (-(-size // stride) for size, stride in zip(x.shape[1:3], step.stride, strict=True))
+    (height, width), (down, right) = x.shape[1:3], step.stride
     if step.offset:
         x = jnp.pad(x, ((0, 0), (0, step.offset), (0, step.offset), (0, 0)))
         x = x[:, step.offset :, step.offset :]
-    return x[:, :: step.stride[0], :: step.stride[1]][:, :rows, :columns]
+    return x[:, ::down, ::right][:, : -(-height // down), : -(-width // right)]
 
 
 def _attention(step, leaves, x):
@@ -288,7 +299,7 @@ def _attention(step, leaves, x):
         2, 0, 3, 1, 4
     )
     scores = jnp.einsum("bhqd,bhkd->bhqk", query, key) / math.sqrt(size)
-    weights = jax.nn.softmax(scores.astype(jnp.promote_types(x.dtype, jnp.float32)), -1)
+    weights = jax.nn.softmax(scores.astype(at_least_float32(x.dtype)), -1)
     mixed = jnp.einsum("bhqk,bhkd->bqhd", weights.astype(x.dtype), value)
     return mixed.reshape(batch, height, width, channels // 3)
 

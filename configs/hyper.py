@@ -1,0 +1,226 @@
+"""Route 1: trains a hyper-initializer and shows what it is worth.
+
+    python -m medinit_jax.main --config=configs/hyper.py            fundus phantoms at 32 px
+    python -m medinit_jax.main --config=configs/hyper.py:full       the same, complete comparison
+    python -m medinit_jax.main --config=configs/hyper.py:smoke      a minute: does everything work?
+    python -m medinit_jax.main --config=configs/hyper.py:folder --config.data.path=DIR_OR_NPZ
+    python -m medinit_jax.main --config=configs/hyper.py:fundus --config.data.path=DIR   (:ct :xray)
+
+Data: the default draws its images itself. `:folder` takes a folder of images or an .npz file,
+without labels; the comparison by fine-tuning then needs labels (sub-folders, or an array) and is
+left out where there are none. `:fundus`, `:ct` and `:xray` take a folder with all images of the
+modality, as the paper does (224 px, 50 epochs, zoom in [0.8, 1.2], 10^6 architectures).
+
+Hardware and time: the default takes minutes on 2 CPU cores, see docs/results.md for what it
+reached; the 224 px variants are meant for a GPU or TPU and were not run to the end by us.
+
+`--config.preset=seed_paper` means what the paper says (arXiv 2206.03661): Eq. 2 synchronous,
+incoming neighbors, 1 < s <= 50, activations as nodes, cosine from 0.01, its own augmentation. What
+the paper leaves open is our choice: K = 8 layers of Eq. 2, hidden size 32, meta-batch 8 (2 in the
+small space), AdamW with clip 5, the shape encoding, decoder and normalization of GHN-2. The default
+preset `stable` is GHN-2's sequential traversal with warm-up and a learning rate of 1e-3.
+"""
+
+from ml_collections import ConfigDict
+
+from medinit_jax.core.config import unknown_variant
+
+VARIANTS = ("", "full", "smoke", "folder", "fundus", "ct", "xray")
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """Returns the experiment; see the head of this file for the variants."""
+    if variant not in VARIANTS:
+        raise unknown_variant(variant, VARIANTS)
+    config = _default()
+    _VARIANTS.get(variant, lambda _: None)(config)
+    return config.lock()
+
+
+def _default() -> ConfigDict:
+    config = ConfigDict()
+    config.route = "hyper"
+    config.stages = ("train", "evaluate", "report")
+    config.seed = 1111
+    config.cache_dir = ""
+    config.init_from = ""
+    config.preset = "stable"
+    config.space = "small"
+    config.pretext = ConfigDict(
+        {"name": "rotation", "mode": "four", "circle": True, "label_smoothing": 0.0}
+    )
+    config.data = ConfigDict(
+        {
+            "source": "phantom",
+            "name": "fundus",
+            "path": "",
+            "data_dir": "data",
+            "size": 32,
+            "render_size": 64,
+            "patients": {"train": 2000, "val": 400, "test": 400},
+            "splits": (0.8, 0.1, 0.1),
+            "split_seed": 0,
+            "fit": "crop",
+            "check": "decode",
+            "labels": "folder",
+            "images_key": "auto",
+            "labels_key": "auto",
+            "label": "",
+            "cache_mb": 1024.0,
+            "normalization": "auto",
+            "batch": 8,
+            "workers": 0,
+            "augment": {
+                "zoom": (0.8, 1.2),
+                "translate": 0.2,
+                "tilt": 10.0,
+                "rotate": 0.0,
+                "mirror": 0.5,
+                "flip": 0.0,
+                "border": "zero",
+                "normalize_laterality": True,
+                "difficulty": {"start": 1.0, "end": 1.0, "steps": 0},
+            },
+        }
+    )
+    # Tiles of 32x32 channels and 7x7 pixels are enough for the widths of the small space.
+    config.hyper = ConfigDict(
+        {
+            "hidden": 32,
+            "max_shape": (32, 32, 7, 7),
+            "node_types": 15,
+            "mode": "sequential",
+            "layers": 8,
+            "rounds": 1,
+            "direction": "incoming",
+            "virtual_edges": True,
+            "max_distance": 50,
+            "mlp_activation": "relu",
+            "layer_norm": True,
+            "shape_encoding": True,
+            "normalize": True,
+            "init_scheme": "ghn2",
+            "crop": "corner",
+            "decoder_scale": 1.0,
+        }
+    )
+    config.optim = ConfigDict(
+        {
+            "name": "adamw",
+            "learning_rate": 1e-3,
+            "weight_decay": 1e-5,
+            "clip": 5.0,
+            "warmup_steps": 50,
+            "schedule": "cosine",
+        }
+    )
+    config.train = ConfigDict(
+        {
+            "steps": 3000,
+            "meta_batch": 2,
+            "batch_size": 32,
+            "bn_group": 32,
+            "penalty": 0.0,
+            "execution": "tape",
+            "dtype": "float32",
+            "first_architectures": 0,
+            "double_every": 100,
+            "warm_up_networks": 600,
+            "warm_up_signatures": 250,
+            "validation_networks": 6,
+            "validate_every": 250,
+            "log_every": 50,
+            "checkpoint_every": 500,
+        }
+    )
+    config.evaluate = _evaluation()
+    config.presets = ConfigDict({"stable": {}, "seed_paper": _seed_paper()})
+    return config
+
+
+def _evaluation() -> ConfigDict:
+    return ConfigDict()
+
+
+def _seed_paper() -> dict:
+    """What the paper says, and nothing else."""
+    return {
+        "hyper": {"mode": "sync", "direction": "incoming", "node_types": 20},
+        "optim": {"learning_rate": 0.01, "warmup_steps": 0, "schedule": "cosine"},
+        "pretext": {"circle": False},
+        "data": {
+            "augment": {
+                "zoom": (0.8, 1.2),
+                "translate": 0.0,
+                "tilt": 0.0,
+                "mirror": 0.0,
+                "normalize_laterality": False,
+                "difficulty": {"start": 1.0, "end": 1.0, "steps": 0},
+            }
+        },
+        "train": {"first_architectures": 0, "penalty": 0.0},
+    }
+
+
+def _full(config: ConfigDict) -> None:
+    del config
+
+
+def _smoke(config: ConfigDict) -> None:
+    config.data.patients = ConfigDict({"train": 60, "val": 60, "test": 60})
+    config.train.steps = 6
+    config.train.warm_up_signatures = 0
+    config.train.validation_networks = 1
+    config.train.validate_every = 3
+    config.train.log_every = 2
+    config.train.checkpoint_every = 3
+    config.optim.warmup_steps = 1
+
+
+def _folder(config: ConfigDict) -> None:
+    config.data.source = "files"
+
+
+def _paper(config: ConfigDict) -> None:
+    """Real images at 224 px over the whole design space."""
+    config.space = "deepnets"
+    config.data.source = "folder"
+    config.data.size = 224
+    config.data.workers = 8
+    config.data.check = "header"
+    config.hyper.max_shape = (64, 64, 11, 11)
+    # 50 epochs of 35,000 images at 16 images (64 views) a step.
+    config.train.steps = 109_000
+    config.optim.warmup_steps = 4_000
+    config.train.meta_batch = 8
+    config.train.batch_size = 64
+    config.train.bn_group = 16
+    config.train.penalty = 3e-5
+    config.train.warm_up_networks = 10_000
+    config.train.warm_up_signatures = 1_000
+    config.train.validate_every = 2_000
+    config.train.log_every = 100
+    config.train.checkpoint_every = 500
+
+
+def _fundus(config: ConfigDict) -> None:
+    _paper(config)
+    config.data.fit = "fov"
+    config.data.normalization = "fundus"
+
+
+def _gray(config: ConfigDict) -> None:
+    _paper(config)
+    config.data.fit = "pad"
+    config.data.normalization = "gray"
+    config.data.augment.normalize_laterality = False
+
+
+_VARIANTS = {
+    "full": _full,
+    "smoke": _smoke,
+    "folder": _folder,
+    "fundus": _fundus,
+    "ct": _gray,
+    "xray": _gray,
+}

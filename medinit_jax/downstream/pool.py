@@ -1,0 +1,77 @@
+"""Labeled images of a source, as networks that are fine-tuned see them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import ml_collections
+import numpy as np
+
+from medinit_jax.core.errors import UsageError
+from medinit_jax.data.augment import Augmentation
+from medinit_jax.data.catalog import batch_options
+from medinit_jax.data.pipeline import load_examples
+from medinit_jax.data.sources import Source, patients_of
+from medinit_jax.downstream.classify import Labeled
+
+LABELS = ("any", "class")
+
+
+class Pool(NamedTuple):
+    """Labeled images of the three splits.
+
+    Attributes:
+        train: Images whose labels may be seen, in parts of different size.
+        patients: Patient of each of them.
+        val: Images on which choices are made.
+        test: Images that are judged.
+        classes: Number of classes.
+    """
+
+    train: Labeled
+    patients: list[str]
+    val: Labeled
+    test: Labeled
+    classes: int
+
+
+def open_pool(config: ml_collections.ConfigDict, sources: dict[str, Source]) -> Pool | None:
+    """Reads the labeled images as networks see them: normalized, not augmented.
+
+    Args:
+        config: The experiment; `config.evaluate.downstream` says how many and which label.
+        sources: Images by split.
+
+    Returns:
+        The pool, or None where images have no labels, or all the same.
+
+    Raises:
+        UsageError: If a key has a value that means nothing.
+    """
+    settings = config.evaluate.downstream
+    if settings.label not in LABELS:
+        raise UsageError(
+            f"config.evaluate.downstream.label={settings.label!r}; set it to any (label above 0 "
+            "against 0) or class (labels as they are)."
+        )
+    options = batch_options(config.data, config.seed)
+    laterality = options.augmentation.normalize_laterality
+    plain = dataclasses.replace(options, augmentation=Augmentation(normalize_laterality=laterality))
+    parts, patients = {}, []
+    for split, limit in settings.images.items():
+        source = sources[split]
+        indices = np.arange(len(source))[: limit or None]
+        examples = load_examples(source, indices, plain)
+        if "label" not in examples:
+            return None
+        labels = examples["label"]
+        labels = (labels > 0).astype(np.int32) if settings.label == "any" else labels
+        parts[split] = Labeled(examples["image"], labels)
+        if split == "train":
+            names = patients_of(source)
+            patients = [names[int(i)] for i in indices]
+    if any(len(np.unique(part.labels)) < 2 for part in parts.values()):
+        return None
+    classes = 1 + max(int(part.labels.max()) for part in parts.values())
+    return Pool(parts["train"], patients, parts["val"], parts["test"], classes)

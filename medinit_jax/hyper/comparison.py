@@ -1,0 +1,289 @@
+"""Fine-tuning and frozen probes of unseen networks from the four starts, under one budget."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from rich.console import Console
+
+from medinit_jax.core.ledger import Ledger
+from medinit_jax.core.progress import Progress
+from medinit_jax.downstream import classify
+from medinit_jax.downstream.classify import Budget, Labeled, Task
+from medinit_jax.downstream.metrics import mean_sd
+from medinit_jax.downstream.pool import Pool
+from medinit_jax.downstream.probe import ridge_probe
+from medinit_jax.downstream.protocol import (
+    STARTS,
+    Cell,
+    choose_learning_rates,
+    fold_seed,
+    grid_cells,
+    label_subset,
+    run_seeds,
+    summarize_seeds,
+)
+from medinit_jax.hyper.hypernetwork import HyperInitializer, Theta
+from medinit_jax.hyper.starts import (
+    Transfer,
+    hyper_start,
+    matched_start,
+    predict_body,
+    random_start,
+    untrained_theta,
+)
+from medinit_jax.models.initial import Params
+from medinit_jax.models.network import Network, feature_taps
+from medinit_jax.models.zoo import by_name
+
+
+class Comparison:
+    """One network's runs; finished ones come from the ledger.
+
+    Args:
+        config: The experiment.
+        module: The hypernetwork.
+        theta: Its trained parameters.
+        pool: Labeled images.
+        ledger: Where results are kept.
+        name: The network, see `models.zoo.by_name`.
+        space: The design space.
+        report: Called after each run.
+    """
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        module: HyperInitializer,
+        theta: Theta,
+        pool: Pool,
+        ledger: Ledger,
+        name: str,
+        space: Any,
+        report: Callable[[], None] = lambda: None,
+    ):
+        self.settings = config.evaluate.downstream
+        self.module, self.pool, self.ledger, self.name = module, pool, ledger, name
+        self.seed, self.report = config.seed, report
+        self.network: Network = by_name(name, pool.classes, space)
+        self.transfer = Transfer(False, self.settings.depth_fraction, self.settings.init_noise)
+        self.budget = budget_of(config)
+        self._theta = theta
+        self._predicted = functools.cache(self._predict)
+
+    def _predict(self, trained: bool) -> Params:
+        theta = self._theta if trained else untrained_theta(self.module, self.seed)
+        return predict_body(self.module, theta, self.network.program)
+
+    def start(self, start: str, seed: int) -> Params:
+        """Returns the parameters of a start; starts of one seed share the classifier's."""
+        program = self.network.program
+        key = jax.random.key(fold_seed(self.seed, "start", self.name, seed))
+        if start == "random":
+            return random_start(program, key)
+        predicted = self._predicted(start != "untrained")
+        make = matched_start if start == "matched" else hyper_start
+        return make(self.module, self._theta, program, key, self.transfer, predicted)
+
+    def labeled(self, fraction: float, seed: int) -> Labeled:
+        """Returns the images whose labels may be seen; every seed has its own."""
+        labels = self.pool.train.labels
+        return self.pool.train.subset(label_subset(labels, self.pool.patients, fraction, seed))
+
+    def course(self, cell: Cell) -> dict[str, Any]:
+        """Fine-tunes, or returns what an earlier run found: the fields of `classify.Course`."""
+        key = "/".join(["finetune", *(str(field) for field in cell)])
+        if key not in self.ledger:
+            task = Task(self.labeled(cell.fraction, cell.seed), self.pool.val, self.pool.test)
+            start = self.start(cell.start, cell.seed)
+            course = classify.fine_tune(
+                self.network, start, task, self.budget, cell.learning_rate, cell.seed
+            )
+            self.ledger.add(key, course._asdict())
+        self.report()
+        return self.ledger[key]
+
+    def probe(self, fraction: float, start: str, seed: int) -> list[float | None]:
+        """Returns the test AUC of frozen features at each depth, or None where not finite."""
+        key = f"probe/{self.name}/{fraction:g}/{start}/{seed}"
+        if key not in self.ledger:
+            labeled = self.labeled(fraction, seed)
+            params = self.start(start, seed)
+            statistics = classify.calibrate(self.network, params, labeled, self.budget)
+            taps = feature_taps(self.network.program, tuple(self.settings.probe_depths))
+            parts = (labeled, self.pool.val, self.pool.test)
+            features = [
+                classify.outputs(self.network, params, statistics, part.images, taps)
+                for part in parts
+            ]
+            figures = [
+                probe_auc([f[depth] for f in features], [part.labels for part in parts])
+                for depth in range(len(taps))
+            ]
+            self.ledger.add(key, figures)
+        self.report()
+        return self.ledger[key]
+
+    def finetune_entries(self) -> list[dict[str, Any]]:
+        """Runs the grid, chooses learning rates on validation, and summarizes every start."""
+        settings = self.settings
+        rates = tuple(settings.learning_rates)
+        seeds = run_seeds(self.seed, settings.seeds)
+        grid_seeds = seeds[: settings.grid_seeds or None]
+        fractions = tuple(settings.fractions)
+        searched = [f for f in fractions if f in tuple(settings.lr_fractions)] or list(fractions)
+        chosen: dict[tuple[str, float], float] = {}
+        for fraction in searched:
+            cells = grid_cells([self.name], [fraction], rates, grid_seeds)
+            figures = {cell: max(self.course(cell)["val_auc"]) for cell in cells}
+            for (_, share, start), rate in choose_learning_rates(figures).items():
+                chosen[start, share] = rate
+        entries = []
+        for fraction in fractions:
+            nearest = min(searched, key=lambda f: abs(math.log(f / fraction)))
+            for start in STARTS:
+                rate = chosen[start, nearest]
+                courses = [
+                    self.course(Cell(self.name, fraction, start, rate, seed)) for seed in seeds
+                ]
+                summary = summarize_seeds(
+                    [c["test_auc"] for c in courses], [c["val_auc"] for c in courses]
+                )
+                entries.append(
+                    {
+                        "network": self.name,
+                        "fraction": fraction,
+                        "start": start,
+                        "learning_rate": rate,
+                        "learning_rate_from": nearest,
+                        "diverged": sum(c["diverged"] for c in courses),
+                        **summary,
+                    }
+                )
+        return entries
+
+    def probe_entries(self) -> list[dict[str, Any]]:
+        """Probes the frozen features of every start at each fraction and depth."""
+        entries = []
+        seeds = run_seeds(self.seed, self.settings.seeds)
+        for fraction in self.settings.fractions:
+            for start in STARTS:
+                rows = [self.probe(fraction, start, seed) for seed in seeds]
+                for depth, column in zip(
+                    self.settings.probe_depths, zip(*rows, strict=True), strict=True
+                ):
+                    values = [v for v in column if v is not None]
+                    mean, sd = mean_sd(values) if values else (math.nan, math.nan)
+                    entries.append(
+                        {
+                            "network": self.name,
+                            "fraction": fraction,
+                            "start": start,
+                            "depth": depth,
+                            "seeds": list(column),
+                            "mean": float(mean),
+                            "sd": float(sd),
+                        }
+                    )
+        return entries
+
+    def tensors(self) -> list[dict[str, Any]]:
+        """Returns mean and deviation of every tensor in every start, as `parameters.json` does."""
+        seed = run_seeds(self.seed, 1)[0]
+        starts = {start: self.start(start, seed) for start in STARTS}
+        return [
+            {
+                "name": f"{name}.{leaf}",
+                "shape": list(shape),
+                **{start: _moments(tree[name][leaf]) for start, tree in starts.items()},
+            }
+            for name, leaves in self.network.program.parameter_shapes().items()
+            for leaf, shape in leaves.items()
+        ]
+
+
+def budget_of(config: ml_collections.ConfigDict) -> Budget:
+    """Reads the budget from `config.evaluate.downstream.budget`."""
+    return Budget(**config.evaluate.downstream.budget)
+
+
+def probe_auc(features: list[np.ndarray], labels: list[np.ndarray]) -> float | None:
+    """Returns the test AUC of a ridge probe: of two classes, or the mean of one against the rest.
+
+    Args:
+        features: Of the labeled, the validation and the test images, (n, d) each.
+        labels: Theirs, (n,) each.
+    """
+    if not all(np.isfinite(part).all() for part in features):
+        return None
+    train, val, test = features
+    classes = int(max(part.max() for part in labels)) + 1
+    wanted = range(classes) if classes > 2 else (1,)
+    figures = [
+        ridge_probe(train, labels[0] == k, val, labels[1] == k, test, labels[2] == k)["auc"]
+        for k in wanted
+        if all((part == k).any() for part in labels)
+    ]
+    return float(np.mean(figures)) if figures else None
+
+
+def count_runs(settings: ml_collections.ConfigDict) -> int:
+    """Returns how many fine-tunings and probes are asked for, repeated requests included."""
+    fractions, seeds = tuple(settings.fractions), settings.seeds
+    grid_seeds = min(settings.grid_seeds or seeds, seeds)
+    searched = sum(f in tuple(settings.lr_fractions) for f in fractions) or len(fractions)
+    grid = searched * len(settings.learning_rates) * grid_seeds
+    return len(settings.networks) * len(STARTS) * (grid + 2 * len(fractions) * seeds)
+
+
+def compare(
+    config: ml_collections.ConfigDict,
+    module: HyperInitializer,
+    theta: Theta,
+    pool: Pool,
+    ledger: Ledger,
+    space: Any,
+    console: Console,
+) -> dict[str, Any]:
+    """Compares the four starts on every downstream network of the configuration.
+
+    Args:
+        config: The experiment.
+        module: The hypernetwork.
+        theta: Its trained parameters.
+        pool: Labeled images.
+        ledger: Where results are kept.
+        space: The design space.
+        console: Where progress is shown.
+
+    Returns:
+        "finetune" and "probe" entries of `summary.json`, and "parameters" of `parameters.json`.
+    """
+    settings = config.evaluate.downstream
+    found: dict[str, Any] = {"finetune": [], "probe": [], "parameters": {}}
+    done = 0
+    with Progress("compare", count_runs(settings), console, unit="runs") as bar:
+
+        def report() -> None:
+            nonlocal done
+            done += 1
+            bar.update(done)
+
+        for name in settings.networks:
+            comparison = Comparison(config, module, theta, pool, ledger, name, space, report)
+            found["probe"] += comparison.probe_entries()
+            found["finetune"] += comparison.finetune_entries()
+            found["parameters"][name] = comparison.tensors()
+            classify.forget_compiled()
+    return found
+
+
+def _moments(values: Any) -> dict[str, float]:
+    array = np.asarray(values, np.float64)
+    return {"mean": float(array.mean()), "std": float(array.std())}

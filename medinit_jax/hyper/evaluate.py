@@ -1,0 +1,173 @@
+"""Shows what a trained hypernetwork is worth: rotation accuracy, fine-tuning, frozen probes.
+
+Everything that takes long is kept in `evaluation.json` as it comes, so that a second run goes on
+where the first stopped; `summary.json` is written last and in one move.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+import numpy as np
+from rich.console import Console
+
+from medinit_jax.api import Initializer, load
+from medinit_jax.core.errors import UsageError
+from medinit_jax.core.ledger import Ledger, finite
+from medinit_jax.core.parallel import Parallel
+from medinit_jax.core.progress import Progress
+from medinit_jax.core.provenance import provenance
+from medinit_jax.core.workdir import write_json
+from medinit_jax.data.sources import Source
+from medinit_jax.downstream.pool import open_pool
+from medinit_jax.hyper.comparison import compare
+from medinit_jax.hyper.publish import FOLDER
+from medinit_jax.hyper.rotation import (
+    held_out_views,
+    names_of,
+    ridge_figure,
+    rotation_accuracy,
+    samples,
+)
+from medinit_jax.hyper.starts import untrained_theta
+from medinit_jax.hyper.train import Bilevel, make_bilevel, open_sources
+from medinit_jax.models.zoo import by_name
+
+SAMPLES = 6
+
+
+def evaluate(
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    console: Console,
+    command: str = "",
+    bilevel: Bilevel | None = None,
+) -> dict[str, Any]:
+    """Evaluates the initializer of a workdir.
+
+    Args:
+        config: The experiment, see `configs/hyper.py`.
+        workdir: Holds `initializer/`; `summary.json`, `samples.npz`, `parameters.json` and
+            `evaluation.json` are written into it.
+        console: Where progress and figures are shown.
+        command: The command line, for the record.
+        bilevel: What training ran on, to use its compiled blocks again; made anew by default.
+
+    Returns:
+        What `summary.json` holds.
+
+    Raises:
+        UsageError: There is no initializer, or images and configuration do not fit.
+    """
+    if not (workdir / FOLDER).is_dir():
+        raise UsageError(
+            f"{workdir} has no trained initializer; run the stage train to its end first."
+        )
+    initializer = load(workdir)
+    bilevel = bilevel or make_bilevel(config, Parallel())
+    sources = open_sources(config, console)
+    ledger = Ledger(workdir / "evaluation.json", initializer.fingerprint)
+    rotation = _rotation(config, initializer, bilevel, sources, ledger, console)
+    remarks = []
+    found: dict[str, Any] = {"finetune": [], "probe": [], "parameters": {}}
+    if config.evaluate.downstream.networks:
+        pool = open_pool(config, sources)
+        if pool is None:
+            remarks.append(
+                "The images have no labels of two kinds, so no fine-tuning was compared."
+            )
+            console.print(remarks[-1])
+        else:
+            found = compare(
+                config, bilevel.module, initializer.theta, pool, ledger, bilevel.space, console
+            )
+    write_json(workdir / "parameters.json", finite(found["parameters"]))
+    np.savez_compressed(workdir / "samples.npz", **samples(config, sources["test"], SAMPLES))
+    summary = {
+        "rotation_accuracy": rotation,
+        "finetune": found["finetune"],
+        "probe": found["probe"],
+        "train": _read(workdir / "train.json"),
+        "provenance": {
+            **provenance(command, _read(workdir / "config.json").get("name", workdir.name)),
+            "theta_sha256": initializer.fingerprint,
+            "images": sources["train"].describe(),
+        },
+        "remarks": remarks,
+    }
+    summary = finite(summary)
+    write_json(workdir / "summary.json", summary)
+    for entry in summary["finetune"]:
+        console.print(
+            f"{entry['network']}  {entry['fraction']:.0%} of the labels  {entry['start']:<9} "
+            f"AUC {entry['best_mean']:.3f}  (rate {entry['learning_rate']:g})",
+            highlight=False,
+        )
+    return summary
+
+
+def _rotation(
+    config: ml_collections.ConfigDict,
+    initializer: Initializer,
+    bilevel: Bilevel,
+    sources: dict[str, Source],
+    ledger: Ledger,
+    console: Console,
+) -> dict[str, Any]:
+    """Returns the part `rotation_accuracy` of the summary."""
+    settings = config.evaluate
+    views = held_out_views(bilevel, sources["test"], settings.batches)
+    if "ridge" not in ledger:
+        ridge = ridge_figure(
+            config, sources["train"], sources["test"], views, settings.ridge_images
+        )
+        ledger.add("ridge", ridge)
+    result: dict[str, Any] = {
+        "ridge": ledger["ridge"],
+        "chance": 1 / bilevel.pretext.num_targets,
+    }
+    parts = names_of(settings.splits, bilevel.space.size, settings.resnets)
+    untrained = untrained_theta(bilevel.module, config.seed)
+    total = 2 * sum(map(len, parts.values()))
+    done = 0
+    with Progress("rotation", total, console, unit="networks") as bar:
+        for part, names in parts.items():
+            key = f"rotation/{settings.batches}/{','.join(names)}"
+            if key not in ledger:
+                programs = {
+                    name: by_name(name, bilevel.module.num_classes, bilevel.space).program
+                    for name in names
+                }
+                figures, control = (
+                    rotation_accuracy(
+                        bilevel, theta, programs, views, lambda n, b=base: bar.update(b + n)
+                    )
+                    for theta, base in (
+                        (initializer.theta, done),
+                        (untrained, done + len(names)),
+                    )
+                )
+                ledger.add(key, {**figures, "untrained_mean": control["mean"]})
+            done += 2 * len(names)
+            result[part] = ledger[key]
+            bar.update(done, **{part: f"{result[part]['mean']:.3f}"})
+    for part in parts:
+        figures = result[part]
+        console.print(
+            f"rotation accuracy {part}: mean {figures['mean']:.3f}, least {figures['min']:.3f}, "
+            f"untrained {figures['untrained_mean']:.3f}, ridge on thumbnails "
+            f"{result['ridge']:.3f}, chance {result['chance']:.2f}",
+            highlight=False,
+        )
+    return result
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,213 @@
+"""Accuracy of the pretext with predicted, untrained parameters, on networks never seen."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+
+from medinit_jax.arch.program import Program
+from medinit_jax.core.errors import UsageError
+from medinit_jax.data.catalog import batch_options
+from medinit_jax.data.pipeline import load_examples
+from medinit_jax.data.sources import Source
+from medinit_jax.hyper.bilevel import meta_batch
+from medinit_jax.hyper.hypernetwork import Theta
+from medinit_jax.hyper.pretext import ridge_accuracy
+from medinit_jax.hyper.starts import graph_of
+from medinit_jax.hyper.train import Bilevel, make_pretext
+
+LOW = 0.35
+# A thumbnail needs no more pixels than this, whatever the networks see.
+RIDGE_SIZE = 64
+
+
+class Views(NamedTuple):
+    """Views of held-out images, each image once, at one random angle.
+
+    Attributes:
+        batches: (views, targets) per batch, split over the devices.
+        indices: Number of each image in its source.
+    """
+
+    batches: list[tuple[Any, Any]]
+    indices: np.ndarray
+
+
+def held_out_views(bilevel: Bilevel, source: Source, batches: int) -> Views:
+    """Makes batches of independent held-out images with the draws of training at full strength.
+
+    Args:
+        bilevel: Devices, pretext and configuration; batches are as large as in training.
+        source: The held-out images.
+        batches: How many batches, fewer if there are too few images.
+
+    Raises:
+        UsageError: If the images do not fill one batch.
+    """
+    config = bilevel.config
+    size = config.train.batch_size
+    indices = _choose(source, batches * size, config.seed)
+    indices = indices[: len(indices) // size * size]
+    if len(indices) == 0:
+        raise UsageError(
+            f"{len(source)} held-out images do not fill a batch of config.train.batch_size={size}; "
+            "give more test images or lower it."
+        )
+    split = bilevel.parallel.split(make_pretext(config, mode="one").views)
+    options = batch_options(config.data, config.seed, size)
+    made = []
+    for number, part in enumerate(indices.reshape(-1, size)):
+        images = load_examples(source, part, options)["image"]
+        made.append(split(images, _view_key(config, number)))
+    return Views(made, indices)
+
+
+def rotation_accuracy(
+    bilevel: Bilevel,
+    theta: Theta,
+    programs: Mapping[str, Program],
+    views: Views,
+    report: Callable[[int], None] = lambda done: None,
+) -> dict[str, Any]:
+    """Scores networks with predicted parameters, statistics of BatchNorm taken over groups.
+
+    Args:
+        bilevel: Hypernetwork and tape of training, whose compiled blocks are used again.
+        theta: Parameters of the hypernetwork.
+        programs: Networks by name.
+        views: From `held_out_views`.
+        report: Told how many networks are done.
+
+    Returns:
+        "per_network" in the order of `programs`, "mean", "min", "share_below_035", "n", "images",
+        "not_finite": names of the networks whose loss was not finite on some batch, which counts as
+        chance there, and "new_blocks": how many blocks had to be compiled.
+    """
+    chance = 1 / bilevel.pretext.num_targets
+    before = len(bilevel.tape.compiled)
+    names = list(programs)
+    # The meta-batches of training, so that the hypernetwork's compiled pieces serve here too.
+    group = min(bilevel.config.train.meta_batch, len(names))
+    accuracies: list[float] = []
+    not_finite = []
+    for first in range(0, len(names), group):
+        part = names[first : first + group]
+        members = [programs[name] for name in part]
+        padded = members + members[-1:] * (group - len(members))
+        graphs = [graph_of(bilevel.module, program) for program in padded]
+        raw, _ = bilevel.writer.write(theta, meta_batch(padded, graphs, bilevel.module))
+        for name, program, given in zip(part, members, raw, strict=False):
+            given = bilevel.parallel.copy(given)
+            found = [bilevel.tape.loss(program, given, *batch) for batch in views.batches]
+            losses, scores = np.asarray(jax.device_get(found), np.float64).T
+            finite = np.isfinite(losses)
+            if not finite.all():
+                not_finite.append(name)
+            accuracies.append(float(np.where(finite, scores, chance).mean()))
+            report(len(accuracies))
+    return {
+        "mean": float(np.mean(accuracies)),
+        "min": float(np.min(accuracies)),
+        "share_below_035": float(np.mean(np.array(accuracies) < LOW)),
+        "n": len(accuracies),
+        "images": len(views.indices),
+        "per_network": accuracies,
+        "networks": names,
+        "not_finite": not_finite,
+        "new_blocks": len(bilevel.tape.compiled) - before,
+    }
+
+
+def ridge_figure(
+    config: ml_collections.ConfigDict, train: Source, test: Source, views: Views, images: int
+) -> float:
+    """Returns what ridge regression on 8x8 thumbnails reaches on the same test views.
+
+    Args:
+        config: The experiment.
+        train: Images to fit on.
+        test: Source of the test views.
+        views: The test views.
+        images: How many images to fit on, each at all angles.
+    """
+    options = batch_options(config.data, config.seed)
+    options = dataclasses.replace(options, size=min(config.data.size, RIDGE_SIZE))
+    chosen = load_examples(train, _choose(train, images, config.seed + 1), options)["image"]
+    fitted = make_pretext(config, mode="four").views(chosen, jax.random.key(config.seed))
+    size = config.train.batch_size
+    pretext = make_pretext(config, mode="one")
+    judged = [
+        pretext.views(load_examples(test, part, options)["image"], _view_key(config, number))
+        for number, part in enumerate(views.indices.reshape(-1, size))
+    ]
+    return ridge_accuracy(
+        *(np.asarray(array) for array in fitted),
+        *(np.concatenate([np.asarray(a) for a in arrays]) for arrays in zip(*judged, strict=True)),
+    )
+
+
+def samples(config: ml_collections.ConfigDict, source: Source, count: int) -> dict[str, np.ndarray]:
+    """Returns held-out images beside their views, as `samples.npz` holds them.
+
+    Args:
+        config: The experiment.
+        source: The images.
+        count: How many.
+
+    Returns:
+        images uint8 (n, S, S, 3), views uint8 (n, 4, S, S, 3), targets (n, 4), and labels (n,)
+        where there are any.
+    """
+    indices = _choose(source, count, config.seed)
+    options = batch_options(config.data, config.seed)
+    examples = load_examples(source, indices, options)
+    pretext = make_pretext(config, mode="four")
+    views, targets = pretext.views(examples["image"], jax.random.key(config.seed))
+    scaled = np.asarray(views) * np.array(options.std) + np.array(options.mean)
+    if pretext.circle:
+        # Outside the circle a view is 0, which is the mean color; black says "nothing" better.
+        scaled *= np.asarray(views).any(-1, keepdims=True)
+    shape = (len(indices), 4, *scaled.shape[1:])
+    found = {
+        "images": np.stack([source[int(i)]["image"] for i in indices]),
+        "views": np.clip(np.rint(scaled * 255), 0, 255).astype(np.uint8).reshape(shape),
+        "targets": np.asarray(targets).reshape(-1, 4),
+    }
+    if "label" in examples:
+        found["labels"] = examples["label"]
+    return found
+
+
+def _choose(source: Source, count: int, seed: int) -> np.ndarray:
+    """Returns the numbers of `count` images of a source, or of all, in random order."""
+    return np.random.default_rng([seed, len(source)]).permutation(len(source))[:count]
+
+
+def _view_key(config: ml_collections.ConfigDict, number: int) -> jax.Array:
+    return jax.random.fold_in(jax.random.key(config.seed), number)
+
+
+def names_of(
+    splits: Mapping[str, int], sizes: Callable[[str], int], resnets: Sequence[str]
+) -> dict[str, list[str]]:
+    """Lists the networks of each part of the evaluation: the first indices, unfiltered.
+
+    Args:
+        splits: Networks per split.
+        sizes: Networks that a split has.
+        resnets: Names of the ResNets.
+
+    Returns:
+        {split: names}, and "resnets" if there are any.
+    """
+    parts = {
+        split: [f"{split}:{index}" for index in range(min(count, sizes(split)))]
+        for split, count in splits.items()
+        if count
+    }
+    return {**parts, **({"resnets": list(resnets)} if resnets else {})}

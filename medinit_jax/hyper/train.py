@@ -1,0 +1,390 @@
+"""The bilevel run: trains the hypernetwork over the architectures of a design space.
+
+One step takes one batch of images and m fresh architectures: predict their parameters, run them on
+the views of the pretext, average their losses, and follow the gradient through everything into the
+hypernetwork.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from rich.console import Console
+
+from medinit_jax.arch.graph import build_graph
+from medinit_jax.arch.space import Space, get_space
+from medinit_jax.arch.tape import Tape
+from medinit_jax.core import loop, optim, state
+from medinit_jax.core.checkpoint import Checkpoints
+from medinit_jax.core.errors import UsageError
+from medinit_jax.core.log import MetricWriter, create_writer
+from medinit_jax.core.parallel import Parallel
+from medinit_jax.core.progress import Progress
+from medinit_jax.core.workdir import write_json
+from medinit_jax.data.catalog import batch_options, open_splits
+from medinit_jax.data.pipeline import Batches, BatchSource, load_examples
+from medinit_jax.data.sources import Source
+from medinit_jax.hyper.bilevel import (
+    MetaBatch,
+    Writer,
+    gradient_by_tape,
+    loss_whole,
+    meta_batch,
+    prepare_leaves,
+    zero_example,
+)
+from medinit_jax.hyper.hypernetwork import HyperInitializer, from_config, init_theta
+from medinit_jax.hyper.pretext import PRETEXTS, Rotation
+from medinit_jax.hyper.publish import publish
+from medinit_jax.hyper.stream import ArchitectureStream, frequent_signatures, network_of
+
+TAKEOFF_LOSS = 1.30
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
+
+
+class Bilevel(NamedTuple):
+    """What a bilevel step is made of.
+
+    Attributes:
+        config: The experiment.
+        parallel: Devices.
+        module: The hypernetwork.
+        space: The design space.
+        pretext: The self-supervised task.
+        writer: Compiled pieces of the hypernetwork.
+        tape: Compiled blocks of the networks.
+        views: (images (B, S, S, C), key) -> (views, targets), both split over the devices.
+    """
+
+    config: ml_collections.ConfigDict
+    parallel: Parallel
+    module: HyperInitializer
+    space: Space
+    pretext: Rotation
+    writer: Writer
+    tape: Tape
+    views: Any
+
+
+def make_bilevel(config: ml_collections.ConfigDict, parallel: Parallel) -> Bilevel:
+    """Puts together what training and evaluation run on.
+
+    Args:
+        config: The experiment, see `configs/hyper.py`.
+        parallel: Devices.
+
+    Raises:
+        UsageError: A key has a value that means nothing, or the batch cannot be divided.
+    """
+    parallel.check_batch(config.train.batch_size, config.train.bn_group)
+    pretext = make_pretext(config)
+    if config.train.batch_size % pretext.copies:
+        raise UsageError(
+            f"config.train.batch_size={config.train.batch_size} views cannot be made of whole "
+            f"images with {pretext.copies} views each; make it a multiple of {pretext.copies}."
+        )
+    if config.train.dtype not in DTYPES:
+        raise UsageError(f"config.train.dtype={config.train.dtype!r} is none of {list(DTYPES)}.")
+    module = from_config({**config.hyper, "num_classes": pretext.num_targets})
+    tape = Tape(
+        parallel,
+        config.train.bn_group,
+        pretext.loss,
+        functools.partial(
+            prepare_leaves, penalty=config.train.penalty / parallel.size, normalize=module.normalize
+        ),
+        DTYPES[config.train.dtype],
+    )
+    space = get_space(config.space, config.data.size)
+    views = parallel.split(pretext.views)
+    return Bilevel(config, parallel, module, space, pretext, Writer(module), tape, views)
+
+
+def make_pretext(config: ml_collections.ConfigDict, **changes) -> Rotation:
+    """Returns the pretext that `config.pretext` names, with changed attributes."""
+    options = {**config.pretext, **changes}
+    name = options.pop("name")
+    if name not in PRETEXTS:
+        raise UsageError(f"config.pretext.name={name!r} is none of {', '.join(PRETEXTS)}.")
+    return PRETEXTS[name](**options)
+
+
+def make_step(bilevel: Bilevel, optimizer, stream: ArchitectureStream, key: jax.Array):
+    """Returns the training step: (state, step, batch of images) -> (state, metrics).
+
+    Args:
+        bilevel: What it runs on.
+        optimizer: From `core.optim.create`.
+        stream: Architectures by step.
+        key: Random key of the run.
+    """
+    update = jax.jit(
+        lambda s, gradient, loss: state.apply_gradients(s, gradient, optimizer, loss),
+        donate_argnums=0,
+    )
+    mean = jax.jit(lambda values: jnp.stack(values).mean())
+    gradient_of = _gradients(bilevel)
+
+    def step_fn(current: state.TrainState, step: int, batch: Mapping[str, np.ndarray]):
+        views, targets = bilevel.views(batch["image"], jax.random.fold_in(key, step))
+        losses, accuracies, gradient = gradient_of(current.params, stream[step], views, targets)
+        loss = mean(losses)
+        current, metrics = update(current, gradient, loss)
+        return current, {
+            "train/loss": loss,
+            "train/accuracy": mean(accuracies),
+            "train/grad_norm": metrics["grad_norm"],
+            "skipped": metrics["skipped"],
+        }
+
+    return step_fn
+
+
+def _gradients(bilevel: Bilevel):
+    """Returns the function that computes (losses, accuracies, gradient) as `execution` says."""
+    execution = bilevel.config.train.execution
+    if execution == "tape":
+        return functools.partial(gradient_by_tape, bilevel.writer, bilevel.tape, bilevel.parallel)
+    if execution != "whole":
+        raise UsageError(f"config.train.execution={execution!r}; set it to tape or whole.")
+    if bilevel.config.train.penalty:
+        raise UsageError(
+            "config.train.execution='whole' knows no penalty; set config.train.penalty=0."
+        )
+
+    def whole(theta, batch: MetaBatch, views, targets):
+        if bilevel.parallel.size > 1:
+            views, targets = (x.reshape(-1, *x.shape[2:]) for x in (views, targets))
+        graphs = [build_graph(program, bilevel.module.activations) for program in batch.programs]
+
+        @jax.jit
+        def run(theta, views, targets):
+            def loss(theta):
+                return loss_whole(
+                    bilevel.module,
+                    theta,
+                    batch.programs,
+                    graphs,
+                    views,
+                    targets,
+                    bilevel.pretext.loss,
+                    bilevel.config.train.bn_group,
+                )
+
+            return jax.value_and_grad(loss, has_aux=True)(theta)
+
+        (_, (losses, accuracies)), gradient = run(theta, views, targets)
+        return losses, accuracies, gradient
+
+    return whole
+
+
+def warm_up(bilevel: Bilevel, console: Console) -> float:
+    """Compiles the blocks of the most frequent signatures ahead of training.
+
+    Args:
+        bilevel: What training runs on.
+        console: Where progress is shown.
+
+    Returns:
+        Seconds it took.
+    """
+    started = time.monotonic()
+    wanted = frequent_signatures(
+        bilevel.space, bilevel.module.num_classes, bilevel.config.train.warm_up_networks
+    )[: bilevel.config.train.warm_up_signatures]
+    with Progress("compile", len(wanted), console, unit="blocks") as bar:
+        done = 0
+
+        def report() -> None:
+            nonlocal done
+            done += 1
+            bar.update(done)
+
+        bilevel.tape.warm_up(
+            wanted,
+            bilevel.config.train.batch_size,
+            lambda signature: zero_example(bilevel.module, signature),
+            report=report,
+        )
+    return time.monotonic() - started
+
+
+def validation(bilevel: Bilevel, source: Source):
+    """Returns a function theta -> mean accuracy of the first networks of `val` on held-out images.
+
+    Every image is shown once, at one random angle, so that no batch holds an image twice.
+    """
+    config = bilevel.config
+    options = batch_options(config.data, config.seed, config.train.batch_size)
+    images = load_examples(source, np.arange(min(len(source), config.train.batch_size)), options)
+    if len(images["image"]) < config.train.batch_size:
+        raise UsageError(
+            f"The val part holds {len(source)} images, fewer than config.train.batch_size="
+            f"{config.train.batch_size}; give more images or lower it."
+        )
+    pretext = make_pretext(config, mode="one")
+    views, targets = bilevel.parallel.split(pretext.views)(
+        images["image"], jax.random.key(config.seed)
+    )
+    programs = [
+        network_of(bilevel.space, "val", i, pretext.num_targets)
+        for i in range(config.train.validation_networks)
+    ]
+    batches = [
+        meta_batch([p], [build_graph(p, bilevel.module.activations)], bilevel.module)
+        for p in programs
+    ]
+
+    def accuracy(theta) -> float:
+        values = []
+        for program, batch in zip(programs, batches, strict=True):
+            raw, _ = bilevel.writer.write(theta, batch)
+            given = bilevel.parallel.copy(raw[0])
+            values.append(bilevel.tape.loss(program, given, views, targets)[1])
+        return float(np.mean(jax.device_get(values)))
+
+    return accuracy
+
+
+def train(
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    console: Console,
+    parallel: Parallel | None = None,
+    stop_after: int | None = None,
+) -> state.TrainState:
+    """Trains, or goes on from the last checkpoint, and writes the initializer.
+
+    Args:
+        config: The experiment, see `configs/hyper.py`.
+        workdir: Where checkpoints, `metrics.jsonl`, `train.json` and `initializer/` go.
+        console: Where progress is shown.
+        parallel: Devices; all local ones by default.
+        stop_after: Stops after so many steps of this call, saved and resumable.
+
+    Returns:
+        The last state.
+
+    Raises:
+        UsageError: Bad images or config, a damaged checkpoint, too many non-finite steps.
+    """
+    bilevel = make_bilevel(config, parallel or Parallel())
+    sources = open_sources(config, console)
+    options = batch_options(
+        config.data, config.seed, config.train.batch_size // bilevel.pretext.copies
+    )
+    batches = Batches(BatchSource(sources["train"], options), config.data.workers)
+    optimizer, _ = optim.create(
+        ml_collections.ConfigDict({**config.optim, "total_steps": config.train.steps})
+    )
+    key = jax.random.key(config.seed)
+    theta = init_theta(bilevel.module, key)["params"]
+    current = state.create(theta, optimizer)
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    current = bilevel.parallel.replicate(loop.resume(checkpoints, current, batches))
+    started_at = int(current.step)
+    stream = ArchitectureStream(
+        bilevel.space,
+        bilevel.module,
+        config.train.meta_batch,
+        config.seed,
+        config.train.first_architectures,
+        config.train.double_every,
+    )
+    writer = create_writer(workdir, console, started_at)
+    try:
+        if started_at < config.train.steps and config.train.execution == "tape":
+            writer.write_scalars(started_at, {"train/compile_s": warm_up(bilevel, console)})
+        started = time.monotonic()
+        step_fn = _with_validation(
+            make_step(bilevel, optimizer, stream, key),
+            validation(bilevel, sources["val"]),
+            config.train.validate_every,
+            writer,
+            config.train.steps,
+        )
+        with Progress("train", config.train.steps, console, start=started_at) as bar:
+            current = loop.run(
+                step_fn,
+                current,
+                loop.LoopConfig(
+                    config.train.steps, config.train.log_every, config.train.checkpoint_every
+                ),
+                writer=writer,
+                progress=bar,
+                batches=batches,
+                checkpoints=checkpoints,
+                describe=stream.describe,
+                stop_after=stop_after,
+            )
+        seconds = time.monotonic() - started
+    finally:
+        writer.close()
+        batches.close()
+        stream.close()
+        checkpoints.close()
+    if int(current.step) == config.train.steps and started_at < config.train.steps:
+        _finish(config, workdir, current, bilevel, seconds, stream, console)
+    return current
+
+
+def open_sources(config: ml_collections.ConfigDict, console: Console) -> dict[str, Source]:
+    """Opens the images of all splits; phantoms that are not there yet are drawn, with a bar."""
+    bars: dict[str, Progress] = {}
+
+    def report(split: str, done: int, total: int) -> None:
+        if split not in bars:
+            bars[split] = Progress(f"draw {split}", total, console, unit="images")
+            bars[split].__enter__()
+        bars[split].update(done)
+        if done == total:
+            bars.pop(split).__exit__(None, None, None)
+
+    return open_splits(config.data, progress=report)
+
+
+def _with_validation(step_fn, accuracy, every: int, writer: MetricWriter, last: int):
+    """Adds a validation every `every` steps, and after the last one."""
+
+    def step(current, number, batch):
+        current, metrics = step_fn(current, number, batch)
+        if every and ((number + 1) % every == 0 or number + 1 == last):
+            writer.write_scalars(number + 1, {"val/accuracy": accuracy(current.params)})
+        return current, metrics
+
+    return step
+
+
+def _finish(config, workdir, current, bilevel, seconds, stream, console) -> None:
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    losses = [(line["step"], line["train/loss"]) for line in lines if "train/loss" in line]
+    takeoff = next((step for step, loss in losses if (loss or 9.0) < TAKEOFF_LOSS), None)
+    steps = config.train.steps
+    seen = {i for step in range(steps) for i in stream.indices(step)}
+    summary = {
+        "steps": steps,
+        "seconds": round(seconds, 1),
+        "architectures": len(seen),
+        "skipped_steps": int(current.skipped),
+        "takeoff_step": takeoff,
+        "final_loss": losses[-1][1] if losses else None,
+        "compiled_signatures": len(bilevel.tape.compiled),
+        "curve_file": "metrics.jsonl",
+    }
+    write_json(workdir / "train.json", summary)
+    publish(config, workdir, bilevel.module, jax.device_get(current.params))
+    if takeoff is None:
+        console.print(
+            "WARNING: the loss never left chance (ln 4); the initializer is no better than an "
+            "untrained one. Train longer, lower the difficulty, or start from another checkpoint."
+        )

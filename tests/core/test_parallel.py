@@ -1,0 +1,106 @@
+"""Devices: each part of the work equals the same work on one device."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from medinit_jax.core.errors import UsageError
+from medinit_jax.core.parallel import Parallel
+
+
+@pytest.fixture(params=[1, 4], ids=["1 device", "4 devices"])
+def parallel(request):
+    return Parallel(jax.devices()[: request.param])
+
+
+def whole(parallel, x):
+    """Undoes the device axis."""
+    return np.asarray(x) if parallel.size == 1 else np.asarray(x).reshape(-1, *x.shape[2:])
+
+
+BATCH = {
+    "image": np.arange(48, dtype=np.float32).reshape(8, 2, 3),
+    "target": np.arange(8, dtype=np.int32),
+}
+
+
+def test_all_local_devices_by_default():
+    assert Parallel().devices == tuple(jax.local_devices()) and Parallel().size == 4
+
+
+def test_shard_gives_each_device_consecutive_rows(parallel):
+    sharded = parallel.shard(BATCH)
+    for name, value in BATCH.items():
+        assert sharded[name].dtype == value.dtype
+        np.testing.assert_array_equal(whole(parallel, sharded[name]), value)
+    assert sharded["target"].devices() == set(parallel.devices)
+    if parallel.size > 1:
+        assert sharded["image"].shape == (4, 2, 2, 3)
+        for number, part in enumerate(sharded["target"].addressable_shards):
+            assert part.device == parallel.devices[number]
+            np.testing.assert_array_equal(part.data, [[2 * number, 2 * number + 1]])
+
+
+def test_split_computes_on_whole_batches_and_shards_what_comes_out(parallel):
+    mean = parallel.split(lambda batch: (batch["image"] - batch["image"].mean(), batch["target"]))
+    image, target = mean(BATCH)
+    np.testing.assert_allclose(whole(parallel, image), BATCH["image"] - BATCH["image"].mean())
+    np.testing.assert_array_equal(whole(parallel, target), BATCH["target"])
+    assert image.sharding == parallel.shard(BATCH)["image"].sharding or parallel.size == 1
+
+
+def test_map_runs_on_every_part_by_itself(parallel):
+    ranks = parallel.map(lambda x, y: {"sum": x + y, "mean": x.mean(0)})
+    x = parallel.shard(BATCH["image"])
+    result = ranks(x, x)
+    np.testing.assert_array_equal(whole(parallel, result["sum"]), 2 * BATCH["image"])
+    parts = BATCH["image"].reshape(parallel.size, -1, 2, 3).mean(1)
+    own = np.asarray(result["mean"]).reshape(parts.shape)
+    np.testing.assert_allclose(own, parts)
+
+
+def test_copy_then_total_multiplies_by_the_devices(parallel):
+    tree = {"a": jnp.arange(3.0), "b": {"c": jnp.float32(2)}}
+    copied = parallel.copy(tree)
+    assert copied["a"].shape == ((3,) if parallel.size == 1 else (4, 3))
+    total = parallel.total(copied)
+    np.testing.assert_array_equal(total["a"], parallel.size * np.arange(3.0))
+    assert total["b"]["c"].shape == () and float(total["b"]["c"]) == 2 * parallel.size
+
+
+def test_replicate_has_no_device_axis(parallel):
+    state = parallel.replicate({"a": np.arange(3.0, dtype=np.float32)})
+    assert state["a"].shape == (3,) and state["a"].devices() == set(parallel.devices)
+    assert state["a"].is_fully_replicated
+
+
+def test_gradient_of_the_mean_loss_is_that_of_one_device(parallel):
+    """The use that training makes of it: copies in, parts out, one sum."""
+    w = jnp.linspace(-1, 1, 3, dtype=jnp.float32)
+
+    def loss(w, x):
+        return jnp.square(x @ w).mean()
+
+    x = BATCH["image"][:, 0] / 10
+    part = parallel.map(jax.grad(lambda w, x: loss(w, x) / parallel.size))
+    gradient = parallel.total(part(parallel.copy(w), parallel.shard(x)))
+    np.testing.assert_allclose(gradient, jax.grad(loss)(w, x), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("batch", "group"), [(32, 8), (32, 4), (64, 16), (4, 1)])
+def test_batches_that_fit(batch, group):
+    Parallel().check_batch(batch, group)
+
+
+@pytest.mark.parametrize(
+    ("batch", "group", "devices", "multiple"),
+    [(30, 8, 1, 8), (32, 16, 4, 64), (8, 16, 1, 16), (36, 4, 4, 16)],
+)
+def test_a_batch_that_does_not_fit_is_one_sentence(batch, group, devices, multiple):
+    with pytest.raises(UsageError) as caught:
+        Parallel(jax.devices()[:devices]).check_batch(batch, group)
+    message = str(caught.value)
+    assert f"batch_size={batch} " in message and f"bn_group={group} " in message
+    assert f"{devices} device(s)" in message and f"a multiple of {multiple} " in message
+    assert "\n" not in message

@@ -1,0 +1,241 @@
+"""The tape's gradient in theta against that of the loss written as one plain function."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from medinit_jax.arch.deepnets import program
+from medinit_jax.arch.graph import build_graph
+from medinit_jax.arch.space import OPERATIONS, Space, Split, get_space
+from medinit_jax.arch.tape import Tape, signatures
+from medinit_jax.core.parallel import Parallel
+from medinit_jax.hyper.bilevel import (
+    Writer,
+    chunk,
+    gradient_by_tape,
+    loss_whole,
+    meta_batch,
+    prepare_leaves,
+    zero_example,
+)
+from medinit_jax.hyper.initializer import HyperInitializer, init_theta, predict
+from medinit_jax.hyper.pretext import Rotation
+
+SIZE, BATCH, GROUP, CLASSES = 16, 4, 2, 4
+MODULE = HyperInitializer(hidden=8, max_shape=(8, 8, 5, 5), num_classes=CLASSES)
+# Three cells are the fewest that hold both kinds of cell; a narrow space compiles fast.
+SPACE = Space(
+    "tiny",
+    {"train": Split(size=10**4, n_cells=(3, 3), deep=(3,), steps=(1, 1, 2))},
+    image_size=SIZE,
+    widen=lambda space, arch, parameters, rng: dataclasses.replace(arch, C=16, fc_dim=16),
+)
+# Twenty indices, chosen so that they cover the design space with few different blocks.
+PAIRS = (
+    (544, 41), (251, 402), (426, 329), (478, 457), (74, 10),
+    (55, 230), (56, 424), (499, 532), (583, 40), (227, 285),
+)  # fmt: skip
+LOSS = Rotation().loss
+# Compiling `whole` takes longer than running it once.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+def network(index):
+    return program(SPACE.sample("train", index), SIZE, CLASSES)
+
+
+@functools.cache
+def example(batch=BATCH, size=SIZE):
+    random = np.random.default_rng(1)
+    return random.normal(size=(batch, size, size, 3)), np.arange(batch, dtype=np.int32) % CLASSES
+
+
+@pytest.fixture
+def wide():
+    with jax.enable_x64(True):
+        yield
+
+
+def double(tree):
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), tree)
+
+
+@pytest.fixture(scope="module")
+def theta():
+    return jax.device_get(init_theta(MODULE, jax.random.key(0))["params"])
+
+
+@functools.cache
+def compiled(dtype="float64", devices=1, penalty=0.0):
+    """Writer and tape of one kind; their compiled pieces are shared by the tests."""
+    parallel = Parallel(jax.devices()[:devices])
+    prepare = functools.partial(prepare_leaves, penalty=penalty / devices)
+    return Writer(MODULE), Tape(parallel, GROUP, LOSS, prepare, jnp.dtype(dtype)), parallel
+
+
+def by_tape(theta, programs, images, targets, dtype="float64", devices=1, penalty=0.0):
+    writer, tape, parallel = compiled(dtype, devices, penalty)
+    batch = meta_batch(programs, [build_graph(p) for p in programs], MODULE)
+    views, targets = parallel.shard((images, targets))
+    return gradient_by_tape(writer, tape, parallel, theta, batch, views, targets)
+
+
+def by_whole(theta, programs, images, targets, penalty=0.0):
+    graphs = [build_graph(p) for p in programs]
+
+    def loss(theta):
+        value, others = loss_whole(MODULE, theta, programs, graphs, images, targets, LOSS, GROUP)
+        for p, graph in zip(programs, graphs, strict=True):
+            if penalty:
+                tensors = jax.tree.leaves(predict(MODULE, theta, graph, p.parameter_shapes()))
+                norms = sum(jnp.sqrt(jnp.square(t).sum()) for t in tensors)
+                value += penalty * norms / len(programs)
+        return value, others
+
+    run = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(theta).compile(QUICK)
+    (value, (losses, accuracies)), gradient = run(theta)
+    return value, losses, accuracies, gradient
+
+
+def assert_equal_per_tensor(own, expected, tolerance):
+    own, expected = (
+        jax.tree_util.tree_leaves_with_path(jax.device_get(t)) for t in (own, expected)
+    )
+    assert [path for path, _ in own] == [path for path, _ in expected]
+    for (path, a), (_, b) in zip(own, expected, strict=True):
+        name = jax.tree_util.keystr(path)
+        assert a.dtype == b.dtype and a.shape == b.shape, name
+        assert np.linalg.norm(b) > 0, f"{name} has no gradient, so it is not tested"
+        error = np.linalg.norm(a - b) / np.linalg.norm(b)
+        assert error < tolerance, (name, error)
+
+
+def test_the_twenty_networks_cover_the_design_space():
+    archs = [SPACE.sample("train", i) for pair in PAIRS for i in pair]
+    programs = [program(a, SIZE, CLASSES) for a in archs]
+    assert len({a.index for a in archs}) == 20
+    assert set().union(*(a.ops for a in archs)) == set(OPERATIONS)
+
+    # The same step kinds and windows as in 600 unchosen networks.
+    def pieces(programs):
+        steps = [s for p in programs for c in p.calls for s in c.block.steps]
+        return {(s.kind, s.kernel, s.stride, s.dilation, s.groups > 1) for s in steps}
+
+    assert pieces(programs) == pieces(network(i) for i in range(600))
+    kinds = {kind for kind, *_ in pieces(programs)}
+    assert {"attention", "position", "gate", "zeros", "subsample", "concat", "gelu"} <= kinds
+    # Both plain stems, and that of patches; one and two dense layers; pooled and flat; bn-free.
+    assert {(a.is_vit, a.stem_type) for a in archs if not a.is_vit} == {(False, 0), (False, 1)}
+    assert any(a.is_vit for a in archs)
+    for name, values in (
+        ("fc_layers", {1, 2}), ("glob_avg", {True, False}), ("norm", {True, False}),
+        ("preproc", {True, False}), ("C_mult", {1, 2}), ("ks", {3, 5, 7}), ("steps", {1, 2}),
+    ):  # fmt: skip
+        assert {getattr(a, name) for a in archs} == values, name
+    # A strided identity is a factorized reduction: two convolutions, one pixel apart.
+    assert any("conv_2" in name for p in programs for name in p.parameter_shapes())
+    assert len({s for p in programs for s in signatures(p)}) < 100
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: f"{pair[0]}-{pair[1]}")
+def test_the_tape_has_the_gradient_of_the_plain_loss(wide, theta, pair):
+    theta, programs = double(theta), [network(i) for i in pair]
+    losses, accuracies, gradient = by_tape(theta, programs, *example())
+    value, expected, whole_accuracies, whole_gradient = by_whole(theta, programs, *example())
+    np.testing.assert_allclose(losses, expected, rtol=1e-11)
+    np.testing.assert_allclose(np.mean(losses), value, rtol=1e-11)
+    np.testing.assert_array_equal(accuracies, whole_accuracies)
+    assert_equal_per_tensor(gradient, whole_gradient, 1e-8)
+
+
+@pytest.mark.parametrize("pair", [PAIRS[0], PAIRS[5]], ids=lambda pair: f"{pair[0]}-{pair[1]}")
+def test_losses_agree_in_float32(theta, pair):
+    programs = [network(i) for i in pair]
+    images, targets = example()
+    images = images.astype(np.float32)
+    losses, _, gradient = by_tape(theta, programs, images, targets, "float32")
+    _, expected, _, _ = by_whole(theta, programs, images, targets)
+    assert {leaf.dtype for leaf in jax.tree.leaves(gradient)} == {jnp.dtype("float32")}
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_the_penalty_has_the_gradient_of_the_sum_of_norms(wide, theta, devices):
+    theta, programs = double(theta), [network(i) for i in (227, 402)]
+    images, targets = example(2 * BATCH)
+    _, _, gradient = by_tape(theta, programs, images, targets, devices=devices, penalty=0.01)
+    *_, expected = by_whole(theta, programs, images, targets, penalty=0.01)
+    assert_equal_per_tensor(gradient, expected, 1e-8)
+    *_, without = by_whole(theta, programs, images, targets)
+    with pytest.raises(AssertionError):
+        assert_equal_per_tensor(gradient, without, 1e-3)
+
+
+def test_a_network_alone_has_the_gradient_it_has_in_a_meta_batch(wide, theta):
+    """Padding to a common size and shared decoder calls leave no trace."""
+    theta, programs = double(theta), [network(i) for i in PAIRS[2]]
+    _, _, together = by_tape(theta, programs, *example())
+    parts = [by_tape(theta, [p], *example())[2] for p in programs]
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, *parts)
+    assert_equal_per_tensor(together, mean, 1e-10)
+
+
+def test_written_parameters_are_those_of_predict(wide, theta):
+    """What the blocks make of raw tiles is what `predict` returns."""
+    theta, programs = double(theta), [network(i) for i in PAIRS[0]]
+    writer, _, _ = compiled()
+    graphs = [build_graph(p) for p in programs]
+    raw, _ = writer.write(theta, meta_batch(programs, graphs, MODULE))
+    for p, graph, given in zip(programs, graphs, raw, strict=True):
+        shapes = p.parameter_shapes()
+        expected = predict(MODULE, theta, graph, shapes)
+        assert given.keys() == expected.keys()
+        for name, leaves in expected.items():
+            own = prepare_leaves(given[name], shapes[name], name == p.head)
+            assert own.keys() == leaves.keys()
+            for leaf in leaves:
+                np.testing.assert_allclose(own[leaf], leaves[leaf], rtol=1e-12, atol=1e-14)
+
+
+def test_plans_and_examples_fit_each_other():
+    """Every tensor is planned once, in calls of fixed size; `zero_example` has its structure."""
+    programs = [network(i) for i in PAIRS[0]]
+    batch = meta_batch(programs, [build_graph(p) for p in programs], MODULE, PAIRS[0])
+    assert batch.indices == PAIRS[0]
+    places = [place for group in batch.groups for place in group.places]
+    assert len(places) == len(set(places))
+    tensors = {
+        (n, name, "norm" if leaf in ("scale",) else leaf)
+        for n, p in enumerate(programs)
+        for name, leaves in p.parameter_shapes().items()
+        for leaf in leaves
+        if not (leaf == "bias" and "scale" in leaves)
+    }
+    assert set(places) == tensors
+    for group in batch.groups:
+        assert len(group.rows) == chunk(group.key) >= len(group.places)
+        assert set(group.rows[len(group.places) :]) <= {group.rows[0]}
+    theta = init_theta(MODULE, jax.random.key(0))["params"]
+    raw, _ = Writer(MODULE).write(theta, batch)
+    for p, given in zip(programs, raw, strict=True):
+        for call, signature in zip(p.calls, signatures(p), strict=True):
+            for name, kinds in zero_example(MODULE, signature).items():
+                real = given[call.module(name)]
+                assert jax.tree.map(jnp.shape, real) == jax.tree.map(jnp.shape, kinds), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(0, 20, 2))
+def test_the_tape_has_the_gradient_of_the_plain_loss_at_full_size(wide, theta, first):
+    """Networks of DeepNets as they are, at 32 pixels and their own widths."""
+    space = get_space("deepnets")
+    archs = [space.sample("train", i) for i in (first, first + 1)]
+    theta, programs = double(theta), [program(a, 32, CLASSES) for a in archs]
+    losses, _, gradient = by_tape(theta, programs, *example(size=32))
+    _, expected, _, whole_gradient = by_whole(theta, programs, *example(size=32))
+    np.testing.assert_allclose(losses, expected, rtol=1e-11)
+    assert_equal_per_tensor(gradient, whole_gradient, 1e-8)

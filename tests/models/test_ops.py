@@ -1,0 +1,344 @@
+"""Every fast form against the plain one: values and gradients, in float64."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from medinit_jax.arch.cell_blocks import (
+    OPS,
+    factorized_reduce,
+    head_block,
+    imagenet_stem,
+    patch_stem,
+    simple_stem,
+)
+from medinit_jax.arch.program import Step, block_layout
+from medinit_jax.models import ops
+from medinit_jax.models.ops import PRIMITIVES, apply_block, batch_norm_over_groups, normalize_with
+
+FORMS = ("cpu", "default")
+
+
+@pytest.fixture(autouse=True)
+def wide():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(params=FORMS)
+def form(request, monkeypatch):
+    """Runs the form of one platform, whatever the platform."""
+
+    def choose(*args, **forms):
+        return forms[request.param](*args)
+
+    monkeypatch.setattr(lax, "platform_dependent", choose)
+    return request.param
+
+
+def normal(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+
+
+def plain_convolution(x, kernel, step):
+    """The definition that XLA has: one call, groups and dilation included."""
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        step.stride,
+        [(p, p) for p in step.padding],
+        rhs_dilation=(step.dilation, step.dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=step.groups,
+    )
+
+
+def assert_same_value_and_gradients(function, reference, *args):
+    """Compares outputs, and the pullbacks of one cotangent, to 1e-12 of the largest entry."""
+    value, pull = jax.vjp(jax.jit(function), *args)
+    expected, pull_expected = jax.vjp(jax.jit(reference), *args)
+    cotangent = normal(*expected.shape, seed=9)
+    pairs = [
+        (value, expected),
+        *zip(pull(cotangent), pull_expected(cotangent), strict=True),
+    ]
+    for own, other in pairs:
+        assert own.dtype == other.dtype == jnp.float64
+        np.testing.assert_allclose(own, other, rtol=0, atol=1e-12 * float(jnp.abs(other).max()))
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "dilation", "image"),
+    [(3, 1, 1, (6, 7)), (5, 2, 1, (8, 7)), (3, 2, 2, (7, 8)), (5, 1, 2, (9, 6)), (5, 2, 2, (8, 8))],
+)
+def test_depthwise_convolution(form, size, stride, dilation, image):
+    padding = (size - 1) * dilation // 2
+    step = Step(
+        "conv", (0,), "c", 4, (size, size), (stride, stride), (padding, padding), dilation, 4
+    )
+    x, kernel = normal(3, *image, 4), normal(size, size, 1, 4, seed=1)
+    assert ops.convolution(x, kernel, step).shape == (
+        3,
+        -(-image[0] // stride),
+        -(-image[1] // stride),
+        4,
+    )
+    assert_same_value_and_gradients(
+        lambda x, k: ops.convolution(x, k, step),
+        lambda x, k: plain_convolution(x, k, step),
+        x,
+        kernel,
+    )
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "channels", "image"),
+    [
+        ((3, 3), (1, 1), 3, (6, 6)),
+        ((5, 5), (2, 2), 3, (9, 8)),
+        ((7, 7), (4, 4), 1, (16, 16)),
+        ((1, 7), (1, 2), 4, (5, 9)),
+        ((3, 3), (3, 3), 3, (8, 8)),
+    ],
+)
+def test_convolution_of_few_channels(form, kernel, stride, channels, image):
+    padding = (kernel[0] // 2, kernel[1] // 2)
+    step = Step("conv", (0,), "c", 6, kernel, stride, padding)
+    assert_same_value_and_gradients(
+        lambda x, k: ops.convolution(x, k, step), lambda x, k: plain_convolution(x, k, step),
+        normal(2, *image, channels), normal(*kernel, channels, 6, seed=1),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("stride", [(1, 1), (2, 2), (1, 2)])
+@pytest.mark.parametrize("channels", [3, 8])
+def test_pointwise_convolution(stride, channels):
+    step = Step("conv", (0,), "c", 5, (1, 1), stride)
+    assert_same_value_and_gradients(
+        lambda x, k: ops.convolution(x, k, step), lambda x, k: plain_convolution(x, k, step),
+        normal(2, 7, 6, channels), normal(1, 1, channels, 5, seed=1),
+    )  # fmt: skip
+
+
+def test_grouped_and_plain_convolutions_are_xlas():
+    for groups in (1, 2):
+        step = Step("conv", (0,), "c", 6, (3, 3), (2, 2), (1, 1), 1, groups, bias=True)
+        x, kernel = normal(2, 6, 6, 8), normal(3, 3, 8 // groups, 6, seed=1)
+        leaves = {"kernel": kernel, "bias": normal(6, seed=2)}
+        expected = plain_convolution(x, kernel, step) + leaves["bias"]
+        np.testing.assert_allclose(PRIMITIVES["conv"](step, leaves, x), expected, atol=1e-12)
+
+
+def max_pool_by_loop(x, cotangent, stride):
+    """3x3, padding 1; the gradient goes to the first of equal maxima, row by row."""
+    batch, height, width, channels = x.shape
+    out = np.empty_like(cotangent)
+    dx = np.zeros_like(x)
+    for b, i, j, c in np.ndindex(out.shape):
+        best, place = -np.inf, None
+        for y in range(i * stride - 1, i * stride + 2):
+            for z in range(j * stride - 1, j * stride + 2):
+                if 0 <= y < height and 0 <= z < width and x[b, y, z, c] > best:
+                    best, place = x[b, y, z, c], (b, y, z, c)
+        out[b, i, j, c] = best
+        dx[place] += cotangent[b, i, j, c]
+    return out, dx
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("image", [(6, 6), (7, 5)])
+def test_max_pool_gives_ties_to_the_first(stride, image):
+    step = Step("max_pool", (0,), "", 0, (3, 3), (stride, stride), (1, 1))
+    # Few different values, negative ones too, make ties common; padding must never win.
+    x = jnp.asarray(np.random.default_rng(0).integers(-4, -1, (2, *image, 3)).astype(float))
+    value, pull = jax.vjp(jax.jit(lambda x: PRIMITIVES["max_pool"](step, {}, x)), x)
+    cotangent = normal(*value.shape)
+    expected, dx = max_pool_by_loop(np.asarray(x), np.asarray(cotangent), stride)
+    np.testing.assert_array_equal(value, expected)
+    np.testing.assert_allclose(pull(cotangent)[0], dx, atol=1e-14)
+
+
+def test_max_pool_equals_xlas_without_ties():
+    for stride in (1, 2):
+        step = Step("max_pool", (0,), "", 0, (3, 3), (stride, stride), (1, 1))
+
+        def reference(x, stride=stride):
+            return lax.reduce_window(
+                x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, stride, stride, 1),
+                ((0, 0), (1, 1), (1, 1), (0, 0)),
+            )  # fmt: skip
+
+        assert_same_value_and_gradients(
+            lambda x, step=step: PRIMITIVES["max_pool"](step, {}, x), reference, normal(2, 7, 6, 3)
+        )
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("image", [(6, 6), (7, 5)])
+def test_avg_pool_does_not_count_padding(stride, image):
+    step = Step("avg_pool", (0,), "", 0, (3, 3), (stride, stride), (1, 1))
+    x = normal(2, *image, 3)
+    value, pull = jax.vjp(jax.jit(lambda x: PRIMITIVES["avg_pool"](step, {}, x)), x)
+    cotangent = np.asarray(normal(*value.shape, seed=1))
+    expected, dx = np.empty(value.shape), np.zeros(x.shape)
+    for i in range(value.shape[1]):
+        for j in range(value.shape[2]):
+            rows = slice(max(i * stride - 1, 0), i * stride + 2)
+            columns = slice(max(j * stride - 1, 0), j * stride + 2)
+            window = np.asarray(x)[:, rows, columns]
+            expected[:, i, j] = window.mean((1, 2))
+            count = window.shape[1] * window.shape[2]
+            dx[:, rows, columns] += cotangent[:, i, j][:, None, None] / count
+    np.testing.assert_allclose(value, expected, atol=1e-14)
+    np.testing.assert_allclose(pull(jnp.asarray(cotangent))[0], dx, atol=1e-14)
+
+
+@pytest.mark.parametrize("image", [(6, 6), (7, 5), (4, 7)])
+@pytest.mark.parametrize("offset", [0, 1])
+def test_subsample_reads_zero_beyond_the_image(image, offset):
+    """Odd sizes: the shifted half of a factorized reduction needs one row that is not there."""
+    step = Step("subsample", (0,), "", stride=(2, 2), offset=offset)
+    x = np.asarray(normal(2, *image, 3))
+    expected = np.zeros((2, -(-image[0] // 2), -(-image[1] // 2), 3))
+    for i, j in np.ndindex(expected.shape[1:3]):
+        y, z = 2 * i + offset, 2 * j + offset
+        if y < image[0] and z < image[1]:
+            expected[:, i, j] = x[:, y, z]
+    np.testing.assert_array_equal(PRIMITIVES["subsample"](step, {}, jnp.asarray(x)), expected)
+
+
+def test_batch_norm_of_groups():
+    random = np.random.default_rng(0)
+    x = 100 + 3 * random.normal(size=(6, 3, 4, 5))
+    scale, bias = random.normal(size=(2, 5))
+    leaves = {"scale": jnp.asarray(scale), "bias": jnp.asarray(bias)}
+
+    def by_numpy(part):
+        mean, variance = part.mean((0, 1, 2)), part.var((0, 1, 2))
+        return (part - mean) / np.sqrt(variance + 1e-5) * scale + bias
+
+    for group in (1, 2, 3, 6):
+        expected = np.concatenate([by_numpy(x[i : i + group]) for i in range(0, 6, group)])
+        own = batch_norm_over_groups(jnp.asarray(x), leaves, group)
+        np.testing.assert_allclose(own, expected, atol=1e-10)
+    mean, variance = jnp.asarray(x.mean((0, 1, 2))), jnp.asarray(x.var((0, 1, 2)))
+    own = normalize_with(jnp.asarray(x), mean, variance, leaves)
+    np.testing.assert_allclose(own, by_numpy(x), atol=1e-10)
+
+
+def test_batch_norm_of_a_shifted_map_keeps_its_digits_in_float32():
+    x = 1000 + normal(8, 8, 8, 2)
+    leaves = {"scale": jnp.ones(2), "bias": jnp.zeros(2)}
+    exact = batch_norm_over_groups(x, leaves, 8)
+    narrow = jax.tree.map(lambda a: a.astype(jnp.float32), (x, leaves))
+    np.testing.assert_allclose(batch_norm_over_groups(*narrow, 8), exact, atol=1e-3)
+
+
+def test_layer_norm():
+    x, scale, bias = normal(2, 3, 3, 8) * 2 + 5, normal(8, seed=1), normal(8, seed=2)
+    flat = np.asarray(x).reshape(-1, 8)
+    expected = np.stack([(row - row.mean()) / math.sqrt(row.var() + 1e-5) for row in flat])
+    expected = (expected * np.asarray(scale) + np.asarray(bias)).reshape(x.shape)
+    own = PRIMITIVES["layer_norm"](Step("layer_norm", (0,), "n"), {"scale": scale, "bias": bias}, x)
+    np.testing.assert_allclose(own, expected, atol=1e-12)
+
+
+def test_attention():
+    """Channels hold queries, keys and values, each divided into heads."""
+    batch, height, width, heads, size = 2, 2, 3, 4, 3
+    x = np.asarray(normal(batch, height, width, 3 * heads * size))
+    tokens = x.reshape(batch, height * width, 3 * heads * size)
+    expected = np.zeros((batch, height * width, heads * size))
+    for b in range(batch):
+        for head in range(heads):
+            own = slice(head * size, (head + 1) * size)
+            query, key, value = (tokens[b, :, k * heads * size :][:, own] for k in range(3))
+            for position in range(height * width):
+                scores = [float(query[position] @ k) / math.sqrt(size) for k in key]
+                weights = np.exp(scores) / np.exp(scores).sum()
+                expected[b, position, own] = weights @ value
+    own = PRIMITIVES["attention"](Step("attention", (0,), heads=heads), {}, jnp.asarray(x))
+    np.testing.assert_allclose(own, expected.reshape(batch, height, width, -1), atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["batch_norm", "layer_norm", "attention"])
+def test_bfloat16_keeps_its_dtype_and_is_reduced_in_float32(kind):
+    """Values are 256 or 258, neighbors in bfloat16: a mean or variance kept there would be lost."""
+    channels = 6
+    leaves = {name: jnp.full(channels, v, jnp.float32) for name, v in (("scale", 1), ("bias", 0))}
+    even = np.indices((8, 8, 8, channels)).sum(0) % 2 == 0
+    x = jnp.where(even, 256.0, 258.0) if kind != "attention" else normal(1, 16, 16, channels)
+
+    @jax.jit
+    def run(x):
+        def output(x):
+            if kind == "batch_norm":
+                return batch_norm_over_groups(x, leaves, 4)
+            return PRIMITIVES[kind](Step(kind, (0,), heads=2), leaves, x)
+
+        value, pull = jax.vjp(output, x)
+        return value, *pull(jnp.ones_like(value))
+
+    own, gradient = run(x.astype(jnp.bfloat16))
+    exact, _ = run(x.astype(jnp.bfloat16).astype(jnp.float32))
+    assert own.dtype == gradient.dtype == jnp.bfloat16 and exact.dtype == jnp.float32
+    np.testing.assert_allclose(own.astype(jnp.float32), exact, atol=1e-2)
+    if kind != "attention":
+        np.testing.assert_array_equal(jnp.sign(exact), np.where(even, -1, 1))
+        np.testing.assert_allclose(jnp.abs(exact), 1, atol=1e-4)
+
+
+BLOCKS = {f"{op}-2": OPS[op](16, 2, True) for op in OPS} | {
+    f"{op}-1": OPS[op](16, 1, True)
+    for op in ("max_pool_3x3", "avg_pool_3x3", "sep_conv_3x3", "conv_7x1_1x7", "conv_3x3", "msa")
+}
+BLOCKS |= {
+    "sep_conv_3x3-bnfree": OPS["sep_conv_3x3"](16, 1, False),
+    "factorized-bnfree": factorized_reduce(8, norm=False),
+    "pool_head": head_block(True, 0, 4),
+    "flat_head": head_block(False, 8, 4),
+}
+STEMS = {
+    "patch_stem": patch_stem(16, False),
+    "simple_stem": simple_stem(8, 5, False, True, True),
+    "imagenet_stem": imagenet_stem(16, 3, False, True)[0],
+}
+
+
+@pytest.mark.parametrize("name", [*BLOCKS, *STEMS])
+def test_every_block_is_differentiable_under_jit(name):
+    """The slope along a random direction against a central difference."""
+    block = {**BLOCKS, **STEMS}[name]
+    shape = (5, 6, 3) if name in STEMS else (5, 6, 16)
+    layout = block_layout(block, (shape,))
+    random = np.random.default_rng(0)
+
+    def draw():
+        leaves = {
+            module: {leaf: jnp.asarray(random.normal(size=s)) for leaf, s in shapes.items()}
+            for module, shapes in layout.parameters.items()
+        }
+        return leaves, jnp.asarray(random.normal(size=(4, *shape)))
+
+    point, way = draw(), draw()
+    weights = jnp.asarray(random.normal(size=(4, *layout.outputs[-1])))
+
+    @jax.jit
+    @jax.value_and_grad
+    def run(arguments):
+        leaves, x = arguments
+        y = apply_block(block, leaves, (x,), lambda _, x, p: batch_norm_over_groups(x, p, 2))
+        return (weights * y).sum()
+
+    step = 1e-6
+    ahead, behind = (
+        run(jax.tree.map(lambda a, b, s=sign: a + s * step * b, point, way))[0] for sign in (1, -1)
+    )
+    slopes = jax.tree.map(lambda a, b: float((a * b).sum()), run(point)[1], way)
+    expected = float(ahead - behind) / (2 * step)
+    assert sum(jax.tree.leaves(slopes)) == pytest.approx(expected, rel=1e-6, abs=1e-6)
+    assert all(slope != 0 for slope in jax.tree.leaves(slopes))
