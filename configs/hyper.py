@@ -72,14 +72,14 @@ def _default() -> ConfigDict:
             "workers": 0,
             "augment": {
                 "zoom": (0.8, 1.2),
-                "translate": 0.2,
+                "translate": 0.3,
                 "tilt": 10.0,
                 "rotate": 0.0,
-                "mirror": 0.5,
+                "mirror": 0.0,
                 "flip": 0.0,
                 "border": "zero",
                 "normalize_laterality": True,
-                "difficulty": {"start": 1.0, "end": 1.0, "steps": 0},
+                "difficulty": {"start": 0.3, "end": 1.0, "hold": 700, "steps": 400},
             },
         }
     )
@@ -107,7 +107,7 @@ def _default() -> ConfigDict:
     config.optim = ConfigDict(
         {
             "name": "adamw",
-            "learning_rate": 1e-3,
+            "learning_rate": 1e-4,
             "weight_decay": 1e-5,
             "clip": 5.0,
             "warmup_steps": 50,
@@ -116,7 +116,7 @@ def _default() -> ConfigDict:
     )
     config.train = ConfigDict(
         {
-            "steps": 3000,
+            "steps": 2400,
             "meta_batch": 2,
             "batch_size": 32,
             "bn_group": 32,
@@ -139,7 +139,38 @@ def _default() -> ConfigDict:
 
 
 def _evaluation() -> ConfigDict:
-    return ConfigDict()
+    """The reduced comparison: 12 networks, one of them fine-tuned from four starts."""
+    return ConfigDict(
+        {
+            "splits": {"val": 12, "test": 0, "wide": 0, "deep": 0, "dense": 0, "bnfree": 0},
+            "resnets": (),
+            "batches": 8,
+            "ridge_images": 2000,
+            "downstream": {
+                "networks": ("test:0",),
+                "label": "any",
+                "images": {"train": 2000, "val": 400, "test": 600},
+                "fractions": (0.1,),
+                "lr_fractions": (0.1,),
+                "learning_rates": (0.01, 0.05),
+                "seeds": 3,
+                "grid_seeds": 0,
+                "probe_depths": (0.66, 1.0),
+                "depth_fraction": 1.0,
+                "init_noise": 0.0,
+                "budget": {
+                    "epochs": 12,
+                    "batch": 32,
+                    "min_steps": 6,
+                    "weight_decay": 1e-4,
+                    "clip": 0.0,
+                    "flip": False,
+                    "recalibrate_steps": 100,
+                    "recalibrate_batches": 16,
+                },
+            },
+        }
+    )
 
 
 def _seed_paper() -> dict:
@@ -155,7 +186,7 @@ def _seed_paper() -> dict:
                 "tilt": 0.0,
                 "mirror": 0.0,
                 "normalize_laterality": False,
-                "difficulty": {"start": 1.0, "end": 1.0, "steps": 0},
+                "difficulty": {"start": 1.0, "end": 1.0, "hold": 0, "steps": 0},
             }
         },
         "train": {"first_architectures": 0, "penalty": 0.0},
@@ -163,7 +194,19 @@ def _seed_paper() -> dict:
 
 
 def _full(config: ConfigDict) -> None:
-    del config
+    """The complete comparison: 50 networks of every split, ResNets, fractions, five seeds."""
+    for split in config.evaluate.splits:
+        config.evaluate.splits[split] = 50
+    config.evaluate.resnets = ("resnet18", "resnet34", "resnet50", "resnet101")
+    config.evaluate.batches = 16
+    downstream = config.evaluate.downstream
+    downstream.networks = ("resnet18", "test:0")
+    downstream.fractions = (0.02, 0.1, 1.0)
+    downstream.lr_fractions = ()
+    downstream.learning_rates = (0.003, 0.01, 0.05)
+    downstream.seeds = 5
+    downstream.images = ConfigDict({"train": 0, "val": 0, "test": 0})
+    downstream.budget.epochs = 20
 
 
 def _smoke(config: ConfigDict) -> None:
@@ -175,10 +218,25 @@ def _smoke(config: ConfigDict) -> None:
     config.train.log_every = 2
     config.train.checkpoint_every = 3
     config.optim.warmup_steps = 1
+    evaluate = config.evaluate
+    evaluate.splits.val = 1
+    evaluate.batches = 1
+    evaluate.ridge_images = 40
+    evaluate.downstream.images = ConfigDict({"train": 60, "val": 60, "test": 60})
+    evaluate.downstream.fractions = (0.5,)
+    evaluate.downstream.lr_fractions = (0.5,)
+    evaluate.downstream.learning_rates = (0.01,)
+    evaluate.downstream.seeds = 1
+    evaluate.downstream.probe_depths = (1.0,)
+    evaluate.downstream.budget.epochs = 1
+    evaluate.downstream.budget.min_steps = 1
 
 
 def _folder(config: ConfigDict) -> None:
+    """The user's own images: a folder or an .npz file."""
     config.data.source = "files"
+    config.data.labels = "none"
+    config.data.normalization = "gray"
 
 
 def _paper(config: ConfigDict) -> None:

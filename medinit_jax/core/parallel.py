@@ -50,9 +50,9 @@ class Parallel:
         """Raises UsageError unless groups of `group` fill `batch` and spread over the devices."""
         if batch % group or (batch // group) % self.size:
             raise UsageError(
-                f"config.batch_size={batch} does not divide into groups of config.bn_group={group} "
-                f"spread evenly over {self.size} device(s); make it a multiple of "
-                f"{group * self.size} or lower config.bn_group."
+                f"config.train.batch_size={batch} does not divide into groups of "
+                f"config.train.bn_group={group} spread evenly over {self.size} device(s); make it "
+                f"a multiple of {group * self.size} or lower config.train.bn_group."
             )
 
     def shard(self, batch):

@@ -25,17 +25,25 @@ _ORDER, _DRAW = 1, 2
 
 @dataclasses.dataclass(frozen=True)
 class Ramp:
-    """A difficulty that goes linearly from `start` to `end` over the first `steps` steps."""
+    """A difficulty that stays at `start`, then goes linearly to `end`.
+
+    Attributes:
+        start: Difficulty at first.
+        end: Difficulty at last.
+        hold: Steps at `start`.
+        steps: Steps from `start` to `end`.
+    """
 
     start: float = 1.0
     end: float = 1.0
+    hold: int = 0
     steps: int = 0
 
     def __call__(self, step: int) -> float:
         """Returns the difficulty at a step."""
-        if step >= self.steps:
+        if step >= self.hold + self.steps:
             return self.end
-        return self.start + (self.end - self.start) * step / self.steps
+        return self.start + (self.end - self.start) * max(0, step - self.hold) / self.steps
 
 
 @dataclasses.dataclass(frozen=True)

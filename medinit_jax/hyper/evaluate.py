@@ -7,6 +7,7 @@ where the first stopped; `summary.json` is written last and in one move.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def evaluate(
                 config, bilevel.module, initializer.theta, pool, ledger, bilevel.space, console
             )
     write_json(workdir / "parameters.json", finite(found["parameters"]))
-    np.savez_compressed(workdir / "samples.npz", **samples(config, sources["test"], SAMPLES))
+    _write_arrays(workdir / "samples.npz", samples(config, sources["test"], SAMPLES))
     summary = {
         "rotation_accuracy": rotation,
         "finetune": found["finetune"],
@@ -105,6 +106,7 @@ def evaluate(
             f"{entry['network']}  {entry['fraction']:.0%} of the labels  {entry['start']:<9} "
             f"AUC {entry['best_mean']:.3f}  (rate {entry['learning_rate']:g})",
             highlight=False,
+            soft_wrap=True,
         )
     return summary
 
@@ -161,8 +163,16 @@ def _rotation(
             f"untrained {figures['untrained_mean']:.3f}, ridge on thumbnails "
             f"{result['ridge']:.3f}, chance {result['chance']:.2f}",
             highlight=False,
+            soft_wrap=True,
         )
     return result
+
+
+def _write_arrays(path: Path, arrays: dict[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}")
+    with open(temporary, "wb") as file:
+        np.savez_compressed(file, **arrays)
+    os.replace(temporary, path)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import ml_collections
 
 from medinit_jax.core.checkpoint import save_params
+from medinit_jax.core.provenance import code_version
 from medinit_jax.data.catalog import batch_options
 from medinit_jax.hyper.hypernetwork import HyperInitializer
 
@@ -49,6 +50,7 @@ def publish(
             "range": "0..1 before mean and std",
         },
         "modality": config.data.name if config.data.source == "phantom" else config.data.source,
+        "code_version": code_version(),
         "steps": config.train.steps,
         "seed": config.seed,
     }

@@ -262,6 +262,7 @@ def train(
     console: Console,
     parallel: Parallel | None = None,
     stop_after: int | None = None,
+    bilevel: Bilevel | None = None,
 ) -> state.TrainState:
     """Trains, or goes on from the last checkpoint, and writes the initializer.
 
@@ -271,6 +272,7 @@ def train(
         console: Where progress is shown.
         parallel: Devices; all local ones by default.
         stop_after: Stops after so many steps of this call, saved and resumable.
+        bilevel: What it runs on, to share compiled blocks; made from the config by default.
 
     Returns:
         The last state.
@@ -278,7 +280,7 @@ def train(
     Raises:
         UsageError: Bad images or config, a damaged checkpoint, too many non-finite steps.
     """
-    bilevel = make_bilevel(config, parallel or Parallel())
+    bilevel = bilevel or make_bilevel(config, parallel or Parallel())
     sources = open_sources(config, console)
     options = batch_options(
         config.data, config.seed, config.train.batch_size // bilevel.pretext.copies

@@ -70,9 +70,9 @@ def test_processes_share_the_global_batch():
 
 
 def test_difficulty_follows_the_step():
-    ramp = Ramp(0.2, 1.0, 10)
+    ramp = Ramp(0.2, 1.0, steps=10)
     assert [ramp(s) for s in (0, 5, 10, 99)] == pytest.approx([0.2, 0.6, 1.0, 1.0])
-    easy = dataclasses.replace(HARD, difficulty=Ramp(0.0, 1.0, 2), shuffle=False)
+    easy = dataclasses.replace(HARD, difficulty=Ramp(0.0, 1.0, steps=2), shuffle=False)
     batches = BatchSource(source(4), easy)
     np.testing.assert_allclose(batches[0]["image"] * 255, source(4).images, atol=1e-3)
     full = BatchSource(source(4), dataclasses.replace(HARD, shuffle=False))

@@ -182,6 +182,19 @@ def test_networks_that_overflow_count_as_chance_and_are_named(bilevel):
     assert rotation_accuracy(bilevel, theta, programs, views)["not_finite"] == []
 
 
+def test_four_devices_score_as_one_does(bilevel):
+    config = config_of(bilevel.config.data.path)
+    config.train.bn_group = 2
+    theta = init_theta(bilevel.module, jax.random.key(1))["params"]
+    programs = {"a": tiny("val:0", 4, None).program}
+    figures = []
+    for count in (1, 4):
+        own = make_bilevel(config, Parallel(jax.devices()[:count]))
+        views = held_out_views(own, open_sources(config, quiet())["test"], 2)
+        figures.append(rotation_accuracy(own, theta, programs, views)["per_network"])
+    assert figures[0] == pytest.approx(figures[1])
+
+
 def test_views_show_every_image_once(bilevel):
     source = open_sources(bilevel.config, quiet())["test"]
     views = held_out_views(bilevel, source, 100)
