@@ -45,6 +45,12 @@ def _default() -> ConfigDict:
     config.cache_dir = ""
     config.init_from = ""
     config.preset = "stable"
+    config.note = (
+        "The images are fundus phantoms. Left eyes are mirrored to look like right ones, and "
+        "images are shifted by up to 30 % instead of mirrored at random: a thumbnail then reads "
+        "as few angles (0.44) as of the hard rotation with mirroring, but training leaves chance "
+        "within minutes, because 0 and 180 degrees are not ambiguous between eyes."
+    )
     config.space = "small"
     config.pretext = ConfigDict(
         {"name": "rotation", "mode": "four", "circle": True, "label_smoothing": 0.0}
@@ -234,6 +240,7 @@ def _smoke(config: ConfigDict) -> None:
 
 def _folder(config: ConfigDict) -> None:
     """The user's own images: a folder or an .npz file."""
+    config.note = ""
     config.data.source = "files"
     config.data.labels = "none"
     config.data.normalization = "gray"
@@ -241,6 +248,7 @@ def _folder(config: ConfigDict) -> None:
 
 def _paper(config: ConfigDict) -> None:
     """Real images at 224 px over the whole design space."""
+    config.note = ""
     config.space = "deepnets"
     config.data.source = "folder"
     config.data.size = 224

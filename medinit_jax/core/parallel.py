@@ -58,7 +58,7 @@ class Parallel:
     def shard(self, batch):
         """Puts a pytree of host arrays (batch, ...) on the devices, an equal part on each."""
         if self.size == 1:
-            return jax.device_put(batch, self.devices[0])
+            return self._place(batch)
         parts = jax.tree.map(lambda x: x.reshape(self.size, -1, *x.shape[1:]), batch)
         return jax.device_put(parts, self._split)
 
@@ -74,7 +74,18 @@ class Parallel:
 
     def replicate(self, tree):
         """Puts one and the same pytree on all devices, without a device axis."""
+        if self.size == 1:
+            return self._place(jax.device_get(tree))
         return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
+
+    def _place(self, tree):
+        """Puts a host pytree on the one device.
+
+        On the default device it stays uncommitted, as the outputs of `jit` are: a function that
+        is compiled for the one kind of argument compiles anew for the other.
+        """
+        default = self.devices[0] == jax.local_devices()[0]
+        return jax.device_put(tree, None if default else self.devices[0])
 
     def copy(self, tree):
         """Gives every device its own copy of a pytree, so that gradients stay per device."""

@@ -97,7 +97,7 @@ def evaluate(
             "theta_sha256": initializer.fingerprint,
             "images": sources["train"].describe(),
         },
-        "remarks": remarks,
+        "notes": [note for note in (config.note, *remarks) if note],
     }
     summary = finite(summary)
     write_json(workdir / "summary.json", summary)

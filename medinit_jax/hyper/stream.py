@@ -106,11 +106,11 @@ def frequent_signatures(space: Space, classes: int, networks: int) -> tuple[Sign
     Args:
         space: The design space.
         classes: Classes of the head.
-        networks: How many networks to look at.
+        networks: How many networks to look at, at most.
     """
     seen = Counter(
         signature
-        for index in range(networks)
+        for index in range(min(networks, space.size("train")))
         for signature in signatures(network_of(space, "train", index, classes))
     )
     return tuple(signature for signature, _ in seen.most_common())

@@ -20,6 +20,7 @@ import ml_collections
 import numpy as np
 from rich.console import Console
 
+from medinit_jax.api import load
 from medinit_jax.arch.graph import build_graph
 from medinit_jax.arch.space import Space, get_space
 from medinit_jax.arch.tape import Tape
@@ -290,8 +291,7 @@ def train(
         ml_collections.ConfigDict({**config.optim, "total_steps": config.train.steps})
     )
     key = jax.random.key(config.seed)
-    theta = init_theta(bilevel.module, key)["params"]
-    current = state.create(theta, optimizer)
+    current = state.create(_first_theta(config, bilevel.module, key), optimizer)
     checkpoints = Checkpoints(workdir / "checkpoints")
     current = bilevel.parallel.replicate(loop.resume(checkpoints, current, batches))
     started_at = int(current.step)
@@ -338,6 +338,21 @@ def train(
     if int(current.step) == config.train.steps and started_at < config.train.steps:
         _finish(config, workdir, current, bilevel, seconds, stream, console)
     return current
+
+
+def _first_theta(config: ml_collections.ConfigDict, module: HyperInitializer, key: jax.Array):
+    """Draws the hypernetwork's parameters, or takes those of `config.init_from`."""
+    drawn = init_theta(module, key)["params"]
+    if not config.init_from:
+        return drawn
+    found = load(config.init_from).theta
+    shapes, wanted = (jax.tree.map(jnp.shape, tree) for tree in (found, drawn))
+    if shapes != wanted:
+        raise UsageError(
+            f"The initializer config.init_from={config.init_from} has parameters of other shapes "
+            "than config.hyper asks for; use the config.hyper it was trained with."
+        )
+    return jax.tree.map(jnp.asarray, found)
 
 
 def open_sources(config: ml_collections.ConfigDict, console: Console) -> dict[str, Source]:

@@ -79,6 +79,7 @@ def config_of(path):
     return ConfigDict(
         {
             "seed": 5,
+            "note": "a note",
             "space": "small",
             "data": data | {"augment": augment},
             "pretext": {"name": "rotation", "mode": "four", "circle": True},
@@ -135,7 +136,7 @@ def test_writes_everything_and_a_second_run_computes_nothing(workdir, bilevel, m
         assert entry["learning_rate_from"] == 0.5
     assert len(summary["probe"]) == 2 * len(STARTS) * 2
     assert {e["depth"] for e in summary["probe"]} == {0.5, 1.0}
-    assert summary["train"]["steps"] == 1 and not summary["remarks"]
+    assert summary["train"]["steps"] == 1 and summary["notes"] == ["a note"]
     origin = summary["provenance"]
     assert origin["command"] == "the command" and origin["config_name"] == "toy"
     assert origin["images"]["count"] == 40 and len(origin["theta_sha256"]) == 64
@@ -167,7 +168,7 @@ def test_images_without_labels_leave_the_comparison_out(workdir, bilevel, tmp_pa
     config = config_of(path)
     summary = stage.evaluate(config, workdir, quiet(), "", bilevel._replace(config=config))
     assert summary["finetune"] == summary["probe"] == []
-    assert "no labels" in summary["remarks"][0]
+    assert "no labels" in summary["notes"][-1]
     assert summary["rotation_accuracy"]["val"]["n"] == 2
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from medinit_jax.arch.deepnets import Architecture, program
-from medinit_jax.arch.graph import build_graph
+from medinit_jax.arch.graph import TYPE_INDEX, ArchGraph, build_graph, path_lengths
 from medinit_jax.hyper.initializer import predict
 from medinit_jax.models.network import Network, apply_with_batch_statistics
 
@@ -24,6 +24,30 @@ def network(oracle, name):
         **config,
     )
     return program(arch, 32, num_classes=10)
+
+
+def without_attention_and_gates(graph):
+    """The reference loses these nodes: their sources are joined to their receivers."""
+    parents = [[] for _ in graph.node_type]
+    for sender, receiver, length in zip(
+        graph.senders, graph.receivers, graph.distance, strict=True
+    ):
+        if length == 1:
+            parents[receiver].append(int(sender))
+    lost = np.isin(graph.node_type, [TYPE_INDEX["msa"], TYPE_INDEX["cse"]])
+    for node, before in enumerate(parents):
+        joined = [s for p in before for s in (parents[p] if lost[p] else [p])]
+        parents[node] = list(dict.fromkeys(joined))
+    kept = np.flatnonzero(~lost)
+    number = {int(node): i for i, node in enumerate(kept)}
+    parents = [[number[p] for p in parents[node]] for node in kept]
+    return ArchGraph(
+        graph.node_type[kept],
+        graph.shape[kept],
+        tuple(graph.parameters[node] for node in kept),
+        graph.head[kept],
+        *path_lengths(parents),
+    )
 
 
 def reorder_flat_head(program, parameters):
@@ -67,7 +91,8 @@ def test_logits_of_the_reference_parameters(oracle, name):
 def test_logits_from_the_architecture_alone(oracle, name):
     net = network(oracle, name)
     shapes = net.parameter_shapes()
-    predicted = predict(oracle.module, oracle.theta, build_graph(net), shapes)
+    graph = without_attention_and_gates(build_graph(net))
+    predicted = predict(oracle.module, oracle.theta, graph, shapes)
     wanted = oracle.parameters(name)
     assert predicted.keys() == wanted.keys()
     assert_same_logits(oracle, name, predicted)
@@ -86,4 +111,4 @@ def test_the_flat_head_differs_by_the_order_of_its_rows_only(oracle):
     plain = jax.tree.map(jnp.asarray, parameters)
     logits = apply_with_batch_statistics(net, plain, images, len(images))
     expected = oracle["arch/vgg/logits"]
-    assert np.abs(logits - expected).max() / np.abs(expected).max() > 1e-2
+    assert np.abs(logits - expected).max() / np.abs(expected).max() > 1e-3

@@ -1,0 +1,316 @@
+"""The training stage on two small networks and a handful of images."""
+
+import io
+import json
+import logging
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+from medinit_jax.arch import space as space_lib
+from medinit_jax.arch.space import Space, Split
+from medinit_jax.core import optim, state
+from medinit_jax.core.config import read_command_line
+from medinit_jax.core.errors import UsageError
+from medinit_jax.core.parallel import Parallel
+from medinit_jax.hyper import train as train_lib
+from medinit_jax.hyper.initializer import init_theta
+from medinit_jax.hyper.stream import ArchitectureStream
+
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "hyper.py"
+SIZE = 16
+TINY = Space(
+    "tiny",
+    {
+        name: Split(100, n_cells=(3, 3), deep=(3,), steps=(1, 1, 1), norm="bn")
+        for name in ("train", "val", "test")
+    },
+    operations=("none", "max_pool_3x3", "avg_pool_3x3", "skip_connect", "conv_1x1", "conv_3x3"),
+    stem_kernels=(3,),
+    stem_types=(0,),
+    multipliers=(1,),
+    fc_layers=(1,),
+    stem_pool=1.0,
+    widen=lambda space, arch, parameters, rng: space_lib.dataclasses.replace(arch, C=16),
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny():
+    """The space has a name while these tests run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(space_lib.SPACES, "tiny", TINY)
+        yield
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Discs off the center: their place tells the angle."""
+    rows, columns = np.indices((SIZE, SIZE))
+    random = np.random.default_rng(0)
+    arrays = {}
+    for split, count in (("train", 24), ("val", 16), ("test", 16)):
+        place = random.normal((5, 9), 1, (count, 2))[..., None, None]
+        inside = (rows - place[:, 0]) ** 2 + (columns - place[:, 1]) ** 2 < 9
+        noise = random.integers(0, 60, inside.shape)
+        arrays[f"{split}_images"] = (150 * inside + noise).astype(np.uint8)
+    path = tmp_path_factory.mktemp("data") / "images.npz"
+    np.savez(path, **arrays)
+    return path
+
+
+@pytest.fixture(scope="module")
+def make_config(images):
+    """Function (options by dotted key) -> a config as the command line gives it."""
+
+    def make(*arguments, **options):
+        settings = {
+            "space": "tiny", "data.source": "npz", "data.path": images, "data.size": SIZE,
+            "hyper.hidden": 8, "hyper.max_shape": (8, 8, 5, 5), "train.batch_size": 16,
+            "train.bn_group": 4, "train.first_architectures": 2, "train.double_every": 10**6,
+            "optim.learning_rate": 0.001,
+        } | {name.replace("__", "."): value for name, value in options.items()}  # fmt: skip
+        flags = [f"--config.{name}={value}" for name, value in settings.items()]
+        return read_command_line(["test", f"--config={CONFIG}:smoke", *arguments, *flags]).config
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def compiled(make_config):
+    """Function (devices) -> what training runs on, its compiled blocks shared by the tests."""
+    made = {}
+
+    def get(devices=1):
+        if devices not in made:
+            parallel = Parallel(jax.devices()[:devices])
+            made[devices] = train_lib.make_bilevel(make_config(), parallel)
+        return made[devices]
+
+    return get
+
+
+def train(config, workdir, bilevel, **options):
+    workdir.mkdir(exist_ok=True)
+    return train_lib.train(config, workdir, Console(file=io.StringIO()), bilevel=bilevel, **options)
+
+
+def lines(workdir):
+    text = (workdir / "metrics.jsonl").read_text()
+    found = [json.loads(line) for line in text.splitlines()]
+    # How long compiling took is no result, and a resumed run compiles again.
+    return [line for line in found if "train/compile_s" not in line]
+
+
+def losses(workdir):
+    return [line["train/loss"] for line in lines(workdir) if "train/loss" in line]
+
+
+def bits(tree):
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(make_config, compiled, tmp_path_factory):
+    """Workdir and last state of six steps."""
+    workdir = tmp_path_factory.mktemp("whole")
+    return workdir, train(make_config(), workdir, compiled())
+
+
+def test_a_run_leaves_curve_summary_and_initializer(uninterrupted, make_config, compiled):
+    workdir, final = uninterrupted
+    assert int(final.step) == 6 and int(final.skipped) == 0
+    scalars = [line for line in lines(workdir) if "train/loss" in line]
+    assert [line["step"] for line in scalars] == [2, 4, 6]
+    assert all(np.isfinite(line["train/grad_norm"]) and line["skipped"] == 0 for line in scalars)
+    checked = {
+        line["step"]: line["val/accuracy"] for line in lines(workdir) if "val/accuracy" in line
+    }
+    assert set(checked) == {3, 6} and all(0 <= value <= 1 for value in checked.values())
+
+    summary = json.loads((workdir / "train.json").read_text())
+    assert {
+        "steps", "seconds", "architectures", "skipped_steps", "takeoff_step", "final_loss",
+        "curve_file",
+    } <= set(summary)  # fmt: skip
+    assert (summary["steps"], summary["architectures"], summary["skipped_steps"]) == (6, 2, 0)
+    assert summary["final_loss"] == scalars[-1]["train/loss"]
+    assert (workdir / summary["curve_file"]).exists()
+    assert (workdir / "initializer").is_dir()
+
+    # A second run of a complete one does nothing.
+    files = [workdir / name for name in ("metrics.jsonl", "train.json")]
+    before = [file.read_text() for file in files]
+    again = train(make_config(), workdir, compiled())
+    assert bits(again) == bits(final)
+    assert [file.read_text() for file in files] == before
+
+
+def test_the_initializer_holds_the_last_parameters(uninterrupted):
+    medinit_jax = pytest.importorskip("medinit_jax")
+    if not hasattr(medinit_jax, "load"):
+        pytest.skip("the package has no load yet")
+    workdir, final = uninterrupted
+    assert medinit_jax.load(workdir / "initializer") is not None
+
+
+@pytest.mark.parametrize("stops", [(2,), (2, 2)], ids=str)
+def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(
+    uninterrupted, make_config, compiled, tmp_path, stops
+):
+    whole, final = uninterrupted
+    workdir = tmp_path / "parts"
+    for stop in stops:
+        train(make_config(), workdir, compiled(), stop_after=stop)
+        assert not (workdir / "train.json").exists() and not (workdir / "initializer").exists()
+    resumed = train(make_config(), workdir, compiled())
+    assert bits(resumed.params) == bits(final.params)
+    assert bits(resumed.opt_state) == bits(final.opt_state)
+    assert lines(workdir) == lines(whole)
+    timeless = [
+        {k: v for k, v in json.loads((place / "train.json").read_text()).items() if k != "seconds"}
+        for place in (workdir, whole)
+    ]
+    assert timeless[0] == timeless[1]
+
+
+def test_four_devices_train_as_one_does(uninterrupted, make_config, compiled, tmp_path):
+    workdir, final = uninterrupted
+    on_four = train(make_config(), tmp_path / "four", compiled(4))
+    np.testing.assert_allclose(losses(tmp_path / "four"), losses(workdir), rtol=1e-5)
+    own, expected = (jax.device_get(s.params) for s in (on_four, final))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2e-4), own, expected)
+
+
+def test_the_plain_form_trains_as_the_tape_does(uninterrupted, make_config, compiled, tmp_path):
+    """Two steps, as every step compiles anew; the third loss would show a wrong update."""
+    config = make_config(train__execution="whole", train__validate_every=0)
+    plain = compiled()._replace(config=config)
+    train(config, tmp_path / "whole", plain, stop_after=2)
+    np.testing.assert_allclose(losses(tmp_path / "whole"), losses(uninterrupted[0])[:1], rtol=1e-5)
+
+
+class Broken:
+    """Gradients of the tape, of which those of some steps are not finite."""
+
+    def __init__(self, *steps):
+        self.steps, self.original, self.thetas = steps, train_lib.gradient_by_tape, []
+
+    def __call__(self, writer, tape, parallel, theta, *rest):
+        self.thetas.append(bits(theta))
+        found, accuracies, gradient = self.original(writer, tape, parallel, theta, *rest)
+        if len(self.thetas) - 1 in self.steps:
+            gradient = jax.tree.map(lambda leaf: leaf * np.float32(np.nan), gradient)
+        return found, accuracies, gradient
+
+
+def test_a_step_that_is_not_finite_is_left_out_counted_and_named(
+    make_config, compiled, tmp_path, monkeypatch
+):
+    config = make_config()
+    broken = Broken(3)
+    monkeypatch.setattr(train_lib, "gradient_by_tape", broken)
+    final = train(config, tmp_path, compiled())
+    assert int(final.skipped) == 1 and int(final.step) == 6
+    changed = [a != b for a, b in zip(broken.thetas, broken.thetas[1:], strict=False)]
+    # The first step of the warm-up has learning rate 0, but moves nothing only at step 0.
+    assert changed[1:] == [True, True, False, True]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(final.params)))
+    stream = ArchitectureStream(TINY, compiled().module, 2, config.seed, 2, 10**6)
+    named = stream.describe(3)
+    stream.close()
+    texts = [line["skipped_step"] for line in lines(tmp_path) if "skipped_step" in line]
+    assert texts == [f"step 3 not finite: {named}"] and "train:" in named
+    assert json.loads((tmp_path / "train.json").read_text())["skipped_steps"] == 1
+    assert len(losses(tmp_path)) == 3
+
+
+def test_too_many_such_steps_end_the_run(make_config, compiled, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_lib, "gradient_by_tape", Broken(0, 1, 2))
+    with pytest.raises(UsageError, match=r"aborted at step 4: 3 steps .* more than 2%.*train:"):
+        train(make_config(), tmp_path, compiled())
+    assert not (tmp_path / "initializer").exists()
+
+
+def test_the_preset_of_the_paper(make_config, tmp_path):
+    config = make_config(
+        "--config.preset=seed_paper", train__steps=2, optim__warmup_steps=0, hyper__layers=2
+    )
+    bilevel = train_lib.make_bilevel(config, Parallel(jax.devices()[:1]))
+    module = bilevel.module
+    assert (module.mode, module.direction, module.activations) == ("sync", "incoming", True)
+    assert config.optim.learning_rate == 0.001 and config.optim.schedule == "cosine"
+    assert not config.pretext.circle and config.data.augment.translate == 0
+    final = train(config, tmp_path, bilevel)
+    assert int(final.step) == 2 and int(final.skipped) == 0 and np.isfinite(losses(tmp_path)).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"train__bn_group": 12}, ["batch_size=16", "bn_group=12"]),
+        ({"train__batch_size": 18, "train__bn_group": 9}, ["batch_size=18", "multiple of 4"]),
+        ({"train__dtype": "float8"}, ["config.train.dtype='float8'", "float32"]),
+        ({"pretext__name": "jigsaw"}, ["config.pretext.name='jigsaw'", "rotation"]),
+        ({"space": "huge"}, ["'huge'", "config.space", "small"]),
+        ({"train__execution": "fast"}, ["config.train.execution='fast'", "whole"]),
+        ({"train__execution": "whole", "train__penalty": 0.1}, ["no penalty", "penalty=0"]),
+        ({"optim__warmup_steps": 6}, ["warmup_steps=6", "total_steps=6"]),
+    ],
+    ids=str,
+)
+def test_bad_options_end_in_one_sentence(make_config, tmp_path, options, words):
+    config = make_config(**options)
+    with pytest.raises(UsageError) as caught:
+        train_lib.train(config, tmp_path, Console(file=io.StringIO()), Parallel(jax.devices()[:1]))
+    message = str(caught.value)
+    assert all(word in message for word in words) and "\n" not in message
+    assert not (tmp_path / "initializer").exists()
+
+
+def test_a_batch_that_the_devices_cannot_share_names_both_numbers(make_config):
+    with pytest.raises(UsageError) as caught:
+        train_lib.make_bilevel(make_config(train__bn_group=8), Parallel(jax.devices()))
+    message = str(caught.value)
+    assert "config.train.batch_size=16" in message and "config.train.bn_group=8" in message
+    assert "4 device" in message and "multiple of 32" in message
+
+
+def test_too_few_images_to_validate_on(make_config, compiled, images, tmp_path):
+    with np.load(images) as file:
+        arrays = dict(file) | {"val_images": file["val_images"][:7]}
+    few = tmp_path / "few.npz"
+    np.savez(few, **arrays)
+    with pytest.raises(UsageError, match="7 images, fewer than config.train.batch_size=16"):
+        train(make_config(data__path=few), tmp_path / "run", compiled())
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_a_step_compiles_nothing_that_was_warmed_up(make_config, caplog, devices):
+    """Warm-up must use arrays placed as in training, or everything would compile twice."""
+    config = make_config(
+        train__warm_up_networks=2, train__warm_up_signatures=100, optim__warmup_steps=0
+    )
+    bilevel = train_lib.make_bilevel(config, Parallel(jax.devices()[:devices]))
+    train_lib.warm_up(bilevel, Console(file=io.StringIO()))
+    known = set(bilevel.tape.compiled)
+    stream = ArchitectureStream(TINY, bilevel.module, 2, 0, 2, 10**6)
+    optimizer, _ = optim.create(train_lib.ml_collections.ConfigDict(
+        {**config.optim, "total_steps": 6}))  # fmt: skip
+    key = jax.random.key(0)
+    start = state.create(init_theta(bilevel.module, key)["params"], optimizer)
+    step = train_lib.make_step(bilevel, optimizer, stream, key)
+    batch = {"image": np.random.default_rng(0).normal(size=(4, SIZE, SIZE, 3)).astype(np.float32)}
+    with caplog.at_level(logging.WARNING), jax.log_compiles():
+        step(bilevel.parallel.replicate(start), 0, batch)
+    stream.close()
+    assert set(bilevel.tape.compiled) == known
+    sizes = {f._cache_size() for pair in bilevel.tape.compiled.values() for f in pair}
+    assert sizes == {1}
+    messages = [r.getMessage() for r in caplog.records if r.getMessage().startswith("Compiling")]
+    blocks = [m for m in messages if ("jit(forward)" if devices == 1 else "jit(per_device)") in m]
+    # On one device the writer's decoder is jit(forward) too; on four the loss and sums are maps.
+    assert messages and len(blocks) < len(known)
