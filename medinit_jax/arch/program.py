@@ -181,7 +181,9 @@ def step_parameters(step: Step, shape: Shape) -> dict[str, Shape]:
     """
     channels = shape[-1]
     if step.kind == "conv":
-        leaves = {"kernel": (*step.kernel, channels // step.groups, step.features)}
+        leaves: dict[str, Shape] = {
+            "kernel": (*step.kernel, channels // step.groups, step.features)
+        }
     elif step.kind == "dense":
         leaves = {"kernel": (channels, step.features)}
     elif step.kind in ("batch_norm", "layer_norm"):

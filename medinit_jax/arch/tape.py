@@ -205,7 +205,7 @@ class Tape:
         self,
         wanted: Iterable[Signature],
         batch: int,
-        example: Callable[[Signature], Leaves],
+        example: Callable[[Signature], Raw],
         threads: int = 2,
         report: Callable[[], None] = lambda: None,
     ) -> None:

@@ -8,6 +8,7 @@ function runs once per device on its own slice, without communication. `total` i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,7 +26,7 @@ class Parallel:
         devices: Devices to use; all local ones by default.
     """
 
-    def __init__(self, devices: Sequence[jax.Device] | None = None):
+    def __init__(self, devices: Sequence[Any] | None = None):
         self.devices = tuple(devices if devices is not None else jax.local_devices())
         mesh = Mesh(np.array(self.devices, dtype=object), (AXIS,), axis_types=(AxisType.Auto,))
         self.mesh = mesh

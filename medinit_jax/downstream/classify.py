@@ -126,7 +126,11 @@ def fine_tune(
     count = len(task.train.labels)
     batch = min(budget.batch, count)
     steps = max(count // batch, budget.min_steps)
-    start, step = _step(network, budget.weight_decay, budget.clip)
+    start, step = _step(
+        network,  # pyright: ignore[reportArgumentType]
+        budget.weight_decay,
+        budget.clip,
+    )
     state = _State(params, initial_statistics(network.program), start(params))
     courses: tuple[list[float], list[float]] = ([], [])
     losses: list[float | None] = []
@@ -193,7 +197,7 @@ def outputs(
     Returns:
         Pooled features (n, channels) of each tap, then the logits (n, classes).
     """
-    run = _outputs(network, taps)
+    run = _outputs(network, taps)  # pyright: ignore[reportArgumentType]
     parts = []
     for first in range(0, len(images), batch):
         piece = images[first : first + batch]
@@ -253,7 +257,8 @@ def _step(network: Network, weight_decay: float, clip: float) -> tuple[Callable,
 
         def loss(params):
             variables = {"params": params, "batch_stats": state.statistics}
-            logits, new = network.apply(variables, images, train=True, mutable=["batch_stats"])
+            result: Any = network.apply(variables, images, train=True, mutable=["batch_stats"])
+            logits, new = result
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
             return losses.mean(), dict(new.get("batch_stats", {}))
 

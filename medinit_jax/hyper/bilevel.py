@@ -154,7 +154,6 @@ class Writer:
         self._nothing = jax.jit(lambda tree: jax.tree.map(jnp.zeros_like, tree))
         self._decode = functools.cache(self._build_decode)
         self._pull = jax.jit(self._pull_group, donate_argnums=(2, 3))
-        self._zeros = functools.cache(lambda shape, dtype: jnp.zeros(shape, dtype))
 
     def _build_decode(self, key):
         kind, *size = key
@@ -198,16 +197,18 @@ class Writer:
         pulls = []
         for group in batch.groups:
             tiles, pullback = self._decode(group.key)(theta["decoder"], x, group.rows)
-            pulls.append((group, pullback, tiles[0].shape, tiles[0].dtype))
+            pulls.append((group, pullback))
             for (network, module, kind), tile in zip(group.places, tiles, strict=False):
                 raw[network].setdefault(module, {})[kind] = tile
 
         def pull(gradients: Sequence[Raw]):
             total, dx = self._nothing((theta, x))
             decoder = total["decoder"]
-            for group, pullback, shape, dtype in pulls:
+            for group, pullback in pulls:
                 cotangents = [gradients[n][module][kind] for n, module, kind in group.places]
-                cotangents += [self._zeros(shape, dtype)] * (len(group.rows) - len(cotangents))
+                # Zeros that lie where the cotangents do: others would compile anew for each count.
+                missing = len(group.rows) - len(cotangents)
+                cotangents += [jnp.zeros_like(cotangents[0])] * missing if missing else []
                 decoder, dx = self._pull(pullback, tuple(cotangents), decoder, dx)
             total = {**total, "decoder": decoder}
             return self._pull_features(pull_features, dx, total, 1 / len(batch.programs))
@@ -285,7 +286,7 @@ def zero_example(module: HyperInitializer, signature: Signature) -> Raw:
 
 def gradient_by_tape(
     writer: Writer, tape: Tape, parallel: Parallel, theta, batch: MetaBatch, images, targets
-) -> tuple[jax.Array, jax.Array, Any]:
+) -> tuple[list[jax.Array], list[jax.Array], Any]:
     """Computes the bilevel loss and its gradient in theta through the tape.
 
     Args:

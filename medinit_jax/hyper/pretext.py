@@ -42,7 +42,7 @@ class Rotation:
         """Number of views made of each image."""
         return 4 if self.mode == "four" else 1
 
-    def views(self, images: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def views(self, images: jax.Array | np.ndarray, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Turns images.
 
         The four views of an image follow each other, so that any consecutive group of views whose

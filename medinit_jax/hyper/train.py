@@ -30,6 +30,7 @@ from medinit_jax.core.errors import UsageError
 from medinit_jax.core.log import MetricWriter, create_writer
 from medinit_jax.core.parallel import Parallel
 from medinit_jax.core.progress import Progress
+from medinit_jax.core.provenance import code_version
 from medinit_jax.core.workdir import write_json
 from medinit_jax.data.catalog import batch_options, open_splits
 from medinit_jax.data.pipeline import Batches, BatchSource, load_examples
@@ -326,6 +327,10 @@ def train(
                 progress=bar,
                 batches=batches,
                 checkpoints=checkpoints,
+                extra={
+                    "config": json.loads(config.to_json_best_effort()),
+                    "code_version": code_version(),
+                },
                 describe=stream.describe,
                 stop_after=stop_after,
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -46,4 +47,5 @@ def initial_parameters(
         for name, leaves in program.parameter_shapes().items()
         if modules is None or name in modules
     }
-    return _Parameters(shapes).init(key).get("params", {})
+    variables: Any = _Parameters(shapes).init(key)
+    return variables.get("params", {})

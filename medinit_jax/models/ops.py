@@ -130,7 +130,7 @@ def _taps(x, window, fill=0.0):
 def _untap(parts, shape, window):
     """Adds up `parts` = [((i, j), array of output size)] at the input positions they came from."""
     (_, _), (down, right), (top, left), dilation = window
-    total = None
+    spread = []
     for (i, j), part in parts:
         low = (i * dilation, j * dilation)
         high = (
@@ -144,9 +144,8 @@ def _untap(parts, shape, window):
             (low[1] - left, high[1] - left, right - 1),
             (0, 0, 0),
         )
-        spread = lax.pad(part, zero, config)
-        total = spread if total is None else total + spread
-    return total
+        spread.append(lax.pad(part, zero, config))
+    return functools.reduce(jnp.add, spread)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

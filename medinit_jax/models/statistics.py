@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from medinit_jax.arch.program import Program
 from medinit_jax.models.network import MOMENTUM, Network
@@ -42,9 +43,9 @@ def batch_statistics(network: Network) -> Callable[[Any, jax.Array], Statistics]
     def statistics(params, images):
         # Running values that start at 0 hold 1 - MOMENTUM of the batch's after one step.
         zeros = jax.tree.map(jnp.zeros_like, initial_statistics(network.program))
-        _, state = network.apply(
+        state: Any = network.apply(
             {"params": params, "batch_stats": zeros}, images, train=True, mutable=["batch_stats"]
-        )
+        )[1]
         return jax.tree.map(lambda x: x / (1 - MOMENTUM), dict(state.get("batch_stats", {})))
 
     return jax.jit(statistics)
@@ -56,7 +57,7 @@ def _add(total: Statistics, part: Statistics) -> Statistics:
 
 
 def recalibrate_bn(
-    network: Network, params: Any, batches: Iterable[jax.Array], limit: int = 64
+    network: Network, params: Any, batches: Iterable[jax.Array | np.ndarray], limit: int = 64
 ) -> Statistics:
     """Estimates the batch statistics of a network from images.
 
@@ -75,7 +76,7 @@ def recalibrate_bn(
     """
     if not initial_statistics(network.program):
         return {}
-    of_batch = batch_statistics(network)
+    of_batch = batch_statistics(network)  # pyright: ignore[reportArgumentType]
     total, count = None, 0
     for images in batches:
         part = of_batch(params, jnp.asarray(images))

@@ -40,7 +40,7 @@ PAIRS = (
     (55, 230), (56, 424), (499, 532), (583, 40), (227, 285),
 )  # fmt: skip
 LOSS = Rotation().loss
-# Compiling `whole` takes longer than running it once.
+# Compiling takes longer than running once, here and in the blocks of the tape.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
@@ -70,18 +70,25 @@ def theta():
 
 
 @functools.cache
-def compiled(dtype="float64", devices=1, penalty=0.0):
+def compiled(dtype="float64", penalty=0.0):
     """Writer and tape of one kind; their compiled pieces are shared by the tests."""
-    parallel = Parallel(jax.devices()[:devices])
-    prepare = functools.partial(prepare_leaves, penalty=penalty / devices)
-    return Writer(MODULE), Tape(parallel, GROUP, LOSS, prepare, jnp.dtype(dtype)), parallel
+    parallel = Parallel(jax.devices()[:1])
+    prepare = functools.partial(prepare_leaves, penalty=penalty)
+    return writer(), Tape(parallel, GROUP, LOSS, prepare, jnp.dtype(dtype)), parallel
 
 
-def by_tape(theta, programs, images, targets, dtype="float64", devices=1, penalty=0.0):
-    writer, tape, parallel = compiled(dtype, devices, penalty)
+@functools.cache
+def writer():
+    return Writer(MODULE)
+
+
+def by_tape(theta, programs, images, targets, dtype="float64", penalty=0.0):
     batch = meta_batch(programs, [build_graph(p) for p in programs], MODULE)
-    views, targets = parallel.shard((images, targets))
-    return gradient_by_tape(writer, tape, parallel, theta, batch, views, targets)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=QUICK))
+        own_writer, tape, parallel = compiled(dtype, penalty)
+        views, targets = parallel.shard((images, targets))
+        return gradient_by_tape(own_writer, tape, parallel, theta, batch, views, targets)
 
 
 def by_whole(theta, programs, images, targets, penalty=0.0):
@@ -152,9 +159,8 @@ def test_the_tape_has_the_gradient_of_the_plain_loss(wide, theta, pair):
     assert_equal_per_tensor(gradient, whole_gradient, 1e-8)
 
 
-@pytest.mark.parametrize("pair", [PAIRS[0], PAIRS[5]], ids=lambda pair: f"{pair[0]}-{pair[1]}")
-def test_losses_agree_in_float32(theta, pair):
-    programs = [network(i) for i in pair]
+def test_losses_agree_in_float32(theta):
+    programs = [network(i) for i in PAIRS[8]]
     images, targets = example()
     images = images.astype(np.float32)
     losses, _, gradient = by_tape(theta, programs, images, targets, "float32")
@@ -163,21 +169,22 @@ def test_losses_agree_in_float32(theta, pair):
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("devices", [1, 4])
-def test_the_penalty_has_the_gradient_of_the_sum_of_norms(wide, theta, devices):
-    theta, programs = double(theta), [network(i) for i in (227, 402)]
-    images, targets = example(2 * BATCH)
-    _, _, gradient = by_tape(theta, programs, images, targets, devices=devices, penalty=0.01)
-    *_, expected = by_whole(theta, programs, images, targets, penalty=0.01)
+def test_the_penalty_has_the_gradient_of_the_sum_of_norms(wide, theta):
+    theta, programs = double(theta), [network(i) for i in PAIRS[9]]
+    losses, _, gradient = by_tape(theta, programs, *example(), penalty=0.01)
+    *_, expected = by_whole(theta, programs, *example(), penalty=0.01)
     assert_equal_per_tensor(gradient, expected, 1e-8)
-    *_, without = by_whole(theta, programs, images, targets)
-    with pytest.raises(AssertionError):
-        assert_equal_per_tensor(gradient, without, 1e-3)
+    plain_losses, _, without = by_tape(theta, programs, *example())
+    np.testing.assert_array_equal(losses, plain_losses)
+    assert max(
+        np.linalg.norm(a - b) / np.linalg.norm(b)
+        for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(without), strict=True)
+    ) > 0.1  # fmt: skip
 
 
 def test_a_network_alone_has_the_gradient_it_has_in_a_meta_batch(wide, theta):
     """Padding to a common size and shared decoder calls leave no trace."""
-    theta, programs = double(theta), [network(i) for i in PAIRS[2]]
+    theta, programs = double(theta), [network(i) for i in PAIRS[9]]
     _, _, together = by_tape(theta, programs, *example())
     parts = [by_tape(theta, [p], *example())[2] for p in programs]
     mean = jax.tree.map(lambda a, b: (a + b) / 2, *parts)
@@ -187,9 +194,8 @@ def test_a_network_alone_has_the_gradient_it_has_in_a_meta_batch(wide, theta):
 def test_written_parameters_are_those_of_predict(wide, theta):
     """What the blocks make of raw tiles is what `predict` returns."""
     theta, programs = double(theta), [network(i) for i in PAIRS[0]]
-    writer, _, _ = compiled()
     graphs = [build_graph(p) for p in programs]
-    raw, _ = writer.write(theta, meta_batch(programs, graphs, MODULE))
+    raw, _ = writer().write(theta, meta_batch(programs, graphs, MODULE))
     for p, graph, given in zip(programs, graphs, raw, strict=True):
         shapes = p.parameter_shapes()
         expected = predict(MODULE, theta, graph, shapes)
@@ -220,7 +226,7 @@ def test_plans_and_examples_fit_each_other():
         assert len(group.rows) == chunk(group.key) >= len(group.places)
         assert set(group.rows[len(group.places) :]) <= {group.rows[0]}
     theta = init_theta(MODULE, jax.random.key(0))["params"]
-    raw, _ = Writer(MODULE).write(theta, batch)
+    raw, _ = writer().write(theta, batch)
     for p, given in zip(programs, raw, strict=True):
         for call, signature in zip(p.calls, signatures(p), strict=True):
             for name, kinds in zero_example(MODULE, signature).items():
