@@ -160,7 +160,7 @@ def test_the_tape_has_the_gradient_of_the_plain_loss(wide, theta, pair):
 
 
 def test_losses_agree_in_float32(theta):
-    programs = [network(i) for i in PAIRS[8]]
+    programs = [network(i) for i in (227, 41)]
     images, targets = example()
     images = images.astype(np.float32)
     losses, _, gradient = by_tape(theta, programs, images, targets, "float32")
