@@ -48,8 +48,8 @@ def _default() -> ConfigDict:
     config.note = (
         "The images are fundus phantoms. Left eyes are mirrored to look like right ones, and "
         "images are shifted by up to 30 % instead of mirrored at random: a thumbnail then reads "
-        "as few angles (0.44) as of the hard rotation with mirroring, but training leaves chance "
-        "within minutes, because 0 and 180 degrees are not ambiguous between eyes."
+        "as few angles (0.44) as of the hard rotation with mirroring, and 0 and 180 degrees are "
+        "not ambiguous between eyes. Training was seen to leave chance within minutes (one seed)."
     )
     config.space = "small"
     config.pretext = ConfigDict(

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medinit_jax.arch.graph import TYPE_INDEX, ArchGraph, build_graph
+from medinit_jax.arch.graph import ArchGraph, build_graph
 from medinit_jax.arch.program import Program
 from medinit_jax.core.errors import UsageError
 from medinit_jax.hyper.hypernetwork import HyperInitializer, Theta, init_theta
@@ -41,7 +41,7 @@ WHOLE = Transfer()
 
 def graph_of(module: HyperInitializer, program: Program) -> ArchGraph:
     """Returns the graph that a hypernetwork reads: with activations if it knows their types."""
-    return build_graph(program, activations=module.node_types > TYPE_INDEX["relu"])
+    return build_graph(program, module.activations)
 
 
 def random_start(program: Program, key: jax.Array) -> Params:
