@@ -36,8 +36,9 @@ from medinit_jax.core import compilation_cache, optim, state
 from medinit_jax.core.parallel import Parallel
 from medinit_jax.hyper.bilevel import MetaBatch, Writer, meta_batch
 from medinit_jax.hyper.hypernetwork import HyperInitializer, init_theta
+from medinit_jax.hyper.setup import Bilevel, make_bilevel, warm_up
 from medinit_jax.hyper.stream import ArchitectureStream, network_of
-from medinit_jax.hyper.train import Bilevel, make_bilevel, make_step, warm_up
+from medinit_jax.hyper.train import make_step
 
 ROOT = Path(__file__).resolve().parents[1]
 FULL_TILE = (64, 64, 11, 11)

@@ -33,7 +33,7 @@ def claim_workdir(
     workdir: str | os.PathLike[str],
     config: ml_collections.ConfigDict,
     name: str,
-    free: Sequence[str] = ("stages", "cache_dir"),
+    free: Sequence[str] = (),
 ) -> bool:
     """Makes a folder the home of one configuration, or finds that it already is.
 

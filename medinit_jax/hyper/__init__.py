@@ -9,6 +9,8 @@ from pathlib import Path
 import ml_collections
 
 STAGES = ("train", "evaluate", "report")
+# What may differ between the runs of one workdir: what training does not depend on.
+FREE = ("stages", "cache_dir", "note", "evaluate")
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
@@ -28,11 +30,12 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     from medinit_jax.core.parallel import Parallel
     from medinit_jax.core.workdir import claim_workdir
     from medinit_jax.hyper.evaluate import evaluate
-    from medinit_jax.hyper.train import make_bilevel, train
+    from medinit_jax.hyper.setup import make_bilevel
+    from medinit_jax.hyper.train import train
     from medinit_jax.report import write_report
 
     stages = read_stages(config, STAGES)
-    claim_workdir(workdir, config, "hyper")
+    claim_workdir(workdir, config, "hyper", free=FREE)
     console = Console(stderr=True)
     # Made once: evaluation runs the blocks that training compiled.
     bilevel = make_bilevel(config, Parallel()) if stages != ("report",) else None

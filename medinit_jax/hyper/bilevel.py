@@ -22,14 +22,20 @@ from medinit_jax.arch.graph import ArchGraph
 from medinit_jax.arch.program import Program, block_layout
 from medinit_jax.arch.tape import Raw, Signature, Tape
 from medinit_jax.core.parallel import Parallel
-from medinit_jax.hyper.decoder import Decoder
+from medinit_jax.hyper.decoder import (
+    Decoder,
+    Windows,
+    cut,
+    kernel_windows,
+    resized,
+    write_kernels,
+)
 from medinit_jax.hyper.hypernetwork import HyperInitializer
 from medinit_jax.hyper.initializer import predict
 from medinit_jax.hyper.tiles import finish, tile_shape
 from medinit_jax.models.network import apply_with_batch_statistics
 
-DECODER_LEAVES = {
-    "kernel": ("hidden_0", "hidden_1", "tile"),
+DECODER_LAYERS = {
     "vector": ("vector_0", "vector_1"),
     "head_kernel": ("hidden_0", "hidden_1", "tile", "class_kernel"),
     "head_bias": ("vector_0", "vector_1", "class_bias"),
@@ -38,12 +44,12 @@ DECODER_LEAVES = {
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Tensors that one call of the decoder writes; their number is fixed by the key.
+    """Tensors that one call of the decoder writes.
 
     Attributes:
         key: ("kernel", height, width, out, in) or (kind,).
         places: (network, module, leaf) of every tensor.
-        rows: int32 (chunk,), node row of each, padded by repeating the first.
+        rows: int32 (n,), node row of each, padded by repeating the first; n is one of `chunks`.
     """
 
     key: tuple
@@ -106,21 +112,27 @@ def meta_batch(
             places.setdefault(key, []).append(((network, name, kind), network * nodes + row))
     groups = []
     for key, members in sorted(places.items()):
-        size = chunk(key)
-        for start in range(0, len(members), size):
-            part = members[start : start + size]
+        few, many = chunks(key)
+        while members:
+            size = many if 2 * len(members) > many else few
+            part, members = members[:size], members[size:]
             rows = np.full(size, part[0][1], np.int32)
             rows[: len(part)] = [row for _, row in part]
             groups.append(Group(key, tuple(place for place, _ in part), rows))
     return MetaBatch(tuple(programs), batched, tuple(groups), tuple(indices))
 
 
-def chunk(key: tuple) -> int:
-    """Returns how many tensors one call of the decoder writes; fixed, so few calls compile."""
+def chunks(key: tuple) -> tuple[int, int]:
+    """Returns how many tensors a call of the decoder writes: few or many of the same key.
+
+    Two fixed numbers keep what is compiled little, what is computed for nothing, and the times that
+    the gradient of the whole tile is added up.
+    """
     if key[0] != "kernel":
-        return 32 if key[0] == "vector" else 1
+        return (32, 32) if key[0] == "vector" else (1, 1)
     positions = key[1] * key[2]
-    return 8 if positions == 1 else 4 if positions <= 9 else 2
+    few = 8 if positions == 1 else 4 if positions <= 9 else 2
+    return few, 4 * few
 
 
 def _tile_key(shape, kind, max_shape) -> tuple[int, int, int, int]:
@@ -142,43 +154,57 @@ class Writer:
         )
 
         def features(theta, graph):
-            return module.apply({"params": theta}, graph, method="features")
+            reader = {name: leaves for name, leaves in theta.items() if name != "decoder"}
 
-        self._features = jax.jit(lambda theta, graph: jax.vjp(lambda t: features(t, graph), theta))
-        self._pull_features = jax.jit(
-            lambda pullback, dx, total, scale: jax.tree.map(
-                lambda a, b: (a + b) * scale, total, pullback(dx)[0]
-            ),
-            donate_argnums=2,
-        )
+            def read(reader):
+                return module.apply({"params": {**theta, **reader}}, graph, method="features")
+
+            return jax.vjp(read, reader)
+
+        self._features = jax.jit(features)
+        self._pull_features = jax.jit(lambda pullback, dx: pullback(dx)[0])
         self._nothing = jax.jit(lambda tree: jax.tree.map(jnp.zeros_like, tree))
+        # On their own, so that what follows compiles once for graphs of any size.
+        self._take = jax.jit(lambda x, rows: x[rows])
+        self._put = jax.jit(lambda x, rows, part: x.at[rows].add(part), donate_argnums=0)
         self._decode = functools.cache(self._build_decode)
-        self._pull = jax.jit(self._pull_group, donate_argnums=(2, 3))
+        self._pull = jax.jit(self._pull_group, static_argnums=0, donate_argnums=3)
 
-    def _build_decode(self, key):
+    def _windows(self, key: tuple) -> Windows:
+        """Returns which part of the decoder a call reads, and adds its gradient to."""
         kind, *size = key
-        count = chunk(key)
+        if kind != "kernel":
+            return {name: {"kernel": (), "bias": ()} for name in DECODER_LAYERS[kind]}
+        height, width, out, in_ = size
+        return kernel_windows(self.module.max_shape, (height, width), out, in_, self.module.crop)
 
-        def decode(decoder, x):
-            method, arguments = (
-                ("decode_kernel", (tuple(size[:2]), *size[2:]))
-                if kind == "kernel"
-                else ("decode_1d" if kind == "vector" else f"decode_{kind}", ())
-            )
-            tiles = self.decoder.apply({"params": decoder}, x, *arguments, method=method)
+    def _build_decode(self, key: tuple, count: int):
+        kind, windows = key[0], self._windows(key)
+
+        def decode(decoder, parts, x):
+            if kind == "kernel":
+                tiles = resized(write_kernels(parts, x), key[1:3])
+            else:
+                method = "decode_1d" if kind == "vector" else f"decode_{kind}"
+                tiles = self.decoder.apply({"params": {**decoder, **parts}}, x, method=method)
             return tuple(tiles[i] for i in range(count))
 
-        def forward(decoder, x, rows):
-            used = {name: decoder[name] for name in DECODER_LEAVES[kind]}
-            return jax.vjp(lambda used, x: decode({**decoder, **used}, x[rows]), used, x)
+        def forward(decoder, x):
+            return jax.vjp(functools.partial(decode, decoder), cut(decoder, windows), x)
 
         return jax.jit(forward)
 
-    @staticmethod
-    def _pull_group(pullback, cotangents, decoder, dx):
-        used, part = pullback(cotangents)
-        sums = {name: jax.tree.map(jnp.add, decoder[name], leaves) for name, leaves in used.items()}
-        return {**decoder, **sums}, dx + part
+    def _pull_group(self, key, pullback, cotangents, decoder, scale):
+        parts, dx = jax.tree.map(lambda leaf: leaf * scale, pullback(cotangents))
+        decoder = {**decoder}
+        for name, leaves in self._windows(key).items():
+            total = decoder[name]
+            # Read and set, not `.add`: the latter is a scatter, which XLA does not do in place.
+            decoder[name] = {
+                leaf: total[leaf].at[window].set(total[leaf][window] + parts[name][leaf])
+                for leaf, window in leaves.items()
+            }
+        return decoder, dx
 
     def write(self, theta, batch: MetaBatch):
         """Predicts.
@@ -196,22 +222,23 @@ class Writer:
         raw: list[Raw] = [{} for _ in batch.programs]
         pulls = []
         for group in batch.groups:
-            tiles, pullback = self._decode(group.key)(theta["decoder"], x, group.rows)
+            decode = self._decode(group.key, len(group.rows))
+            tiles, pullback = decode(theta["decoder"], self._take(x, group.rows))
             pulls.append((group, pullback))
             for (network, module, kind), tile in zip(group.places, tiles, strict=False):
                 raw[network].setdefault(module, {})[kind] = tile
 
         def pull(gradients: Sequence[Raw]):
-            total, dx = self._nothing((theta, x))
-            decoder = total["decoder"]
+            decoder, dx = self._nothing((theta["decoder"], x))
+            scale = 1 / len(batch.programs)
             for group, pullback in pulls:
                 cotangents = [gradients[n][module][kind] for n, module, kind in group.places]
                 # Zeros that lie where the cotangents do: others would compile anew for each count.
                 missing = len(group.rows) - len(cotangents)
                 cotangents += [jnp.zeros_like(cotangents[0])] * missing if missing else []
-                decoder, dx = self._pull(pullback, tuple(cotangents), decoder, dx)
-            total = {**total, "decoder": decoder}
-            return self._pull_features(pull_features, dx, total, 1 / len(batch.programs))
+                decoder, part = self._pull(group.key, pullback, tuple(cotangents), decoder, scale)
+                dx = self._put(dx, group.rows, part)
+            return {**self._pull_features(pull_features, dx), "decoder": decoder}
 
         return raw, pull
 

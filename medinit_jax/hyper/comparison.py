@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 import math
 from collections.abc import Callable
 from typing import Any
@@ -74,6 +76,7 @@ class Comparison:
         self.network: Network = by_name(name, pool.classes, space)
         self.transfer = Transfer(False, self.settings.depth_fraction, self.settings.init_noise)
         self.budget = budget_of(config)
+        self._rules = digest_of(self.settings)
         self._theta = theta
         self._predicted = functools.cache(self._predict)
 
@@ -98,7 +101,7 @@ class Comparison:
 
     def course(self, cell: Cell) -> dict[str, Any]:
         """Fine-tunes, or returns what an earlier run found: the fields of `classify.Course`."""
-        key = "/".join(["finetune", *(str(field) for field in cell)])
+        key = "/".join(["finetune", self._rules, *(str(field) for field in cell)])
         if key not in self.ledger:
             task = Task(self.labeled(cell.fraction, cell.seed), self.pool.val, self.pool.test)
             start = self.start(cell.start, cell.seed)
@@ -111,7 +114,7 @@ class Comparison:
 
     def probe(self, fraction: float, start: str, seed: int) -> list[float | None]:
         """Returns the test AUC of frozen features at each depth, or None where not finite."""
-        key = f"probe/{self.name}/{fraction:g}/{start}/{seed}"
+        key = f"probe/{self._rules}/{self.name}/{fraction:g}/{start}/{seed}"
         if key not in self.ledger:
             labeled = self.labeled(fraction, seed)
             params = self.start(start, seed)
@@ -206,6 +209,14 @@ class Comparison:
             for name, leaves in self.network.program.parameter_shapes().items()
             for leaf, shape in leaves.items()
         ]
+
+
+def digest_of(settings: ml_collections.ConfigDict) -> str:
+    """Names what a run depends on beside its cell: labels, images, transfer, budget, depths."""
+    keys = ("label", "images", "probe_depths", "depth_fraction", "init_noise", "budget")
+    given = settings.to_dict()
+    text = json.dumps({key: given[key] for key in keys}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def budget_of(config: ml_collections.ConfigDict) -> Budget:

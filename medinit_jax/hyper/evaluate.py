@@ -33,8 +33,8 @@ from medinit_jax.hyper.rotation import (
     rotation_accuracy,
     samples,
 )
+from medinit_jax.hyper.setup import Bilevel, make_bilevel, open_sources
 from medinit_jax.hyper.starts import untrained_theta
-from medinit_jax.hyper.train import Bilevel, make_bilevel, open_sources
 from medinit_jax.models.zoo import by_name
 
 SAMPLES = 6
@@ -85,6 +85,7 @@ def evaluate(
             found = compare(
                 config, bilevel.module, initializer.theta, pool, ledger, bilevel.space, console
             )
+            remarks.append(_what_enters(config.evaluate.downstream))
     write_json(workdir / "parameters.json", finite(found["parameters"]))
     _write_arrays(workdir / "samples.npz", samples(config, sources["test"], SAMPLES))
     summary = {
@@ -96,6 +97,7 @@ def evaluate(
             **provenance(command, _read(workdir / "config.json").get("name", workdir.name)),
             "theta_sha256": initializer.fingerprint,
             "images": sources["train"].describe(),
+            "evaluate": config.evaluate.to_dict(),
         },
         "notes": [note for note in (config.note, *remarks) if note],
     }
@@ -111,6 +113,17 @@ def evaluate(
     return summary
 
 
+def _what_enters(settings: ml_collections.ConfigDict) -> str:
+    """Says which tensors take predicted values."""
+    share, noise = settings.depth_fraction, settings.init_noise
+    which = "All tensors" if share == 1 else f"The first {share:.0%} of the tensors"
+    added = f", plus noise of {noise:g} of their standard deviation" if noise else ""
+    return (
+        f"{which} of a fine-tuned network take predicted (or permuted) values{added}; the others, "
+        "and always the classifier, keep the network's own initialization."
+    )
+
+
 def _rotation(
     config: ml_collections.ConfigDict,
     initializer: Initializer,
@@ -122,13 +135,14 @@ def _rotation(
     """Returns the part `rotation_accuracy` of the summary."""
     settings = config.evaluate
     views = held_out_views(bilevel, sources["test"], settings.batches)
-    if "ridge" not in ledger:
+    ridge_key = f"ridge/{settings.batches}/{settings.ridge_images}"
+    if ridge_key not in ledger:
         ridge = ridge_figure(
             config, sources["train"], sources["test"], views, settings.ridge_images
         )
-        ledger.add("ridge", ridge)
+        ledger.add(ridge_key, ridge)
     result: dict[str, Any] = {
-        "ridge": ledger["ridge"],
+        "ridge": ledger[ridge_key],
         "chance": 1 / bilevel.pretext.num_targets,
     }
     parts = names_of(settings.splits, bilevel.space.size, settings.resnets)

@@ -69,6 +69,8 @@ class HyperInitializer(nn.Module):
         crop: Part of the whole tile a smaller kernel is: "corner" (GHN-2) or "center" (GHN-3).
         decoder_scale: Factor on the initial weights of the decoder's last layers, 1/5 in GHN-3;
             unless it is 1, their biases start at 0.
+        decoder_centered: Whether the decoder starts without the blur that a common mean of its
+            inputs makes, see `Decoder`.
 
     Source: GHN-2 (Knyazev et al. 2021), GHN-3 (2023) and the hyper-initializer paper (arXiv
     2206.03661); checked against `ghn.npz`.
@@ -94,6 +96,7 @@ class HyperInitializer(nn.Module):
     init_scheme: str = "ghn2"
     crop: str = "corner"
     decoder_scale: float = 1.0
+    decoder_centered: bool = False
 
     @property
     def known_sizes(self) -> ShapeTables:
@@ -135,6 +138,7 @@ class HyperInitializer(nn.Module):
             num_classes=self.num_classes,
             crop=self.crop,
             scale=self.decoder_scale,
+            centered=self.decoder_centered,
         )
 
     def _init_norm(self, key: jax.Array) -> dict[str, jax.Array]:
@@ -169,14 +173,6 @@ class HyperInitializer(nn.Module):
         """
         x = self.gnn(self.embed(graph), graph)
         return layer_norm(self.norm, x) if self.layer_norm else x
-
-    def kernel_hidden(self, x: jax.Array, kernel: tuple[int, int]) -> jax.Array:
-        """First half of `decode_kernel`, see `Decoder.kernel_hidden`: (n, height, width, 8d)."""
-        return self.decoder.kernel_hidden(x, kernel)
-
-    def kernel_tile(self, hidden: jax.Array, out_channels: int, in_channels: int) -> jax.Array:
-        """Second half of `decode_kernel`, see `Decoder.kernel_tile`: (..., I', O')."""
-        return self.decoder.kernel_tile(hidden, out_channels, in_channels)
 
     def decode_kernel(
         self, x: jax.Array, kernel: tuple[int, int], out_channels: int, in_channels: int

@@ -12,7 +12,8 @@ import jraph
 import numpy as np
 
 from medinit_jax.arch.batching import to_jraph
-from medinit_jax.arch.graph import ArchGraph
+from medinit_jax.arch.graph import ArchGraph, build_graph
+from medinit_jax.arch.program import Program
 from medinit_jax.core.errors import UsageError
 from medinit_jax.hyper.hypernetwork import HyperInitializer, Theta, from_config, init_theta
 from medinit_jax.hyper.tiles import Shape, finish, tile_shape
@@ -22,6 +23,7 @@ __all__ = [
     "Slot",
     "Theta",
     "from_config",
+    "graph_of",
     "hide_head",
     "init_theta",
     "parameter_slots",
@@ -49,6 +51,11 @@ class Slot(NamedTuple):
     kind: str
     shape: Shape
     tile: Shape
+
+
+def graph_of(module: HyperInitializer, program: Program) -> ArchGraph:
+    """Returns the graph that a hypernetwork reads: with activations if it knows their types."""
+    return build_graph(program, module.activations)
 
 
 def parameter_slots(

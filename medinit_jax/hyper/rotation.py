@@ -17,9 +17,9 @@ from medinit_jax.data.pipeline import load_examples
 from medinit_jax.data.sources import Source
 from medinit_jax.hyper.bilevel import meta_batch
 from medinit_jax.hyper.hypernetwork import Theta
+from medinit_jax.hyper.initializer import graph_of
 from medinit_jax.hyper.pretext import ridge_accuracy
-from medinit_jax.hyper.starts import graph_of
-from medinit_jax.hyper.train import Bilevel, make_pretext
+from medinit_jax.hyper.setup import Bilevel, make_pretext
 
 LOW = 0.35
 # A thumbnail needs no more pixels than this, whatever the networks see.
@@ -56,7 +56,7 @@ def held_out_views(bilevel: Bilevel, source: Source, batches: int) -> Views:
     if len(indices) == 0:
         raise UsageError(
             f"{len(source)} held-out images do not fill a batch of config.train.batch_size={size}; "
-            "give more test images or lower it."
+            "give more held-out images or lower it."
         )
     split = bilevel.parallel.split(make_pretext(config, mode="one").views)
     options = batch_options(config.data, config.seed, size)

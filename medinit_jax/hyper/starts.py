@@ -13,11 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medinit_jax.arch.graph import ArchGraph, build_graph
 from medinit_jax.arch.program import Program
 from medinit_jax.core.errors import UsageError
 from medinit_jax.hyper.hypernetwork import HyperInitializer, Theta, init_theta
-from medinit_jax.hyper.initializer import predict
+from medinit_jax.hyper.initializer import graph_of, predict
 from medinit_jax.models.initial import Params, initial_parameters
 
 
@@ -37,11 +36,6 @@ class Transfer(NamedTuple):
 
 
 WHOLE = Transfer()
-
-
-def graph_of(module: HyperInitializer, program: Program) -> ArchGraph:
-    """Returns the graph that a hypernetwork reads: with activations if it knows their types."""
-    return build_graph(program, module.activations)
 
 
 def random_start(program: Program, key: jax.Array) -> Params:

@@ -8,12 +8,13 @@ from collections import Counter
 import numpy as np
 
 from medinit_jax.arch.deepnets import program
-from medinit_jax.arch.graph import ArchGraph, build_graph
+from medinit_jax.arch.graph import ArchGraph
 from medinit_jax.arch.program import Program
 from medinit_jax.arch.space import Space
 from medinit_jax.arch.tape import Signature, signatures
 from medinit_jax.hyper.bilevel import MetaBatch, meta_batch
 from medinit_jax.hyper.hypernetwork import HyperInitializer
+from medinit_jax.hyper.initializer import graph_of
 
 
 def network_of(space: Space, split: str, index: int, classes: int) -> Program:
@@ -84,7 +85,7 @@ class ArchitectureStream:
 
     def _network(self, index: int) -> tuple[Program, ArchGraph]:
         network = network_of(self.space, "train", index, self.module.num_classes)
-        return network, build_graph(network, self.module.activations)
+        return network, graph_of(self.module, network)
 
     def __getitem__(self, step: int) -> MetaBatch:
         """Returns a step's meta-batch and starts to prepare the next ones."""

@@ -12,7 +12,6 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +20,6 @@ import numpy as np
 from rich.console import Console
 
 from medinit_jax.api import load
-from medinit_jax.arch.graph import build_graph
-from medinit_jax.arch.space import Space, get_space
-from medinit_jax.arch.tape import Tape
 from medinit_jax.core import loop, optim, state
 from medinit_jax.core.checkpoint import Checkpoints
 from medinit_jax.core.errors import UsageError
@@ -32,92 +28,18 @@ from medinit_jax.core.parallel import Parallel
 from medinit_jax.core.progress import Progress
 from medinit_jax.core.provenance import code_version
 from medinit_jax.core.workdir import write_json
-from medinit_jax.data.catalog import batch_options, open_splits
-from medinit_jax.data.pipeline import Batches, BatchSource, load_examples
+from medinit_jax.data.catalog import batch_options
+from medinit_jax.data.pipeline import Batches, BatchSource
 from medinit_jax.data.sources import Source
-from medinit_jax.hyper.bilevel import (
-    MetaBatch,
-    Writer,
-    gradient_by_tape,
-    loss_whole,
-    meta_batch,
-    prepare_leaves,
-    zero_example,
-)
-from medinit_jax.hyper.hypernetwork import HyperInitializer, from_config, init_theta
-from medinit_jax.hyper.pretext import PRETEXTS, Rotation
+from medinit_jax.hyper.bilevel import MetaBatch, gradient_by_tape, loss_whole
+from medinit_jax.hyper.hypernetwork import HyperInitializer, init_theta
+from medinit_jax.hyper.initializer import graph_of
 from medinit_jax.hyper.publish import publish
-from medinit_jax.hyper.stream import ArchitectureStream, frequent_signatures, network_of
+from medinit_jax.hyper.rotation import held_out_views, rotation_accuracy
+from medinit_jax.hyper.setup import Bilevel, make_bilevel, open_sources, warm_up
+from medinit_jax.hyper.stream import ArchitectureStream, network_of
 
 TAKEOFF_LOSS = 1.30
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
-
-
-class Bilevel(NamedTuple):
-    """What a bilevel step is made of.
-
-    Attributes:
-        config: The experiment.
-        parallel: Devices.
-        module: The hypernetwork.
-        space: The design space.
-        pretext: The self-supervised task.
-        writer: Compiled pieces of the hypernetwork.
-        tape: Compiled blocks of the networks.
-        views: (images (B, S, S, C), key) -> (views, targets), both split over the devices.
-    """
-
-    config: ml_collections.ConfigDict
-    parallel: Parallel
-    module: HyperInitializer
-    space: Space
-    pretext: Rotation
-    writer: Writer
-    tape: Tape
-    views: Any
-
-
-def make_bilevel(config: ml_collections.ConfigDict, parallel: Parallel) -> Bilevel:
-    """Puts together what training and evaluation run on.
-
-    Args:
-        config: The experiment, see `configs/hyper.py`.
-        parallel: Devices.
-
-    Raises:
-        UsageError: A key has a value that means nothing, or the batch cannot be divided.
-    """
-    parallel.check_batch(config.train.batch_size, config.train.bn_group)
-    pretext = make_pretext(config)
-    if config.train.batch_size % pretext.copies:
-        raise UsageError(
-            f"config.train.batch_size={config.train.batch_size} views cannot be made of whole "
-            f"images with {pretext.copies} views each; make it a multiple of {pretext.copies}."
-        )
-    if config.train.dtype not in DTYPES:
-        raise UsageError(f"config.train.dtype={config.train.dtype!r} is none of {list(DTYPES)}.")
-    module = from_config({**config.hyper, "num_classes": pretext.num_targets})
-    tape = Tape(
-        parallel,
-        config.train.bn_group,
-        pretext.loss,
-        functools.partial(
-            prepare_leaves, penalty=config.train.penalty / parallel.size, normalize=module.normalize
-        ),
-        DTYPES[config.train.dtype],
-    )
-    space = get_space(config.space, config.data.size)
-    views = parallel.split(pretext.views)
-    return Bilevel(config, parallel, module, space, pretext, Writer(module), tape, views)
-
-
-def make_pretext(config: ml_collections.ConfigDict, **changes) -> Rotation:
-    """Returns the pretext that `config.pretext` names, with changed attributes."""
-    options = {**config.pretext, **changes}
-    name = options.pop("name")
-    if name not in PRETEXTS:
-        raise UsageError(f"config.pretext.name={name!r} is none of {', '.join(PRETEXTS)}.")
-    return PRETEXTS[name](**options)
 
 
 def make_step(bilevel: Bilevel, optimizer, stream: ArchitectureStream, key: jax.Array):
@@ -166,7 +88,7 @@ def _gradients(bilevel: Bilevel):
     def whole(theta, batch: MetaBatch, views, targets):
         if bilevel.parallel.size > 1:
             views, targets = (x.reshape(-1, *x.shape[2:]) for x in (views, targets))
-        graphs = [build_graph(program, bilevel.module.activations) for program in batch.programs]
+        graphs = [graph_of(bilevel.module, program) for program in batch.programs]
 
         @jax.jit
         def run(theta, views, targets):
@@ -188,74 +110,6 @@ def _gradients(bilevel: Bilevel):
         return losses, accuracies, gradient
 
     return whole
-
-
-def warm_up(bilevel: Bilevel, console: Console) -> float:
-    """Compiles the blocks of the most frequent signatures ahead of training.
-
-    Args:
-        bilevel: What training runs on.
-        console: Where progress is shown.
-
-    Returns:
-        Seconds it took.
-    """
-    started = time.monotonic()
-    wanted = frequent_signatures(
-        bilevel.space, bilevel.module.num_classes, bilevel.config.train.warm_up_networks
-    )[: bilevel.config.train.warm_up_signatures]
-    with Progress("compile", len(wanted), console, unit="blocks") as bar:
-        done = 0
-
-        def report() -> None:
-            nonlocal done
-            done += 1
-            bar.update(done)
-
-        bilevel.tape.warm_up(
-            wanted,
-            bilevel.config.train.batch_size,
-            lambda signature: zero_example(bilevel.module, signature),
-            report=report,
-        )
-    return time.monotonic() - started
-
-
-def validation(bilevel: Bilevel, source: Source):
-    """Returns a function theta -> mean accuracy of the first networks of `val` on held-out images.
-
-    Every image is shown once, at one random angle, so that no batch holds an image twice.
-    """
-    config = bilevel.config
-    options = batch_options(config.data, config.seed, config.train.batch_size)
-    images = load_examples(source, np.arange(min(len(source), config.train.batch_size)), options)
-    if len(images["image"]) < config.train.batch_size:
-        raise UsageError(
-            f"The val part holds {len(source)} images, fewer than config.train.batch_size="
-            f"{config.train.batch_size}; give more images or lower it."
-        )
-    pretext = make_pretext(config, mode="one")
-    views, targets = bilevel.parallel.split(pretext.views)(
-        images["image"], jax.random.key(config.seed)
-    )
-    programs = [
-        network_of(bilevel.space, "val", i, pretext.num_targets)
-        for i in range(config.train.validation_networks)
-    ]
-    batches = [
-        meta_batch([p], [build_graph(p, bilevel.module.activations)], bilevel.module)
-        for p in programs
-    ]
-
-    def accuracy(theta) -> float:
-        values = []
-        for program, batch in zip(programs, batches, strict=True):
-            raw, _ = bilevel.writer.write(theta, batch)
-            given = bilevel.parallel.copy(raw[0])
-            values.append(bilevel.tape.loss(program, given, views, targets)[1])
-        return float(np.mean(jax.device_get(values)))
-
-    return accuracy
 
 
 def train(
@@ -311,7 +165,7 @@ def train(
         started = time.monotonic()
         step_fn = _with_validation(
             make_step(bilevel, optimizer, stream, key),
-            validation(bilevel, sources["val"]),
+            _validation(bilevel, sources["val"]),
             config.train.validate_every,
             writer,
             config.train.steps,
@@ -360,19 +214,14 @@ def _first_theta(config: ml_collections.ConfigDict, module: HyperInitializer, ke
     return jax.tree.map(jnp.asarray, found)
 
 
-def open_sources(config: ml_collections.ConfigDict, console: Console) -> dict[str, Source]:
-    """Opens the images of all splits; phantoms that are not there yet are drawn, with a bar."""
-    bars: dict[str, Progress] = {}
-
-    def report(split: str, done: int, total: int) -> None:
-        if split not in bars:
-            bars[split] = Progress(f"draw {split}", total, console, unit="images")
-            bars[split].__enter__()
-        bars[split].update(done)
-        if done == total:
-            bars.pop(split).__exit__(None, None, None)
-
-    return open_splits(config.data, progress=report)
+def _validation(bilevel: Bilevel, source: Source):
+    """Returns a function theta -> mean accuracy of the first networks of `val`, on one batch."""
+    views = held_out_views(bilevel, source, 1)
+    programs = {
+        f"val:{i}": network_of(bilevel.space, "val", i, bilevel.module.num_classes)
+        for i in range(bilevel.config.train.validation_networks)
+    }
+    return lambda theta: rotation_accuracy(bilevel, theta, programs, views)["mean"]
 
 
 def _with_validation(step_fn, accuracy, every: int, writer: MetricWriter, last: int):

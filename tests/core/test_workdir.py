@@ -35,7 +35,7 @@ def test_the_same_config_resumes_and_stages_may_differ(tmp_path):
     before = (tmp_path / "config.json").read_bytes()
     (tmp_path / "metrics.jsonl").write_text("")
     assert claim_workdir(tmp_path, make_config(), "hyper")
-    assert claim_workdir(tmp_path, make_config(stages=("report",)), "hyper")
+    assert claim_workdir(tmp_path, make_config(stages=("report",)), "hyper", ("stages",))
     assert (tmp_path / "config.json").read_bytes() == before
 
 

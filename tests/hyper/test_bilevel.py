@@ -10,12 +10,13 @@ import pytest
 
 from medinit_jax.arch.deepnets import program
 from medinit_jax.arch.graph import build_graph
+from medinit_jax.arch.program import BlockBuilder, ProgramBuilder
 from medinit_jax.arch.space import OPERATIONS, Space, Split, get_space
 from medinit_jax.arch.tape import Tape, signatures
 from medinit_jax.core.parallel import Parallel
 from medinit_jax.hyper.bilevel import (
     Writer,
-    chunk,
+    chunks,
     gradient_by_tape,
     loss_whole,
     meta_batch,
@@ -56,8 +57,10 @@ def example(batch=BATCH, size=SIZE):
 
 @pytest.fixture
 def wide():
-    with jax.enable_x64(True):
-        yield
+    # Not `jax.enable_x64`, which the threads that compile blocks would not see.
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
 
 
 def double(tree):
@@ -87,6 +90,8 @@ def by_tape(theta, programs, images, targets, dtype="float64", penalty=0.0):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=QUICK))
         own_writer, tape, parallel = compiled(dtype, penalty)
+        wanted = {signature for p in programs for signature in signatures(p)}
+        tape.warm_up(wanted, len(images), lambda signature: zero_example(MODULE, signature))
         views, targets = parallel.shard((images, targets))
         return gradient_by_tape(own_writer, tape, parallel, theta, batch, views, targets)
 
@@ -207,6 +212,31 @@ def test_written_parameters_are_those_of_predict(wide, theta):
                 np.testing.assert_allclose(own[leaf], leaves[leaf], rtol=1e-12, atol=1e-14)
 
 
+def test_the_penalty_counts_once_on_several_devices(wide, theta):
+    build = ProgramBuilder((8, 8, 3))
+    b = BlockBuilder(1)
+    b("batch_norm", b.conv(0, "conv", 4, 3, stride=4), name="bn")
+    value = build(b.build(), (0,), "stem")
+    b = BlockBuilder(1)
+    b("dense", b("global_pool", 0), name="fc", features=CLASSES, bias=True)
+    build(b.build(), (value,), "head")
+    net = build.build()
+    batch = meta_batch([net], [build_graph(net)], MODULE)
+
+    def gradient(devices, penalty):
+        parallel = Parallel(jax.devices()[:devices])
+        prepare = functools.partial(prepare_leaves, penalty=penalty / parallel.size)
+        tape = Tape(parallel, GROUP, LOSS, prepare, jnp.dtype("float64"))
+        views, targets = parallel.shard(example(batch=8, size=8))
+        found = gradient_by_tape(writer(), tape, parallel, double(theta), batch, views, targets)
+        return jax.device_get(found[2])
+
+    one, four, none = gradient(1, 0.1), gradient(4, 0.1), gradient(1, 0.0)
+    for a, b, c in zip(*map(jax.tree.leaves, (one, four, none)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12 * np.abs(a).max())
+        assert np.abs(a - c).max() > 0.01 * np.abs(c).max()
+
+
 def test_plans_and_examples_fit_each_other():
     """Every tensor is planned once, in calls of fixed size; `zero_example` has its structure."""
     programs = [network(i) for i in PAIRS[0]]
@@ -223,7 +253,7 @@ def test_plans_and_examples_fit_each_other():
     }
     assert set(places) == tensors
     for group in batch.groups:
-        assert len(group.rows) == chunk(group.key) >= len(group.places)
+        assert len(group.rows) in chunks(group.key) and len(group.rows) >= len(group.places)
         assert set(group.rows[len(group.places) :]) <= {group.rows[0]}
     theta = init_theta(MODULE, jax.random.key(0))["params"]
     raw, _ = writer().write(theta, batch)

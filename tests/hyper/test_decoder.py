@@ -5,7 +5,7 @@ import pytest
 from jax.test_util import check_grads
 
 from medinit_jax.core.errors import UsageError
-from medinit_jax.hyper.decoder import Decoder
+from medinit_jax.hyper.decoder import Decoder, cut, kernel_windows, matmul, write_kernels
 
 SMALL = {"features": 4, "max_shape": (6, 5, 5, 5), "num_classes": 3}
 
@@ -75,13 +75,37 @@ def test_a_kernel_beyond_the_tile_is_resized():
     np.testing.assert_allclose(tall[:, 9], rows[:, 4], rtol=1e-5)
 
 
-def test_the_two_halves_make_the_whole():
-    module, variables, x = _init()
-    hidden = module.apply(variables, x, (3, 2), method="kernel_hidden")
-    assert hidden.shape == (2, 3, 2, 32)
-    tile = module.apply(variables, hidden.reshape(-1, 32), 4, 3, method="kernel_tile")
+@pytest.mark.parametrize("crop", ["corner", "center"])
+def test_a_kernel_needs_no_more_than_its_windows(crop):
+    module, variables, x = _init(crop=crop)
+    windows = kernel_windows(module.max_shape, (3, 2), 4, 3, crop)
+    parts = cut(variables["params"], windows)
+    assert parts["hidden_0"]["kernel"].shape[1:3] == parts["hidden_0"]["bias"].shape[:2] == (3, 2)
+    assert parts["tile"]["kernel"].shape[1:] == parts["tile"]["bias"].shape == (3, 4)
     whole = module.apply(variables, x, (3, 2), 4, 3, method="decode_kernel")
-    np.testing.assert_allclose(tile.reshape(whole.shape), whole, rtol=1e-6, atol=1e-7)
+    np.testing.assert_array_equal(write_kernels(parts, x), whole)
+
+
+def test_a_centered_decoder_does_not_start_with_a_blur():
+    def blur(**options):
+        """Share of the energy of 5x5 kernels that their mean over positions holds."""
+        module = Decoder(features=16, max_shape=(16, 16, 5, 5), num_classes=3, **options)
+        x = jax.random.normal(jax.random.key(0), (4, 16))
+        variables = jax.jit(lambda key: module.init(key, x, method="decode_1d"))(jax.random.key(1))
+        tiles = module.apply(variables, x, (5, 5), 16, 16, method="decode_kernel")
+        return 25 * (tiles.mean((1, 2)) ** 2).sum() / (tiles**2).sum()
+
+    assert blur(centered=False) > 0.4
+    # 1/25 is what independent values have.
+    assert blur(centered=True) < 0.08
+
+
+def test_the_gradient_of_matmul():
+    x, weight = jax.random.normal(jax.random.key(0), (5, 3)), jnp.arange(12.0).reshape(3, 4)
+    found = jax.jit(jax.grad(lambda *a: jnp.sin(matmul(*a)).sum(), (0, 1)))(x, weight)
+    expected = jax.grad(lambda *a: jnp.sin(a[0] @ a[1]).sum(), (0, 1))(x, weight)
+    for mine, plain in zip(found, expected, strict=True):
+        np.testing.assert_allclose(mine, plain, rtol=1e-5)
 
 
 def test_vectors_and_head_from_the_rule():

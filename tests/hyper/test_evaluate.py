@@ -19,7 +19,7 @@ from medinit_jax.hyper import evaluate as stage
 from medinit_jax.hyper.hypernetwork import init_theta
 from medinit_jax.hyper.publish import publish
 from medinit_jax.hyper.rotation import held_out_views, names_of, rotation_accuracy
-from medinit_jax.hyper.train import make_bilevel, open_sources
+from medinit_jax.hyper.setup import make_bilevel, open_sources
 from medinit_jax.models.network import Network
 from medinit_jax.report import write_report
 
@@ -136,7 +136,8 @@ def test_writes_everything_and_a_second_run_computes_nothing(workdir, bilevel, m
         assert entry["learning_rate_from"] == 0.5
     assert len(summary["probe"]) == 2 * len(STARTS) * 2
     assert {e["depth"] for e in summary["probe"]} == {0.5, 1.0}
-    assert summary["train"]["steps"] == 1 and summary["notes"] == ["a note"]
+    assert summary["train"]["steps"] == 1 and summary["notes"][0] == "a note"
+    assert summary["notes"][1].startswith("All tensors of a fine-tuned network take predicted")
     origin = summary["provenance"]
     assert origin["command"] == "the command" and origin["config_name"] == "toy"
     assert origin["images"]["count"] == 40 and len(origin["theta_sha256"]) == 64
@@ -160,6 +161,11 @@ def test_writes_everything_and_a_second_run_computes_nothing(workdir, bilevel, m
     monkeypatch.setattr(stage, "ridge_figure", forbidden)
     again = stage.evaluate(bilevel.config, workdir, quiet(), "the command", bilevel)
     assert again["finetune"] == summary["finetune"] and again["probe"] == summary["probe"]
+    # What was found under other rules is not taken for this.
+    other = bilevel.config.copy_and_resolve_references()
+    other.evaluate.downstream.budget.epochs = 3
+    with pytest.raises(AssertionError, match="computed again"):
+        stage.evaluate(other, workdir, quiet(), "", bilevel)
 
 
 def test_images_without_labels_leave_the_comparison_out(workdir, bilevel, tmp_path):

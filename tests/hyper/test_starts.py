@@ -9,7 +9,7 @@ from medinit_jax.arch.program import BlockBuilder, ProgramBuilder
 from medinit_jax.core.errors import UsageError
 from medinit_jax.hyper import starts
 from medinit_jax.hyper.hypernetwork import HyperInitializer, init_theta
-from medinit_jax.hyper.initializer import predict
+from medinit_jax.hyper.initializer import graph_of, predict
 from medinit_jax.models.network import Network
 
 KEY = jax.random.key(3)
@@ -52,7 +52,7 @@ def test_hyper_start_predicts_all_but_the_head(theta, own):
     program = tiny()
     found = starts.hyper_start(MODULE, theta, program, KEY)
     same(found["head.fc"], own["head.fc"])
-    graph = starts.graph_of(MODULE, program)
+    graph = graph_of(MODULE, program)
     wanted = predict(MODULE, theta, graph, program.parameter_shapes(), include_head=False)
     same({name: leaves for name, leaves in found.items() if name != "head.fc"}, wanted)
     assert jax.tree.structure(found) == jax.tree.structure(own)

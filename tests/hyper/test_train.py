@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from medinit_jax import hyper
 from medinit_jax.arch import space as space_lib
 from medinit_jax.arch.space import Space, Split
 from medinit_jax.core import optim, state
 from medinit_jax.core.config import read_command_line
 from medinit_jax.core.errors import UsageError
 from medinit_jax.core.parallel import Parallel
+from medinit_jax.core.workdir import claim_workdir
+from medinit_jax.hyper import setup
 from medinit_jax.hyper import train as train_lib
 from medinit_jax.hyper.initializer import init_theta
 from medinit_jax.hyper.stream import ArchitectureStream
@@ -87,7 +90,7 @@ def compiled(make_config):
     def get(devices=1):
         if devices not in made:
             parallel = Parallel(jax.devices()[:devices])
-            made[devices] = train_lib.make_bilevel(make_config(), parallel)
+            made[devices] = setup.make_bilevel(make_config(), parallel)
         return made[devices]
 
     return get
@@ -239,7 +242,7 @@ def test_the_preset_of_the_paper(make_config, tmp_path):
     config = make_config(
         "--config.preset=seed_paper", train__steps=2, optim__warmup_steps=0, hyper__layers=2
     )
-    bilevel = train_lib.make_bilevel(config, Parallel(jax.devices()[:1]))
+    bilevel = setup.make_bilevel(config, Parallel(jax.devices()[:1]))
     module = bilevel.module
     assert (module.mode, module.direction, module.activations) == ("sync", "incoming", True)
     assert config.optim.learning_rate == 0.001 and config.optim.schedule == "cosine"
@@ -273,10 +276,18 @@ def test_bad_options_end_in_one_sentence(make_config, tmp_path, options, words):
 
 def test_a_batch_that_the_devices_cannot_share_names_both_numbers(make_config):
     with pytest.raises(UsageError) as caught:
-        train_lib.make_bilevel(make_config(train__bn_group=8), Parallel(jax.devices()))
+        setup.make_bilevel(make_config(train__bn_group=8), Parallel(jax.devices()))
     message = str(caught.value)
     assert "config.train.batch_size=16" in message and "config.train.bn_group=8" in message
     assert "4 device" in message and "multiple of 32" in message
+
+
+def test_what_is_evaluated_may_change_in_a_workdir_but_not_what_is_trained(make_config, tmp_path):
+    assert not claim_workdir(tmp_path, make_config(), "hyper", hyper.FREE)
+    other = make_config(evaluate__batches=3, stages="('evaluate',)")
+    assert claim_workdir(tmp_path, other, "hyper", hyper.FREE)
+    with pytest.raises(UsageError, match="train.steps is 6 there and 7 here"):
+        claim_workdir(tmp_path, make_config(train__steps=7), "hyper", hyper.FREE)
 
 
 def test_too_few_images_to_validate_on(make_config, compiled, images, tmp_path):
@@ -284,7 +295,9 @@ def test_too_few_images_to_validate_on(make_config, compiled, images, tmp_path):
         arrays = dict(file) | {"val_images": file["val_images"][:7]}
     few = tmp_path / "few.npz"
     np.savez(few, **arrays)
-    with pytest.raises(UsageError, match="7 images, fewer than config.train.batch_size=16"):
+    with pytest.raises(
+        UsageError, match="7 held-out images do not fill a batch of config.train.batch_size=16"
+    ):
         train(make_config(data__path=few), tmp_path / "run", compiled())
 
 
@@ -294,8 +307,8 @@ def test_nothing_is_compiled_twice(make_config, caplog, devices):
     config = make_config(
         train__warm_up_networks=2, train__warm_up_signatures=100, optim__warmup_steps=0
     )
-    bilevel = train_lib.make_bilevel(config, Parallel(jax.devices()[:devices]))
-    train_lib.warm_up(bilevel, Console(file=io.StringIO()))
+    bilevel = setup.make_bilevel(config, Parallel(jax.devices()[:devices]))
+    setup.warm_up(bilevel, Console(file=io.StringIO()))
     known = set(bilevel.tape.compiled)
     optimizer, _ = optim.create(
         train_lib.ml_collections.ConfigDict({**config.optim, "total_steps": 6})

@@ -4,6 +4,7 @@ Phantoms are drawn in *field units*: x to the right, y down, the unit a property
 """
 
 import dataclasses
+import functools
 import math
 
 import cv2
@@ -139,8 +140,11 @@ class Layer:
         self.frame = frame
         self.unit = frame.scale * SUPERSAMPLE
         self.used = False
-        side = frame.size * SUPERSAMPLE
-        self._canvas = np.zeros((side, side), np.uint8)
+
+    @functools.cached_property
+    def _canvas(self) -> np.ndarray:
+        side = self.frame.size * SUPERSAMPLE
+        return np.zeros((side, side), np.uint8)
 
     def points(self, x: np.ndarray | float, y: np.ndarray | float) -> np.ndarray:
         """Returns int32 (..., 2) canvas coordinates of field points, for `fill`."""
@@ -186,8 +190,7 @@ class Layer:
         """Returns float32 (S, S) in 0..1, blurred by a Gaussian of `blur` pixels."""
         size = (self.frame.size, self.frame.size)
         image = cv2.resize(self._canvas, size, interpolation=cv2.INTER_AREA)
-        image = image.astype(np.float32)
-        image *= np.float32(1 / 255)
+        image = np.multiply(image, np.float32(1 / 255), dtype=np.float32)
         return cv2.GaussianBlur(image, (0, 0), blur) if blur else image
 
 

@@ -184,14 +184,15 @@ def _background(rng, patient, geometry, frame) -> tuple[np.ndarray, np.ndarray]:
     np.subtract(1, ridges, out=ridges)
     ridges *= np.float32(0.05 * pale)
     texture += ridges
-    macula = (x - np.float32(geometry.fovea[0])) ** 2 + (y - np.float32(geometry.fovea[1])) ** 2
-    macula *= np.float32(-0.5 / (0.17 * geometry.unit) ** 2)
-    np.multiply(macula, np.float32((0.17 / 0.045) ** 2), out=room)
-    cv2.exp(macula, macula)
-    cv2.exp(room, room)
-    macula *= np.float32(0.26)
-    room *= np.float32(0.17)
-    macula += room
+    macula = np.zeros((size, size), np.float32)
+    for width, depth in ((0.17, 0.26), (0.045, 0.17)):
+        # A Gaussian is a product of one in x and one in y: two rows instead of an image to exp.
+        across, down = (
+            np.exp(-0.5 * ((axis - np.float32(middle)) / np.float32(width * geometry.unit)) ** 2)
+            for axis, middle in zip((x, y), geometry.fovea, strict=True)
+        )
+        np.multiply(across * np.float32(depth), down, out=room)
+        macula += room
     base = (
         (0.80 - 0.20 * patient.pigment) * (1 + patient.cast[0]),
         (0.40 - 0.14 * patient.pigment) * (1 + patient.cast[1]),

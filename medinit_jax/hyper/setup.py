@@ -1,0 +1,138 @@
+"""What training and evaluation share: hypernetwork, tape, pretext and images of an experiment."""
+
+from __future__ import annotations
+
+import functools
+import time
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import ml_collections
+from rich.console import Console
+
+from medinit_jax.arch.space import Space, get_space
+from medinit_jax.arch.tape import Tape
+from medinit_jax.core.errors import UsageError
+from medinit_jax.core.parallel import Parallel
+from medinit_jax.core.progress import Progress
+from medinit_jax.data.catalog import open_splits
+from medinit_jax.data.sources import Source
+from medinit_jax.hyper.bilevel import Writer, prepare_leaves, zero_example
+from medinit_jax.hyper.hypernetwork import HyperInitializer, from_config
+from medinit_jax.hyper.pretext import PRETEXTS, Rotation
+from medinit_jax.hyper.stream import frequent_signatures
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
+
+
+class Bilevel(NamedTuple):
+    """What a bilevel step is made of.
+
+    Attributes:
+        config: The experiment.
+        parallel: Devices.
+        module: The hypernetwork.
+        space: The design space.
+        pretext: The self-supervised task.
+        writer: Compiled pieces of the hypernetwork.
+        tape: Compiled blocks of the networks.
+        views: (images (B, S, S, C), key) -> (views, targets), both split over the devices.
+    """
+
+    config: ml_collections.ConfigDict
+    parallel: Parallel
+    module: HyperInitializer
+    space: Space
+    pretext: Rotation
+    writer: Writer
+    tape: Tape
+    views: Any
+
+
+def make_bilevel(config: ml_collections.ConfigDict, parallel: Parallel) -> Bilevel:
+    """Puts together what training and evaluation run on.
+
+    Args:
+        config: The experiment, see `configs/hyper.py`.
+        parallel: Devices.
+
+    Raises:
+        UsageError: A key has a value that means nothing, or the batch cannot be divided.
+    """
+    parallel.check_batch(config.train.batch_size, config.train.bn_group)
+    pretext = make_pretext(config)
+    if config.train.batch_size % pretext.copies:
+        raise UsageError(
+            f"config.train.batch_size={config.train.batch_size} views cannot be made of whole "
+            f"images with {pretext.copies} views each; make it a multiple of {pretext.copies}."
+        )
+    if config.train.dtype not in DTYPES:
+        raise UsageError(f"config.train.dtype={config.train.dtype!r} is none of {list(DTYPES)}.")
+    module = from_config({**config.hyper, "num_classes": pretext.num_targets})
+    tape = Tape(
+        parallel,
+        config.train.bn_group,
+        pretext.loss,
+        functools.partial(
+            prepare_leaves, penalty=config.train.penalty / parallel.size, normalize=module.normalize
+        ),
+        DTYPES[config.train.dtype],
+    )
+    space = get_space(config.space, config.data.size)
+    views = parallel.split(pretext.views)
+    return Bilevel(config, parallel, module, space, pretext, Writer(module), tape, views)
+
+
+def make_pretext(config: ml_collections.ConfigDict, **changes) -> Rotation:
+    """Returns the pretext that `config.pretext` names, with changed attributes."""
+    options = {**config.pretext, **changes}
+    name = options.pop("name")
+    if name not in PRETEXTS:
+        raise UsageError(f"config.pretext.name={name!r} is none of {', '.join(PRETEXTS)}.")
+    return PRETEXTS[name](**options)
+
+
+def open_sources(config: ml_collections.ConfigDict, console: Console) -> dict[str, Source]:
+    """Opens the images of all splits; phantoms that are not there yet are drawn, with a bar."""
+    bars: dict[str, Progress] = {}
+
+    def report(split: str, done: int, total: int) -> None:
+        if split not in bars:
+            bars[split] = Progress(f"draw {split}", total, console, unit="images")
+            bars[split].__enter__()
+        bars[split].update(done)
+        if done == total:
+            bars.pop(split).__exit__(None, None, None)
+
+    return open_splits(config.data, progress=report)
+
+
+def warm_up(bilevel: Bilevel, console: Console) -> float:
+    """Compiles the blocks of the most frequent signatures ahead of training.
+
+    Args:
+        bilevel: What training runs on.
+        console: Where progress is shown.
+
+    Returns:
+        Seconds it took.
+    """
+    started = time.monotonic()
+    wanted = frequent_signatures(
+        bilevel.space, bilevel.module.num_classes, bilevel.config.train.warm_up_networks
+    )[: bilevel.config.train.warm_up_signatures]
+    with Progress("compile", len(wanted), console, unit="blocks") as bar:
+        done = 0
+
+        def report() -> None:
+            nonlocal done
+            done += 1
+            bar.update(done)
+
+        bilevel.tape.warm_up(
+            wanted,
+            bilevel.config.train.batch_size,
+            lambda signature: zero_example(bilevel.module, signature),
+            report=report,
+        )
+    return time.monotonic() - started
