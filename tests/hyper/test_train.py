@@ -180,12 +180,15 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(
     assert timeless[0] == timeless[1]
 
 
-def test_four_devices_train_as_one_does(uninterrupted, make_config, compiled, tmp_path):
-    workdir, final = uninterrupted
-    on_four = train(make_config(), tmp_path / "four", compiled(4))
-    np.testing.assert_allclose(losses(tmp_path / "four"), losses(workdir), rtol=1e-5)
-    own, expected = (jax.device_get(s.params) for s in (on_four, final))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2e-4), own, expected)
+def test_four_devices_train_as_one_does(make_config, compiled, tmp_path):
+    """By SGD: Adam divides by gradients near zero, where rounding decides the sign of a step."""
+    config = make_config(optim__name="sgd", optim__learning_rate=0.01)
+    runs = {n: train(config, tmp_path / str(n), compiled(n)) for n in (1, 4)}
+    first, second = (losses(tmp_path / str(n)) for n in (1, 4))
+    assert first[0] != first[-1]
+    np.testing.assert_allclose(first, second, rtol=1e-5)
+    own, expected = (jax.device_get(final.params) for final in runs.values())
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), own, expected)
 
 
 def test_the_plain_form_trains_as_the_tape_does(uninterrupted, make_config, compiled, tmp_path):
