@@ -97,6 +97,7 @@ def _default() -> ConfigDict:
             "hidden": 32,
             "max_shape": (32, 32, 7, 7),
             "node_types": 15,
+            "activations": False,
             "mode": "sequential",
             "layers": 8,
             "rounds": 1,
@@ -188,7 +189,8 @@ def _seed_paper() -> dict:
         "hyper": {
             "mode": "sync",
             "direction": "incoming",
-            "node_types": 20,
+            "node_types": 29,
+            "activations": True,
             "decoder_centered": False,
         },
         "optim": {"learning_rate": 0.01, "warmup_steps": 0, "schedule": "cosine"},

@@ -16,33 +16,10 @@ from typing import NamedTuple
 import numpy as np
 
 from medinit_jax.arch.program import Block, Program, Shape, Step, block_layout
+from medinit_jax.arch.vocabulary import TYPE_INDEX
 from medinit_jax.core.errors import UsageError
 
-# The position is the embedding index. The first 15 are those of DeepNets-1M and never move.
-NODE_TYPES = (
-    "max_pool",
-    "avg_pool",
-    "sep_conv",
-    "dil_conv",
-    "conv",
-    "msa",
-    "cse",
-    "sum",
-    "concat",
-    "input",
-    "bias",
-    "bn",
-    "ln",
-    "pos_enc",
-    "glob_avg",
-    "relu",
-    "gelu",
-    "hard_swish",
-    "sigmoid",
-    "softmax",
-)
-TYPE_INDEX = {name: index for index, name in enumerate(NODE_TYPES)}
-ACTIVATIONS = frozenset(("relu", "gelu", "hard_swish", "sigmoid"))
+ACTIVATIONS = frozenset(("relu", "gelu", "silu", "hard_swish", "sigmoid"))
 PASSING = ACTIVATIONS | {"flatten", "subsample", "squeeze"}
 RULES = PASSING | {
     "conv",
@@ -73,7 +50,7 @@ class ArchGraph(NamedTuple):
     and 10 longer paths.
 
     Attributes:
-        node_type: int32 (N,), index into `NODE_TYPES`.
+        node_type: int32 (N,), index into `vocabulary.NODE_TYPES`.
         shape: int32 (N, 4), parameter shape as (out, in per group, height, width); a pooling node
             has (1, 1, height, width), a node without shape zeros.
         parameters: N entries, (module name, leaf kind) or None; the leaf kind is "kernel", "norm"
@@ -110,8 +87,8 @@ def build_graph(
 
     Args:
         program: The network.
-        activations: Whether activation functions are nodes too (types 15 to 18). A softmax (19)
-            then stands between queries, keys, values and their attention node.
+        activations: Whether activation functions are nodes too. A softmax then stands between
+            queries, keys, values and their attention node.
         max_distance: Longest path that joins a pair.
 
     Raises:
@@ -158,6 +135,15 @@ def build_graph(
         receivers=receivers,
         distance=distance,
     )
+
+
+def conv_type(groups: int, channels: int, dilation: int = 1) -> str:
+    """Returns the type of a convolution: the reference tells apart depthwise ones by dilation."""
+    if groups == 1:
+        return "conv"
+    if dilation > 1:
+        return "dil_conv"
+    return "sep_conv" if groups == channels else "group_conv"
 
 
 def path_lengths(
@@ -226,8 +212,7 @@ def _block_nodes(
             output = None
         elif kind == "conv":
             shape = (step.features, channels // step.groups, *step.kernel)
-            depthwise = "dil_conv" if step.dilation > 1 else "sep_conv"
-            node_kind = depthwise if step.groups > 1 else "conv"
+            node_kind = conv_type(step.groups, channels, step.dilation)
             output = add(node_kind, sources, shape, step.name, "kernel")
         elif kind == "dense":
             output = add("conv", sources, (step.features, channels, 1, 1), step.name, "kernel")

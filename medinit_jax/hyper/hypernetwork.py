@@ -13,6 +13,7 @@ import jraph
 import numpy as np
 from jax import lax
 
+from medinit_jax.arch.vocabulary import DEEPNETS_TYPES
 from medinit_jax.core.errors import UsageError
 from medinit_jax.hyper.decoder import Decoder
 from medinit_jax.hyper.embedding import NodeEmbedding, ShapeTables, shape_tables
@@ -36,9 +37,6 @@ def layer_norm(parameters: Mapping[str, jax.Array], x: jax.Array) -> jax.Array:
     return centered * lax.rsqrt(variance + 1e-5) * parameters["scale"] + parameters["bias"]
 
 
-BASE_NODE_TYPES = 15
-
-
 class HyperInitializer(nn.Module):
     """Graph hypernetwork that predicts the parameters of any architecture.
 
@@ -49,7 +47,8 @@ class HyperInitializer(nn.Module):
         hidden: Width d of node features, divisible by 4.
         max_shape: (out, in, height, width) of the whole tile; larger parameters repeat it.
         num_classes: Classes of the pretext task.
-        node_types: Known node types: 15 are those of DeepNets-1M, 20 add the activations.
+        node_types: How many of `vocabulary.NODE_TYPES` it knows; 15 are those of DeepNets-1M.
+        activations: Whether graphs hold activations as nodes.
         mode: "sequential" (GHN-2) or "sync" (the paper's Eq. 2).
         layers: Layers K of the synchronous mode.
         rounds: Forward and backward sweeps T of the sequential mode.
@@ -79,7 +78,8 @@ class HyperInitializer(nn.Module):
     hidden: int = 32
     max_shape: tuple[int, int, int, int] = (64, 64, 11, 11)
     num_classes: int = 4
-    node_types: int = 15
+    node_types: int = DEEPNETS_TYPES
+    activations: bool = False
     mode: str = "sequential"
     layers: int = 8
     rounds: int = 1
@@ -102,11 +102,6 @@ class HyperInitializer(nn.Module):
     def known_sizes(self) -> ShapeTables:
         """The tables of the shape encoding, to be stored with theta."""
         return self.tables or shape_tables(self.num_classes, self.max_shape)
-
-    @property
-    def activations(self) -> bool:
-        """Whether graphs for this network hold activations as nodes: it knows their types."""
-        return self.node_types > BASE_NODE_TYPES
 
     def setup(self) -> None:
         """Creates the parts."""

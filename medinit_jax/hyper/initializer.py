@@ -14,6 +14,7 @@ import numpy as np
 from medinit_jax.arch.batching import to_jraph
 from medinit_jax.arch.graph import ArchGraph, build_graph
 from medinit_jax.arch.program import Program
+from medinit_jax.arch.vocabulary import known_types
 from medinit_jax.core.errors import UsageError
 from medinit_jax.hyper.hypernetwork import HyperInitializer, Theta, from_config, init_theta
 from medinit_jax.hyper.tiles import Shape, finish, tile_shape
@@ -170,11 +171,7 @@ def predict(
         UsageError: If a parameter has no node, the head another number of classes, or a node a type
             that the hyper-initializer does not know.
     """
-    if np.max(graph.node_type) >= module.node_types:
-        raise UsageError(
-            f"the graph has a node of type {np.max(graph.node_type)}, the hyper-initializer knows "
-            f"types 0 to {module.node_types - 1}"
-        )
+    graph = graph._replace(node_type=known_types(graph.node_type, module.node_types))
     theta = theta if "params" in theta else {"params": theta}
     slots = parameter_slots(module, graph, shapes, include_head)
     if not include_head and module.encode_own_classes:

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from medinit_jax.arch import deepnets
-from medinit_jax.arch.graph import NODE_TYPES, TYPE_INDEX, build_graph, path_lengths
+from medinit_jax.arch.graph import build_graph, path_lengths
 from medinit_jax.arch.program import BlockBuilder, ProgramBuilder
 from medinit_jax.arch.space import get_space
+from medinit_jax.arch.vocabulary import NODE_TYPES, TYPE_INDEX
 from medinit_jax.core.errors import UsageError
 from medinit_jax.models.resnet import resnet
 

@@ -7,8 +7,9 @@ import pytest
 
 from medinit_jax.arch import deepnets
 from medinit_jax.arch.genotype import LARGE_CONVS, OPERATIONS, POOLING, part
-from medinit_jax.arch.graph import TYPE_INDEX, build_graph
+from medinit_jax.arch.graph import build_graph
 from medinit_jax.arch.space import EVALUATION_PARAMETERS, SPACES, get_space
+from medinit_jax.arch.vocabulary import TYPE_INDEX
 from medinit_jax.core.errors import UsageError
 
 DEEPNETS = get_space("deepnets")

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from medinit_jax.arch.deepnets import Architecture, program
-from medinit_jax.arch.graph import TYPE_INDEX, ArchGraph, build_graph, path_lengths
+from medinit_jax.arch.graph import ArchGraph, build_graph, path_lengths
+from medinit_jax.arch.vocabulary import TYPE_INDEX
 from medinit_jax.hyper.initializer import predict
 from medinit_jax.models.network import Network, apply_with_batch_statistics
 
