@@ -4,12 +4,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from medinit_jax.api import Initializer, initialize, load
+    from medinit_jax.api import Initializer, initialize, inspect, load
 
 __version__ = "0.1.0"
-__all__ = ["Initializer", "__version__", "initialize", "load"]
+__all__ = ["Initializer", "__version__", "initialize", "inspect", "load"]
 
-_API = frozenset(("Initializer", "initialize", "load"))
+_API = frozenset(("Initializer", "initialize", "inspect", "load"))
 
 
 def __getattr__(name: str) -> Any:

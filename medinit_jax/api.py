@@ -1,20 +1,30 @@
-"""The public use of a trained hyper-initializer: load it, initialize a network with it."""
+"""The public use of a trained hyper-initializer: load it, look at a model, initialize the model."""
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
+from medinit_jax.arch import flax_trace
+from medinit_jax.arch.dataflow import Tensor, Traced
+from medinit_jax.arch.graph import build_graph
 from medinit_jax.core.checkpoint import METADATA_FILE, load_params
 from medinit_jax.core.errors import UsageError
 from medinit_jax.core.provenance import fingerprint
 from medinit_jax.hyper.hypernetwork import HyperInitializer, Theta, from_config
 from medinit_jax.hyper.publish import FOLDER
-from medinit_jax.hyper.starts import Transfer, hyper_start
+from medinit_jax.hyper.starts import Transfer, enter
+from medinit_jax.hyper.written import Coverage, coverage, write
+from medinit_jax.models.initial import initial_parameters
 from medinit_jax.models.network import Network
 from medinit_jax.models.statistics import initial_statistics
 
@@ -35,17 +45,18 @@ class Initializer(NamedTuple):
     fingerprint: str
 
 
-def load(path: str | os.PathLike[str]) -> Initializer:
+def load(path: str | os.PathLike[str], modality: str = "") -> Initializer:
     """Loads a trained hyper-initializer.
 
     Args:
         path: Its folder, or the workdir of the run that trained it.
+        modality: What it has to be trained on, such as "fundus"; "" takes any.
 
     Returns:
         The initializer.
 
     Raises:
-        UsageError: If there is none, or it is damaged.
+        UsageError: If there is none, it is damaged, or it was trained on another modality.
     """
     folder = Path(path)
     if not (folder / METADATA_FILE).is_file() and (folder / FOLDER).is_dir():
@@ -55,7 +66,33 @@ def load(path: str | os.PathLike[str]) -> Initializer:
         raise UsageError(
             f"{folder / METADATA_FILE} does not describe a hypernetwork; check the path."
         )
+    if modality and metadata.get("modality") != modality:
+        raise UsageError(
+            f"{folder} was trained on {metadata.get('modality')!r} images, not on {modality!r}; "
+            "load another one, or leave modality out to use it all the same."
+        )
     return Initializer(from_config(metadata["hyper"]), theta, metadata, fingerprint(theta))
+
+
+def inspect(
+    model: Any,
+    example: Any,
+    *,
+    options: Mapping[str, Any] | None = None,
+    only: str = "",
+    on_unknown: Any = "fallback",
+) -> Coverage:
+    """Tells what a hyper-initializer would do with every parameter of a model.
+
+    Args: as those of `initialize`.
+
+    Returns:
+        The coverage; printed, it is a table.
+
+    Raises:
+        UsageError: If the model cannot be traced.
+    """
+    return coverage(_traced(model, _inputs(example), options or {}, only, on_unknown, False))
 
 
 def initialize(
@@ -64,43 +101,205 @@ def initialize(
     initializer: Initializer,
     *,
     key: jax.Array | None = None,
+    options: Mapping[str, Any] | None = None,
     head: bool = False,
+    only: str = "",
+    on_unknown: Any = "fallback",
+    unknown_types: str = "error",
     depth_fraction: float = 1.0,
     init_noise: float = 0.0,
-) -> dict[str, Any]:
-    """Initializes a network with predicted parameters.
+    orthogonal: bool = False,
+) -> Any:
+    """Initializes a model with predicted parameters.
 
     Args:
-        model: A `models.network.Network`: a network of the design space, or one of `models.zoo`.
-        example: A batch of images (B, H, W, C), or its shape and dtype, as for `model.init`.
+        model: Any Flax Linen or NNX module; those of `models.zoo` need no tracing.
+        example: A batch of inputs (batch first), or its shape and dtype; several as a tuple.
         initializer: From `load`.
         key: Random key of what is not predicted; `jax.random.key(0)` by default, so that the same
             model and initializer give the same parameters.
+        options: Further keyword arguments of the model's call, such as {"train": False}.
         head: Whether the classifier is predicted too; else it keeps the model's own init.
+        only: Name of the part of the model to predict, such as "encoder".
+        on_unknown: What becomes of parameters without a rule: "fallback" (the model's own init),
+            "error", or {layer class: rule}, see `arch.flax_trace.trace`.
+        unknown_types: What becomes of node types that the initializer was not made for: "error",
+            or "nearest" to treat them as the nearest types it knows.
         depth_fraction: Share of the tensors, input first, that take predicted values.
         init_noise: Normal noise on predicted tensors, in units of their standard deviation.
+        orthogonal: Whether filters are made orthogonal, see `hyper.starts.Transfer`.
 
     Returns:
-        Exactly the tree of `model.init(key, example)`; batch statistics are mean 0, variance 1.
+        Linen: exactly the tree of `model.init(key, example)`; batch statistics are mean 0,
+        variance 1. NNX: a new module with the predicted parameters; the given one stays as it is.
 
     Raises:
-        UsageError: If the model is not understood, the example does not fit it, an option is out of
+        UsageError: If the model cannot be traced, the example does not fit it, an option is out of
             range, or the head has another number of classes than the initializer.
     """
-    if not isinstance(model, Network):
-        raise UsageError(
-            f"initialize does not understand a {type(model).__name__}: give a "
-            "medinit_jax.models.network.Network, such as those of medinit_jax.models.zoo (ResNets "
-            "and networks of the design space)."
-        )
-    wanted, found = tuple(model.program.input_shape), tuple(np.shape(example)[1:])
-    if len(np.shape(example)) != 4 or found != wanted:
-        raise UsageError(
-            f"The example has shape {tuple(np.shape(example))}, but the model takes images "
-            f"(batch, {', '.join(map(str, wanted))}); give such a batch or build the model anew."
-        )
+    inputs, options = _inputs(example), options or {}
     key = jax.random.key(0) if key is None else key
-    transfer = Transfer(head, depth_fraction, init_noise)
-    params = hyper_start(initializer.module, initializer.theta, model.program, key, transfer)
+    traced = _traced(model, inputs, options, only, on_unknown, initializer.module.activations)
+    predicted = write(initializer.module, initializer.theta, traced, head, unknown_types)
+    transfer = Transfer(head, depth_fraction, init_noise, orthogonal)
+    values = enter(predicted, key, transfer)
+    if isinstance(model, Network):
+        return _network_variables(model, values, key)
+    if isinstance(model, nnx.Module):
+        return _nnx_module(model, values)
+    return _linen_variables(model, inputs, options, values, key)
+
+
+def _inputs(example: Any) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """Returns shapes and dtypes of the inputs."""
+    given = example if isinstance(example, tuple) else (example,)
+    for part in given:
+        if not hasattr(part, "shape") or not hasattr(part, "dtype"):
+            raise UsageError(
+                f"The example holds a {type(part).__name__}; give an array, a ShapeDtypeStruct or "
+                "a tuple of them, batch first."
+            )
+    return tuple(jax.ShapeDtypeStruct(part.shape, part.dtype) for part in given)
+
+
+def _traced(
+    model: Any,
+    inputs: Sequence[Any],
+    options: Mapping[str, Any],
+    only: str,
+    on_unknown: Any,
+    activations: bool,
+) -> Traced:
+    """Returns the model as the hypernetwork sees it; what was seen before is kept."""
+    if isinstance(model, Network) and not only:
+        wanted, found = tuple(model.program.input_shape), tuple(inputs[0].shape[1:])
+        if len(inputs[0].shape) != 4 or found != wanted:
+            raise UsageError(
+                f"The example has shape {tuple(inputs[0].shape)}, but the model takes images "
+                f"(batch, {', '.join(map(str, wanted))}); give such a batch or build the model "
+                "anew."
+            )
+        return _program_traced(model.program, activations)
+    if isinstance(model, nnx.Module):
+        pure = flax_trace.nnx_model(model, options)
+        return flax_trace.trace(pure, inputs, on_unknown, activations, only)
+    if not isinstance(model, nn.Module):
+        raise UsageError(
+            f"initialize does not understand a {type(model).__name__}: give a Flax module (Linen "
+            "or NNX); for PyTorch modules use medinit_jax.interop.torch.initialize."
+        )
+    settings = on_unknown if isinstance(on_unknown, str) else tuple(on_unknown.items())
+    return _cached(_linen_traced)(
+        model, tuple(inputs), tuple(sorted(options.items())), only, settings, activations
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _linen_traced(model, inputs, options, only, on_unknown, activations) -> Traced:
+    pure = flax_trace.linen_model(model, inputs, dict(options))
+    on_unknown = on_unknown if isinstance(on_unknown, str) else dict(on_unknown)
+    return flax_trace.trace(pure, inputs, on_unknown, activations, only)
+
+
+@functools.lru_cache(maxsize=64)
+def _program_traced(program: Any, activations: bool) -> Traced:
+    shapes = program.parameter_shapes()
+    tensors = {
+        (name, leaf): Tensor(f"{name}/{leaf}", None, shape, (), leaf)
+        for name, leaves in shapes.items()
+        for leaf, shape in leaves.items()
+    }
+    leaves = {tensor.path: tensor.stored for tensor in tensors.values()}
+    return Traced(build_graph(program, activations), tensors, leaves, {}, ())
+
+
+def _network_variables(model: Network, values: Mapping[str, np.ndarray], key: jax.Array) -> dict:
+    shapes = model.program.parameter_shapes()
+    kept = {
+        name for name, leaves in shapes.items() for leaf in leaves if f"{name}/{leaf}" not in values
+    }
+    own = initial_parameters(model.program, key, kept)
+    params = {
+        name: {
+            leaf: jnp.asarray(values[f"{name}/{leaf}"])
+            if f"{name}/{leaf}" in values
+            else own[name][leaf]
+            for leaf in leaves
+        }
+        for name, leaves in shapes.items()
+    }
     statistics = initial_statistics(model.program)
     return {"params": params, **({"batch_stats": statistics} if statistics else {})}
+
+
+def _linen_variables(
+    model: nn.Module,
+    inputs: Sequence[jax.ShapeDtypeStruct],
+    options: Mapping[str, Any],
+    values: Mapping[str, np.ndarray],
+    key: jax.Array,
+) -> Any:
+    """Returns the tree of `model.init` with `values`; only what they leave out is drawn."""
+    replaced = frozenset(f"params/{path}" for path in values)
+    draw, shapes, definition = _cached(_linen_init)(
+        model, tuple(inputs), tuple(sorted(options.items())), replaced
+    )
+    drawn = draw(key)
+    leaves = [
+        jnp.asarray(values[name.removeprefix("params/")], shape.dtype)
+        if name in replaced
+        else drawn[name]
+        for name, shape in shapes.items()
+    ]
+    return jax.tree_util.tree_unflatten(definition, leaves)
+
+
+@functools.lru_cache(maxsize=64)
+def _linen_init(model, inputs, options, replaced):
+    """Returns the drawing of what is not replaced, and names, shapes and structure of the tree."""
+
+    def init(key):
+        zeros = [jnp.zeros(x.shape, x.dtype) for x in inputs]
+        return model.init({"params": key, "dropout": key}, *zeros, **dict(options))
+
+    def kept(key):
+        flat, _ = jax.tree_util.tree_flatten_with_path(init(key))
+        return {name: leaf for name, leaf in _named(flat).items() if name not in replaced}
+
+    flat, definition = jax.tree_util.tree_flatten_with_path(jax.eval_shape(init, jax.random.key(0)))
+    return jax.jit(kept), _named(flat), definition
+
+
+def _cached(function: Any) -> Any:
+    """Returns a cached function that also takes what cannot be hashed, and then computes anew."""
+
+    def call(*args):
+        try:
+            hash(args)
+        except TypeError:
+            return function.__wrapped__(*args)
+        return function(*args)
+
+    return call
+
+
+def _named(flat: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
+    """Names the leaves of a tree as `flax_trace.linen_model` does, with their collection first."""
+    named = {}
+    for path, leaf in flat:
+        words = [key for key in path if not isinstance(key, jax.tree_util.GetAttrKey)]
+        named[jax.tree_util.keystr(tuple(words), simple=True, separator="/")] = leaf
+    return named
+
+
+def _nnx_module(model: nnx.Module, values: Mapping[str, np.ndarray]) -> nnx.Module:
+    definition, state = nnx.split(model)
+    flat = nnx.to_flat_state(state)
+    leaves = []
+    for path, variable in flat:
+        name = "/".join(map(str, path))
+        if name in values:
+            value = jnp.asarray(values[name], variable.get_value().dtype)
+            variable = variable.replace(value)
+        leaves.append((path, variable))
+    return nnx.merge(definition, nnx.from_flat_state(leaves))

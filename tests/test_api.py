@@ -3,10 +3,12 @@
 import subprocess
 import sys
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import medinit_jax
 from medinit_jax.arch.program import BlockBuilder, ProgramBuilder
@@ -27,7 +29,7 @@ def folder(tmp_path_factory):
     theta = jax.device_get(init_theta(module, jax.random.key(2))["params"])
     options = {"hidden": 8, "max_shape": [8, 8, 3, 3], "num_classes": 4}
     options["tables"] = [list(sizes) for sizes in module.known_sizes]
-    save_params(path, theta, {"hyper": options, "space": "small"})
+    save_params(path, theta, {"hyper": options, "space": "small", "modality": "fundus"})
     return path
 
 
@@ -79,10 +81,140 @@ def test_a_wrong_example_a_foreign_model_and_an_empty_folder_are_named(folder, t
     initializer = medinit_jax.load(folder)
     with pytest.raises(UsageError, match=r"\(batch, 8, 8, 3\)"):
         medinit_jax.initialize(model(), jnp.zeros((1, 9, 9, 3)), initializer)
-    with pytest.raises(UsageError, match="models.network.Network"):
+    with pytest.raises(UsageError, match="does not understand a object: give a Flax module"):
         medinit_jax.initialize(object(), IMAGES, initializer)
+    with pytest.raises(UsageError, match="example holds a list"):
+        medinit_jax.initialize(model(), [1.0], initializer)
+    with pytest.raises(UsageError, match="trained on 'fundus' images, not on 'xray'"):
+        medinit_jax.load(folder, modality="xray")
     with pytest.raises(UsageError, match="no initializer"):
         medinit_jax.load(tmp_path)
+
+
+class Twin(nn.Module):
+    """The network of `model()` as an ordinary Flax module."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(8, (3, 3), 2, 1, use_bias=False, name="conv")(x)
+        x = nn.relu(nn.BatchNorm(use_running_average=True, epsilon=1e-5, name="bn")(x))
+        return nn.Dense(2, name="fc")(x.mean((1, 2)))
+
+
+def test_a_module_gets_what_its_program_gets(folder):
+    initializer = medinit_jax.load(folder)
+    program = medinit_jax.initialize(model(), IMAGES, initializer)["params"]
+    traced = medinit_jax.initialize(Twin(), IMAGES, initializer)["params"]
+    for name in ("conv", "bn"):
+        for leaf, value in traced[name].items():
+            np.testing.assert_allclose(value, program[f"stem.{name}"][leaf], atol=1e-6)
+
+
+class Block(nn.Module):
+    @nn.compact
+    def __call__(self, x, _):
+        y = nn.MultiHeadDotProductAttention(2)(nn.LayerNorm()(x))
+        return x + y, None
+
+
+class Mixed(nn.Module):
+    """Stacked layers, attention, a parameter of its own, two outputs, dropout."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Conv(8, (2, 2), (2, 2), name="encoder")(x).reshape(x.shape[0], -1, 8)
+        options = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}, "length": 3}
+        x, _ = nn.scan(Block, **options)(name="blocks")(x, None)
+        x = nn.Dropout(0.1, deterministic=not train)(x)
+        x = nn.BatchNorm(use_running_average=not train)(x) @ self.param(
+            "mix", nn.initializers.normal(), (8, 8), jnp.bfloat16
+        ).astype(x.dtype)
+        return nn.Dense(4)(x.mean(1)), x
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_any_module_gets_exactly_the_tree_of_init(folder, train):
+    module, key = Mixed(), jax.random.key(3)
+    wanted = module.init({"params": key, "dropout": key}, IMAGES, train=train)
+    found = medinit_jax.initialize(
+        module, IMAGES, medinit_jax.load(folder), key=key, options={"train": train}
+    )
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    jax.tree.map(
+        lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype) or pytest.fail(), found, wanted
+    )
+    jax.tree.map(np.testing.assert_array_equal, found["batch_stats"], wanted["batch_stats"])
+    own, params = wanted["params"], found["params"]
+    jax.tree.map(np.testing.assert_array_equal, params["Dense_0"], own["Dense_0"])
+    query = params["blocks"]["MultiHeadDotProductAttention_0"]["query"]["kernel"]
+    assert query.shape == (3, 8, 2, 4)
+    assert not np.array_equal(query[0], query[1])
+    changed = jax.tree.map(lambda a, b: bool((a != b).any()), params, own)
+    del changed["Dense_0"]
+    assert all(jax.tree.leaves(changed))
+    assert module.apply(found, IMAGES)[0].shape == (2, 4)
+
+
+def test_the_head_on_request(folder):
+    initializer = medinit_jax.load(folder)
+    own, given = (
+        medinit_jax.initialize(Mixed(), IMAGES, initializer, head=head)["params"]["Dense_0"]
+        for head in (False, True)
+    )
+    assert (own["kernel"] != given["kernel"]).any()
+    with pytest.raises(UsageError, match="2 classes"):
+        medinit_jax.initialize(Twin(), IMAGES, initializer, head=True)
+
+
+def test_only_a_part_of_the_module(folder):
+    key, initializer = jax.random.key(3), medinit_jax.load(folder)
+    own = Mixed().init(key, IMAGES)["params"]
+    found = medinit_jax.initialize(Mixed(), IMAGES, initializer, key=key, only="encoder")["params"]
+    assert (found.pop("encoder")["kernel"] != own.pop("encoder")["kernel"]).any()
+    jax.tree.map(np.testing.assert_array_equal, found, own)
+
+
+def test_filters_made_orthogonal(folder):
+    found = medinit_jax.initialize(Twin(), IMAGES, medinit_jax.load(folder), orthogonal=True)
+    kernel = np.asarray(found["params"]["conv"]["kernel"], np.float64).reshape(-1, 8)
+    gram = kernel.T @ kernel
+    np.testing.assert_allclose(gram, np.eye(8) * gram[0, 0], atol=1e-5 * gram[0, 0])
+
+
+def test_inspect_lists_every_parameter():
+    found = medinit_jax.inspect(Mixed(), IMAGES)
+    params = Mixed().init(jax.random.key(0), IMAGES)["params"]
+    assert len(found.rows) == len(jax.tree.leaves(params))
+    status = {row.path: row.status for row in found.rows}
+    assert status["mix"] == status["encoder/kernel"] == "predicted"
+    assert status["Dense_0/kernel"] == status["Dense_0/bias"] == "excluded"
+    heads = sum(np.size(leaf) for leaf in jax.tree.leaves(params["Dense_0"]))
+    total = sum(np.size(leaf) for leaf in jax.tree.leaves(params))
+    assert found.share("excluded") == heads / total and found.share() == 1 - heads / total
+    text = str(found)
+    assert (
+        "mix" in text and "own: is the classifier" in text and f"{len(found.rows)} tensors" in text
+    )
+
+
+class Net(nnx.Module):
+    def __init__(self, rngs):
+        self.conv = nnx.Conv(3, 8, (3, 3), rngs=rngs)
+        self.norm = nnx.BatchNorm(8, rngs=rngs)
+        self.fc = nnx.Linear(8, 2, rngs=rngs)
+
+    def __call__(self, x):
+        return self.fc(nnx.relu(self.norm(self.conv(x))).mean((1, 2)))
+
+
+def test_nnx_modules(folder):
+    net = Net(nnx.Rngs(0))
+    before = np.array(net.conv.kernel.get_value())
+    found = medinit_jax.initialize(net, IMAGES, medinit_jax.load(folder))
+    np.testing.assert_array_equal(net.conv.kernel.get_value(), before)
+    assert (found.conv.kernel.get_value() != before).any()
+    np.testing.assert_array_equal(found.fc.kernel.get_value(), net.fc.kernel.get_value())
+    assert found(IMAGES).shape == (2, 2)
 
 
 def test_importing_the_package_does_not_import_jax():

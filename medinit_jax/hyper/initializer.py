@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import jraph
 import numpy as np
 
@@ -31,6 +32,8 @@ __all__ = [
     "predict",
 ]
 
+# Tensors that a call of the decoder writes: few or many, so that little is compiled.
+DECODED = (2, 16)
 ParameterShapes = Mapping[str, Mapping[str, Sequence[int]]]
 
 
@@ -126,23 +129,15 @@ def _decode(
     features: jax.Array,
     rows: jax.Array,
     kind: str,
-    tile: Shape,
+    size: Shape,
 ) -> Any:
-    """Decodes the raw tiles of some nodes, the first axis counting nodes."""
+    """Decodes whole raw tiles of some nodes, the first axis counting nodes."""
     x = features[rows]
     if kind == "kernel":
-        height, width, in_, out = tile
-        method, args = HyperInitializer.decode_kernel, ((height, width), out, in_)
+        method, args = HyperInitializer.decode_kernel, (size, *module.max_shape[:2])
     else:
         method, args = getattr(HyperInitializer, f"decode_{kind}"), ()
     return module.apply(theta, x, *args, method=method)
-
-
-@functools.partial(jax.jit, static_argnums=(2, 3, 4))
-def _finish(
-    raw: jax.Array, index: Sequence[Any], shape: Shape, kind: str, normalize: bool
-) -> jax.Array:
-    return finish(raw[tuple(index)], shape, kind, normalize)
 
 
 def predict(
@@ -154,8 +149,10 @@ def predict(
 ) -> dict[str, dict[str, jax.Array]]:
     """Predicts the parameters of a network.
 
-    Nodes that need the same tile are decoded together, their count rounded up to a power of two, so
-    that other networks reuse what was compiled. Differentiable in theta.
+    Nodes that need a tile of the same height and width are decoded together, with all its channels
+    and a fixed number at a time, so that a handful of compiled functions serve every network. What
+    follows (`tiles.finish`) is done by NumPy where theta holds plain arrays: nothing is compiled
+    for a shape. Differentiable in theta.
 
     Args:
         module: The hyper-initializer.
@@ -180,28 +177,44 @@ def predict(
 
     groups: dict[tuple[str, Shape], list[int]] = defaultdict(list)
     for slot in slots:
-        key = _decoder_key(slot)
-        if slot.node not in groups[key]:
-            groups[key].append(slot.node)
-    raw = {}
-    for (kind, tile), nodes in groups.items():
-        rows = np.zeros(1 << (len(nodes) - 1).bit_length(), np.int32)
-        rows[: len(nodes)] = nodes
-        raw[kind, tile] = _decode(module, theta, features, rows, kind, tile)
+        nodes = groups[_decoder_key(slot)]
+        if slot.node not in nodes:
+            nodes.append(slot.node)
+    plain = not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(theta))
+    raw: dict[tuple[str, Shape], dict[int, Any]] = defaultdict(dict)
+    for key, nodes in groups.items():
+        for start, count in _chunks(len(nodes)):
+            part = nodes[start : start + count]
+            rows = np.full(count, part[0], np.int32)
+            rows[: len(part)] = part
+            tiles = _decode(module, theta, features, rows, *key)
+            raw[key].update(zip(part, np.asarray(tiles) if plain else tiles, strict=False))
 
     parameters: dict[str, dict[str, jax.Array]] = {}
     for slot in slots:
         key = _decoder_key(slot)
-        place = [groups[key].index(slot.node)]
+        tile = raw[key][slot.node]
         if key[0] == "1d":
-            place.append(0 if slot.kind == "scale" else 1)
-        value = _finish(raw[key], place, slot.shape, slot.kind, module.normalize)
-        parameters.setdefault(slot.module, {})[slot.leaf] = value
+            tile = tile[0 if slot.kind == "scale" else 1]
+        value = finish(tile, slot.shape, slot.kind, module.normalize)
+        parameters.setdefault(slot.module, {})[slot.leaf] = jnp.asarray(value)
     return parameters
 
 
+def _chunks(count: int) -> list[tuple[int, int]]:
+    """Divides nodes into calls of the decoder: (first, number) with numbers of `DECODED` only."""
+    few, many = DECODED
+    starts, start = [], 0
+    while start < count:
+        size = many if count - start > few else few
+        starts.append((start, size))
+        start += size
+    return starts
+
+
 def _decoder_key(slot: Slot) -> tuple[str, Shape]:
-    """Returns the branch of the decoder that a parameter needs and the tile."""
+    """Returns the branch of the decoder that a parameter needs, and its height and width."""
     if slot.kind in ("scale", "bias"):
         return "1d", ()
-    return ("kernel" if slot.kind == "embedding" else slot.kind), slot.tile
+    kind = "kernel" if slot.kind == "embedding" else slot.kind
+    return kind, slot.tile[:2] if kind == "kernel" else ()

@@ -7,6 +7,7 @@ the classifier keeps in every start; hence with one key all starts share one hea
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -27,12 +28,19 @@ class Transfer(NamedTuple):
         head: Whether the classifier takes predicted values too.
         depth_fraction: Share of the tensors, in program order, that take predicted values; the
             others keep the network's own.
-        init_noise: Normal noise added to a predicted tensor, in units of its standard deviation.
+        init_noise: Normal noise added to a predicted tensor, in units of its standard deviation. In
+            wide layers predicted filters repeat (`tiles.repeat`) and would stay equal.
+        orthogonal: Whether the filters of every predicted kernel are made orthogonal to each other
+            at the same norm, which parts repeated ones too.
+
+    Source of the last two: Knyazev et al., Pretraining a Neural Network in One Forward Pass
+    (arXiv 2207.10049), on fine-tuning predicted parameters.
     """
 
     head: bool = False
     depth_fraction: float = 1.0
     init_noise: float = 0.0
+    orthogonal: bool = False
 
 
 WHOLE = Transfer()
@@ -162,35 +170,80 @@ def blend(
     Raises:
         UsageError: If an option is out of range.
     """
+    shapes = program.parameter_shapes()
+    names = [(name, leaf) for name, leaves in shapes.items() for leaf in leaves]
+    flat = {
+        f"{name}/{leaf}": np.asarray(predicted[name][leaf])
+        for name, leaf in names
+        if leaf in predicted.get(name, {})
+    }
+    taken = enter(flat, key, transfer, permute)
+    # Drawing compiles by shape, so only what nothing replaces is drawn.
+    kept = {name for name, leaf in names if f"{name}/{leaf}" not in taken}
+    result = {name: {} for name in shapes}
+    result |= {name: dict(own) for name, own in initial_parameters(program, key, kept).items()}
+    for name, leaf in names:
+        if f"{name}/{leaf}" in taken:
+            result[name][leaf] = jnp.asarray(taken[f"{name}/{leaf}"])
+    return result
+
+
+def enter(
+    predicted: Mapping[str, np.ndarray],
+    key: jax.Array,
+    transfer: Transfer = WHOLE,
+    permute: bool = False,
+) -> dict[str, np.ndarray]:
+    """Returns the predicted tensors that enter a network, as they enter it.
+
+    Args:
+        predicted: {name: array}, those nearest to the input first.
+        key: Random key of noise and permutation.
+        transfer: Which are taken, and what is done to them.
+        permute: Whether values are permuted within each tensor.
+
+    Returns:
+        {name: array} of those that are taken.
+
+    Raises:
+        UsageError: If an option is out of range.
+    """
     if not 0 <= transfer.depth_fraction <= 1:
         raise UsageError(f"depth_fraction lies in [0, 1], got {transfer.depth_fraction}")
     if transfer.init_noise < 0:
         raise UsageError(f"init_noise is at least 0, got {transfer.init_noise}")
-    shapes = program.parameter_shapes()
-    order = [
-        (name, leaf)
-        for name, leaves in shapes.items()
-        for leaf in leaves
-        if leaf in predicted.get(name, {})
-    ]
-    taken = order[: round(transfer.depth_fraction * len(order))]
-    replaced = set(taken)
-    # Drawing compiles by shape, so only what nothing replaces is drawn.
-    kept = {
-        name for name, leaves in shapes.items() for leaf in leaves if (name, leaf) not in replaced
-    }
-    result = {name: {} for name in shapes}
-    result |= {name: dict(own) for name, own in initial_parameters(program, key, kept).items()}
-    for name, leaf in taken:
-        value = np.asarray(predicted[name][leaf])
+    taken = list(predicted)[: round(transfer.depth_fraction * len(predicted))]
+    entered = {}
+    for name in taken:
+        value = predicted[name]
         if transfer.init_noise:
-            noise = _generator(key, "noise", name, leaf).standard_normal(value.shape, value.dtype)
+            noise = _generator(key, "noise", name).standard_normal(value.shape, value.dtype)
             value = value + noise * (transfer.init_noise * value.std()).astype(value.dtype)
+        if transfer.orthogonal and value.ndim > 1:
+            value = orthogonalized(value)
         if permute:
-            flat = _generator(key, "permutation", name, leaf).permutation(value.reshape(-1))
+            flat = _generator(key, "permutation", name).permutation(value.reshape(-1))
             value = flat.reshape(value.shape)
-        result[name][leaf] = jnp.asarray(value)
-    return result
+        entered[name] = value
+    return entered
+
+
+def orthogonalized(kernel: np.ndarray) -> np.ndarray:
+    """Returns the kernel with orthogonal filters (or orthogonal rows, where these are fewer).
+
+    Args:
+        kernel: (..., in, out) or (in, out).
+
+    Returns:
+        Array of the same shape, dtype and Frobenius norm; the sign of every filter is kept.
+    """
+    flat = kernel.reshape(-1, kernel.shape[-1])
+    tall = flat if len(flat) >= flat.shape[1] else flat.T
+    basis, triangle = np.linalg.qr(tall)
+    basis = basis * np.where(np.diag(triangle) < 0, -1, 1).astype(kernel.dtype)
+    basis = basis if len(flat) >= flat.shape[1] else basis.T
+    norm = np.linalg.norm(kernel) / max(np.linalg.norm(basis), 1e-12)
+    return (basis * norm).reshape(kernel.shape).astype(kernel.dtype)
 
 
 def _generator(key: jax.Array, *names: str) -> np.random.Generator:

@@ -6,8 +6,6 @@ import math
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
-from flax import linen as nn
 
 Shape = tuple[int, ...]
 MAX_SHAPE = (64, 64, 11, 11)
@@ -77,7 +75,8 @@ def repeat(values: jax.Array, sizes: Sequence[int]) -> jax.Array:
     values = values[tuple(slice(size) for size in sizes)]
     copies = [-(-size // have) for size, have in zip(sizes, values.shape, strict=True)]
     if max(copies) > 1:
-        values = jnp.tile(values, copies)[tuple(slice(size) for size in sizes)]
+        tile = values.__array_namespace__().tile
+        values = tile(values, copies)[tuple(slice(size) for size in sizes)]
     return values
 
 
@@ -91,8 +90,8 @@ def finish(
     2 otherwise, dense layers and the classifier included. Position encodings stay as they are.
 
     Args:
-        raw: Tile as `tile_shape` describes it, or a larger one; "scale" and "bias" take row 0 and
-            row 1 of `Decoder.decode_1d`.
+        raw: Tile as `tile_shape` describes it, or a larger one, of JAX or NumPy; "scale" and "bias"
+            take row 0 and row 1 of `Decoder.decode_1d`.
         target_shape: "kernel": convolution (height, width, in per group, out) or dense (in, out);
             "embedding": (1, height, width, channels) or (1, positions, channels); "scale" and
             "bias": (channels,); "head_kernel": (in, classes) or (1, 1, in, classes);
@@ -101,7 +100,7 @@ def finish(
         normalize: Whether to normalize.
 
     Returns:
-        Parameter of `target_shape` in the dtype of `raw`.
+        Parameter of `target_shape`, an array of the library and dtype of `raw`.
 
     Raises:
         ValueError: If the tile does not belong to a parameter of that kind and shape.
@@ -117,12 +116,13 @@ def finish(
         raise ValueError(
             f"the hyper-initializer predicts a head of {raw.shape[-1]} classes, not {target[-1]}"
         )
+    tanh = raw.__array_namespace__().tanh
     if kind == "scale":
         values = repeat(raw, target)
-        return 2 * nn.sigmoid(0.5 * values) if normalize else values
+        return 1 + tanh(0.25 * values) if normalize else values
     if kind in ("bias", "head_bias"):
         values = repeat(raw, target)
-        return jnp.tanh(0.2 * values) if normalize else values
+        return tanh(0.2 * values) if normalize else values
     if kind == "embedding":
         return _embedding(raw[..., 0], target)
     if kind == "head_kernel":

@@ -1,0 +1,160 @@
+"""Predicted parameters in the form in which any traced model stores its own, and what was left."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from medinit_jax.arch import layout
+from medinit_jax.arch.dataflow import Traced
+from medinit_jax.arch.vocabulary import known_types
+from medinit_jax.core.errors import UsageError
+from medinit_jax.hyper.hypernetwork import HyperInitializer, Theta
+from medinit_jax.hyper.initializer import predict
+
+HEAD = "is the classifier, which keeps the model's own start"
+
+
+class Row(NamedTuple):
+    """What becomes of one parameter of a model.
+
+    Attributes:
+        path: Its name.
+        shape: Its shape.
+        status: "predicted", "fallback" (it has no rule) or "excluded" (it is left out on purpose);
+            the last two keep the model's own values.
+        reason: Why it is not predicted.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    status: str
+    reason: str = ""
+
+
+class Coverage(NamedTuple):
+    """Which parameters of a model are predicted; printed, it is a table.
+
+    Attributes:
+        rows: One for every parameter.
+        nodes: Nodes of the graph.
+        edges: Its edges.
+        notes: What else the reader should know.
+    """
+
+    rows: tuple[Row, ...]
+    nodes: int
+    edges: int
+    notes: tuple[str, ...]
+
+    def share(self, status: str = "predicted") -> float:
+        """Returns the share of all scalar parameters that has a status."""
+        sizes = {row.path: math.prod(row.shape) for row in self.rows}
+        part = sum(sizes[row.path] for row in self.rows if row.status == status)
+        return part / max(sum(sizes.values()), 1)
+
+    def __str__(self) -> str:
+        table = Table("parameter", "shape", "value", title_justify="left")
+        for row in self.rows:
+            why = row.status if row.status == "predicted" else f"own: {row.reason}"
+            table.add_row(row.path, " x ".join(map(str, row.shape)), why)
+        counts = {s: sum(row.status == s for row in self.rows) for s in STATUSES}
+        lines = [
+            f"{len(self.rows)} tensors: "
+            + ", ".join(f"{count} {status}" for status, count in counts.items())
+            + f" ({self.share():.1%} of the parameters predicted); "
+            f"graph of {self.nodes} nodes and {self.edges} edges.",
+            *self.notes,
+        ]
+        text = io.StringIO()
+        console = Console(file=text, width=120)
+        console.print(table)
+        for line in lines:
+            console.print(line, highlight=False)
+        return text.getvalue()
+
+
+STATUSES = ("predicted", "fallback", "excluded")
+
+
+def coverage(traced: Traced, head: bool = False) -> Coverage:
+    """Returns what becomes of every parameter of a traced model.
+
+    Args:
+        traced: The model.
+        head: Whether the classifier is predicted too.
+    """
+    places = {tensor.path: key for key, tensor in traced.tensors.items()}
+    heads = _heads(traced)
+    rows = []
+    for path, shape in traced.leaves.items():
+        reason = traced.reasons.get(path, "")
+        if path in places:
+            is_head = places[path][0] in heads and not head
+            rows.append(
+                Row(path, shape, "excluded", HEAD) if is_head else Row(path, shape, "predicted")
+            )
+        else:
+            status = "excluded" if reason.startswith("is outside") else "fallback"
+            rows.append(Row(path, shape, status, reason))
+    edges = int((traced.graph.distance == 1).sum())
+    return Coverage(tuple(rows), len(traced.graph.node_type), edges, traced.notes)
+
+
+def _heads(traced: Traced) -> set[str]:
+    graph = traced.graph
+    return {graph.parameters[i][0] for i in np.flatnonzero(graph.head) if graph.parameters[i]}
+
+
+def write(
+    module: HyperInitializer,
+    theta: Theta,
+    traced: Traced,
+    head: bool = False,
+    unknown_types: str = "error",
+) -> dict[str, np.ndarray]:
+    """Predicts the parameters of a traced model.
+
+    Args:
+        module: The hypernetwork.
+        theta: Its parameters.
+        traced: The model.
+        head: Whether to predict the classifier too.
+        unknown_types: What becomes of node types that the hypernetwork does not know, see
+            `vocabulary.known_types`.
+
+    Returns:
+        {name: float32 array of the shape the model stores} of what is predicted.
+
+    Raises:
+        UsageError: The classifier has another size, or a node type is not known.
+    """
+    graph = traced.graph._replace(
+        node_type=known_types(traced.graph.node_type, module.node_types, unknown_types)
+    )
+    parameters = predict(module, theta, graph, traced.shapes, include_head=head)
+    found: dict[str, Any] = {}
+    for (name, leaf), tensor in traced.tensors.items():
+        if leaf not in parameters.get(name, {}):
+            continue
+        value = np.asarray(parameters[name][leaf])
+        value = layout.undo(value, tensor.stored, tensor.layout)
+        if tensor.index is None:
+            found[tensor.path] = value
+        else:
+            found.setdefault(tensor.path, {})[tensor.index] = value
+    for path, value in found.items():
+        if isinstance(value, Mapping):
+            found[path] = np.stack([value[index] for index in sorted(value)])
+        if found[path].shape != tuple(traced.leaves[path]):
+            raise UsageError(
+                f"{path} was written with shape {found[path].shape} instead of "
+                f"{tuple(traced.leaves[path])}: please report this model as a bug."
+            )
+    return found
