@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from medinit_jax.arch import flax_trace
+from medinit_jax.arch import flax_model, flax_trace
 from medinit_jax.arch.dataflow import Tensor, Traced
 from medinit_jax.arch.graph import build_graph
 from medinit_jax.core.checkpoint import METADATA_FILE, load_params
@@ -181,7 +181,7 @@ def _traced(
             )
         return _program_traced(model.program, activations)
     if isinstance(model, nnx.Module):
-        pure = flax_trace.nnx_model(model, options)
+        pure = flax_model.nnx_model(model, options)
         return flax_trace.trace(pure, inputs, on_unknown, activations, only)
     if not isinstance(model, nn.Module):
         raise UsageError(
@@ -196,7 +196,7 @@ def _traced(
 
 @functools.lru_cache(maxsize=64)
 def _linen_traced(model, inputs, options, only, on_unknown, activations) -> Traced:
-    pure = flax_trace.linen_model(model, inputs, dict(options))
+    pure = flax_model.linen_model(model, inputs, dict(options))
     on_unknown = on_unknown if isinstance(on_unknown, str) else dict(on_unknown)
     return flax_trace.trace(pure, inputs, on_unknown, activations, only)
 
@@ -284,7 +284,7 @@ def _cached(function: Any) -> Any:
 
 
 def _named(flat: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
-    """Names the leaves of a tree as `flax_trace.linen_model` does, with their collection first."""
+    """Names the leaves of a tree as `flax_model.linen_model` does, with their collection first."""
     named = {}
     for path, leaf in flat:
         words = [key for key in path if not isinstance(key, jax.tree_util.GetAttrKey)]

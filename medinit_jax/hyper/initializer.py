@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import jraph
 import numpy as np
+from jax.core import Tracer
 
 from medinit_jax.arch.batching import to_jraph
 from medinit_jax.arch.graph import ArchGraph, build_graph
@@ -180,7 +181,7 @@ def predict(
         nodes = groups[_decoder_key(slot)]
         if slot.node not in nodes:
             nodes.append(slot.node)
-    plain = not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(theta))
+    plain = not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(theta))
     raw: dict[tuple[str, Shape], dict[int, Any]] = defaultdict(dict)
     for key, nodes in groups.items():
         for start, count in _chunks(len(nodes)):

@@ -109,7 +109,8 @@ def coverage(traced: Traced, head: bool = False) -> Coverage:
 
 def _heads(traced: Traced) -> set[str]:
     graph = traced.graph
-    return {graph.parameters[i][0] for i in np.flatnonzero(graph.head) if graph.parameters[i]}
+    entries = [graph.parameters[i] for i in np.flatnonzero(graph.head)]
+    return {entry[0] for entry in entries if entry is not None}
 
 
 def write(

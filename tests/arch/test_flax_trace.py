@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from medinit_jax.arch import flax_trace
+from medinit_jax.arch import flax_model, flax_trace
 from medinit_jax.arch.graph import build_graph
 from medinit_jax.arch.vocabulary import NODE_TYPES, TYPE_INDEX
 from medinit_jax.core.errors import UsageError
@@ -24,9 +24,9 @@ def traced(model, *inputs, options=None, **settings):
     # Flax itself mixes dtypes here and there.
     with jax.numpy_dtype_promotion("standard"):
         if isinstance(model, nnx.Module):
-            pure = flax_trace.nnx_model(model, options or {})
+            pure = flax_model.nnx_model(model, options or {})
         else:
-            pure = flax_trace.linen_model(model, inputs, options or {})
+            pure = flax_model.linen_model(model, inputs, options or {})
         return flax_trace.trace(pure, inputs, **settings)
 
 

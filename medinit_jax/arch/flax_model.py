@@ -1,0 +1,202 @@
+"""Flax models as pure functions whose layers leave a mark in the trace."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+from flax import nnx
+
+from medinit_jax.arch.reader import View
+from medinit_jax.core.errors import UsageError
+
+LAYERS: dict[type, str] = {
+    nn.Conv: "conv",
+    nn.ConvTranspose: "conv_t",
+    nn.Dense: "dense",
+    nn.DenseGeneral: "dense",
+    nn.BatchNorm: "bn",
+    nn.GroupNorm: "gn",
+    nn.InstanceNorm: "in",
+    nn.LayerNorm: "ln",
+    nn.RMSNorm: "ln",
+    nn.Embed: "embed",
+    nnx.Conv: "conv",
+    nnx.ConvTranspose: "conv_t",
+    nnx.Linear: "dense",
+    nnx.LinearGeneral: "dense",
+    nnx.BatchNorm: "bn",
+    nnx.GroupNorm: "gn",
+    nnx.InstanceNorm: "in",
+    nnx.LayerNorm: "ln",
+    nnx.RMSNorm: "ln",
+    nnx.Embed: "embed",
+}
+RULES = ("conv", "conv_t", "dense", "bn", "gn", "in", "ln", "embed")
+
+
+class Layer(NamedTuple):
+    """One call of a known layer: its name in the model, its rule, and the layer itself."""
+
+    name: str
+    rule: str
+    module: Any
+
+
+class Model(NamedTuple):
+    """A model as a pure function.
+
+    Attributes:
+        run: (variables, *inputs) -> outputs.
+        variables: ShapeDtypeStructs of all its arrays.
+        parameters: Names of those that are parameters, {key path: name}.
+        label: What messages call it.
+    """
+
+    run: Callable[..., Any]
+    variables: Any
+    parameters: Mapping[str, str]
+    label: str
+
+
+def linen_model(module: nn.Module, inputs: Sequence[Any], options: Mapping[str, Any]) -> Model:
+    """Returns a Linen module as a pure function.
+
+    Args:
+        module: The module, unbound.
+        inputs: Arrays or ShapeDtypeStructs of its call.
+        options: Further keyword arguments of its call.
+    """
+    label = type(module).__name__
+    keys = {name: jax.random.key(0) for name in ("params", "dropout")}
+    with explained(label):
+        variables = jax.eval_shape(lambda keys, *x: module.init(keys, *x, **options), keys, *inputs)
+    variables = dict(nn.meta.unbox(variables))
+    mutable = [name for name in variables if name != "params"]
+
+    def run(variables, *inputs):
+        rngs = {"dropout": jax.random.key(0)}
+        return module.apply(variables, *inputs, rngs=rngs, mutable=mutable, **options)[0]
+
+    places, _ = jax.tree_util.tree_flatten_with_path(variables)
+    names = {
+        jax.tree_util.keystr(path): jax.tree_util.keystr(path[1:], simple=True, separator="/")
+        for path, _ in places
+        if path[0].key == "params"
+    }
+    return Model(run, variables, names, label)
+
+
+def nnx_model(module: nnx.Module, options: Mapping[str, Any]) -> Model:
+    """Returns an NNX module as a pure function of its split state."""
+    definition, state = nnx.split(module)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+
+    def run(state, *inputs):
+        return nnx.merge(definition, state)(*inputs, **options)
+
+    names = {}
+    places, _ = jax.tree_util.tree_flatten_with_path(shapes)
+    pure = nnx.to_flat_state(state)
+    kinds = {path: variable for path, variable in pure}
+    for path, _ in places:
+        words = tuple(
+            key.key if hasattr(key, "key") else key.name if hasattr(key, "name") else key.idx
+            for key in path
+        )
+        while words and words not in kinds:
+            words = words[:-1]
+        if words and isinstance(kinds[words], nnx.Param):
+            names[jax.tree_util.keystr(path)] = "/".join(map(str, words))
+    return Model(run, shapes, names, type(module).__name__)
+
+
+@contextlib.contextmanager
+def explained(label: str) -> Iterator[None]:
+    """Turns what goes wrong inside a model into one sentence.
+
+    Args:
+        label: What the model is called.
+
+    Raises:
+        UsageError: In place of any other error.
+    """
+    try:
+        yield
+    except UsageError:
+        raise
+    except jax.errors.JAXTypeError as error:
+        raise UsageError(
+            f"{label} cannot be traced, because it looks at values of its input "
+            f"({_first_line(error)}); move such decisions into its options, or use jnp.where."
+        ) from error
+    except TypeError as error:
+        raise UsageError(
+            f"{label} cannot be called with this example: {_first_line(error)} (arguments such as "
+            "train=False go into options={'train': False})."
+        ) from error
+    except Exception as error:
+        raise UsageError(
+            f"{label} fails on this example: {type(error).__name__}: {_first_line(error)} "
+            "(check the example's shape and dtype)."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return text[0].rstrip(".") if text else type(error).__name__
+
+
+def parameter_views(model: Model) -> list[View | None]:
+    """Returns a view for every array of the model that is a parameter, None for the others."""
+    places, _ = jax.tree_util.tree_flatten_with_path(model.variables)
+    names = [model.parameters.get(jax.tree_util.keystr(path)) for path, _ in places]
+    return [
+        None if name is None else View(name, None, tuple(leaf.shape))
+        for name, (_, leaf) in zip(names, places, strict=True)
+    ]
+
+
+@contextlib.contextmanager
+def marked(table: Mapping[type, str], layers: list[Layer]) -> Iterator[None]:
+    """Runs every call of a layer of the table under a scope of its own and lists it."""
+    inside = False
+
+    def call(module, name, function):
+        nonlocal inside
+        rule = next((table[kind] for kind in type(module).__mro__ if kind in table), None)
+        if rule is None or inside:
+            return function()
+        layers.append(Layer(name, rule, module))
+        inside = True
+        try:
+            with jax.named_scope(f"@layer{len(layers) - 1}@"):
+                return function()
+        finally:
+            inside = False
+
+    def intercept(following, args, kwargs, context):
+        if context.method_name != "__call__":
+            return following(*args, **kwargs)
+        name = "/".join(context.module.path)
+        return call(context.module, name, lambda: following(*args, **kwargs))
+
+    def wrapped(original):
+        def replacement(module, *args, **kwargs):
+            name = type(module).__name__
+            return call(module, name, lambda: original(module, *args, **kwargs))
+
+        return replacement
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(nn.intercept_methods(intercept))
+        # NNX has no interceptors: its layer classes are wrapped while the model is traced.
+        for kind in table:
+            if issubclass(kind, nnx.Module) and "__call__" in vars(kind):
+                original = kind.__call__
+                stack.callback(setattr, kind, "__call__", original)
+                setattr(kind, "__call__", wrapped(original))  # noqa: B010
+        yield
