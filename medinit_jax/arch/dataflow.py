@@ -1,6 +1,6 @@
 """From the dataflow that a tracer reports to the graph that the hypernetwork reads.
 
-Tracers (`flax_trace`, `interop.torch`) follow values through a model and tell a `Dataflow` what
+tracers (`flax_trace`, `torch_trace`) follow values through a model and tell a `Dataflow` what
 they meet. Every value has one producer, the node it came from last; an operation without a rule
 hands the producer of its input on. The rules that do not depend on where a model comes from live
 here.
@@ -19,8 +19,10 @@ import numpy as np
 from medinit_jax.arch.graph import MAX_DISTANCE, ArchGraph, path_lengths
 from medinit_jax.arch.layout import Layout, shape_after
 from medinit_jax.arch.vocabulary import TYPE_INDEX
+from medinit_jax.core.errors import UsageError
 
 Shape = tuple[int, ...]
+UNUSED = "is never used"
 NO_SHAPE = (0, 0, 0, 0)
 WEIGHTS = frozenset(("conv", "sep_conv", "dil_conv", "group_conv", "conv_t"))
 MEETINGS = frozenset(("sum", "concat", "cse", "mul", "msa"))
@@ -252,9 +254,44 @@ class Dataflow:
             if not inside(path, only):
                 reasons[path] = f"is outside {only}"
             elif path not in found:
-                lost = "does not lead to an output" if path in unused else "is never used"
+                lost = "does not lead to an output" if path in unused else UNUSED
                 reasons[path] = self.reasons.get(path, lost)
         return Traced(graph, tensors, leaves, reasons, tuple(self.notes))
+
+    def finish_checked(
+        self,
+        outputs: Sequence[int],
+        leaves: dict[str, Shape],
+        label: str,
+        only: str,
+        forbid_unknown: bool,
+    ) -> Traced:
+        """Builds the graph as `finish` does, and says what is wrong with the model in one sentence.
+
+        Args:
+            outputs: As in `finish`, also `leaves` and `only`.
+            label: What messages call the model.
+            forbid_unknown: Whether parameters without a rule are an error.
+
+        Raises:
+            UsageError: There is no graph, no such part, or a forbidden parameter.
+        """
+        if not outputs:
+            raise UsageError(f"No output of {label} depends on its input; check the model.")
+        if only and not any(inside(path, only) for path in leaves):
+            parts = dict.fromkeys(re.split(r"[/.]", path)[0] for path in leaves)
+            raise UsageError(
+                f"{label} has no parameters under {only!r}; its parts are {', '.join(parts)}."
+            )
+        traced = self.finish(outputs, leaves, only)
+        lost = [f"{p} ({why})" for p, why in traced.reasons.items() if inside(p, only)]
+        if forbid_unknown and lost:
+            raise UsageError(
+                f"{label} has parameters that cannot be predicted: {'; '.join(lost[:5])}"
+                f"{f' and {len(lost) - 5} more' if len(lost) > 5 else ''}. Pass "
+                "on_unknown='fallback' to let them keep the model's own values."
+            )
+        return traced
 
     def _ancestors(self, outputs: Iterable[int]) -> set[int]:
         used: set[int] = set()

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax.extend import core as jex
 
-from medinit_jax.arch.dataflow import Dataflow, Shape, Traced, inside
+from medinit_jax.arch.dataflow import Dataflow, Shape, Traced
 from medinit_jax.arch.flax_model import (
     LAYERS,
     RULES,
@@ -106,24 +106,8 @@ def trace(
     results = [walker.producer(value) for value in found]
     outputs = [node for node in results if node is not None]
     leaves = {view.path: view.shape for view in parameter_views(model) if view is not None}
-    if not outputs:
-        raise UsageError(f"No output of {model.label} depends on its input; check the model.")
-    if only and not any(inside(path, only) for path in leaves):
-        parts = dict.fromkeys(path.split("/")[0] for path in leaves)
-        raise UsageError(
-            f"{model.label} has no parameters under {only!r}; its parts are {', '.join(parts)}."
-        )
-    traced = flow.finish(outputs, leaves, only)
-    if on_unknown == "error":
-        bad = [f"{path} ({reason})" for path, reason in traced.reasons.items()]
-        if bad:
-            raise UsageError(
-                f"{model.label} has parameters that cannot be predicted: {'; '.join(bad[:5])}"
-                f"{f' and {len(bad) - 5} more' if len(bad) > 5 else ''}. Pass "
-                "on_unknown='fallback' to let them keep the model's own values, or a dict "
-                "{class: rule} for layers that are like known ones."
-            )
-    return traced
+    forbid = on_unknown == "error"
+    return flow.finish_checked(outputs, leaves, model.label, only, forbid)
 
 
 class _Walker(Reader):
@@ -360,7 +344,7 @@ def _inner(equation) -> Any:
 def _reshaped(view: View, equation) -> View:
     """Returns the view after an equation that changes no more than the shape."""
     name, out = equation.primitive.name, equation.outvars[0].aval.shape
-    if name in SAME:
+    if name in SAME or view.partial:
         return view
     if name == "transpose":
         return view._replace(layout=(*view.layout, transpose(equation.params["permutation"])))

@@ -255,11 +255,10 @@ class Reader:
         if root and len(paths) == 1:
             return Value(root=True, scale=views[0][0])
         whole = [view for view, shape in views if shape == out]
-        if not whole:
-            return Value()
-        for path in paths - {whole[0].path}:
-            self.flow.keep(path, f"only changes {whole[0].path}")
-        return Value(view=whole[0])
+        for path in paths - {view.path for view in whole[:1]}:
+            other = f"only changes {whole[0].path}" if whole else "is used apart from the input"
+            self.flow.keep(path, other)
+        return Value(view=whole[0]) if whole else Value()
 
 
 def is_vector(view: View, channels: int) -> bool:
