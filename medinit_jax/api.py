@@ -15,8 +15,8 @@ import numpy as np
 from flax import nnx
 
 from medinit_jax.arch import flax_model, flax_trace
-from medinit_jax.arch.dataflow import Tensor, Traced
-from medinit_jax.arch.graph import build_graph
+from medinit_jax.arch.dataflow import Tensor, Traced, inside
+from medinit_jax.arch.graph import ancestors, build_graph
 from medinit_jax.core.checkpoint import METADATA_FILE, load_params
 from medinit_jax.core.errors import UsageError
 from medinit_jax.core.provenance import fingerprint
@@ -171,7 +171,7 @@ def _traced(
     activations: bool,
 ) -> Traced:
     """Returns the model as the hypernetwork sees it; what was seen before is kept."""
-    if isinstance(model, Network) and not only:
+    if isinstance(model, Network):
         wanted, found = tuple(model.program.input_shape), tuple(inputs[0].shape[1:])
         if len(inputs[0].shape) != 4 or found != wanted:
             raise UsageError(
@@ -179,7 +179,7 @@ def _traced(
                 f"(batch, {', '.join(map(str, wanted))}); give such a batch or build the model "
                 "anew."
             )
-        return _program_traced(model.program, activations)
+        return _program_traced(model.program, activations, only)
     if isinstance(model, nnx.Module):
         pure = flax_model.nnx_model(model, options)
         return flax_trace.trace(pure, inputs, on_unknown, activations, only)
@@ -202,15 +202,25 @@ def _linen_traced(model, inputs, options, only, on_unknown, activations) -> Trac
 
 
 @functools.lru_cache(maxsize=64)
-def _program_traced(program: Any, activations: bool) -> Traced:
-    shapes = program.parameter_shapes()
+def _program_traced(program: Any, activations: bool, only: str) -> Traced:
     tensors = {
         (name, leaf): Tensor(f"{name}/{leaf}", None, shape, (), leaf)
-        for name, leaves in shapes.items()
+        for name, leaves in program.parameter_shapes().items()
         for leaf, shape in leaves.items()
     }
     leaves = {tensor.path: tensor.stored for tensor in tensors.values()}
-    return Traced(build_graph(program, activations), tensors, leaves, {}, ())
+    graph, reasons = build_graph(program, activations), {}
+    if only:
+        part = np.array([bool(p) and inside(p[0], only) for p in graph.parameters])
+        if not part.any():
+            parts = dict.fromkeys(path.split(".")[0] for path in leaves)
+            raise UsageError(
+                f"The network has no parameters under {only!r}; its parts are {', '.join(parts)}."
+            )
+        graph = ancestors(graph, part)
+        reasons = {path: f"is outside {only}" for path in leaves if not inside(path, only)}
+        tensors = {key: tensor for key, tensor in tensors.items() if inside(tensor.path, only)}
+    return Traced(graph, tensors, leaves, reasons, ())
 
 
 def _network_variables(model: Network, values: Mapping[str, np.ndarray], key: jax.Array) -> dict:

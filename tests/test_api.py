@@ -174,6 +174,27 @@ def test_only_a_part_of_the_module(folder):
     jax.tree.map(np.testing.assert_array_equal, found, own)
 
 
+def test_only_a_part_of_a_program(folder):
+    initializer = medinit_jax.load(folder)
+    network, key = zoo.resnet18(2, (32, 32, 3), stem="small"), jax.random.key(3)
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    found = medinit_jax.inspect(network, image, only="layer1")
+    predicted = {row.path for row in found.rows if row.status == "predicted"}
+    assert len(predicted) == 12 and all(path.startswith("layer1.") for path in predicted)
+    # Input, stem, two blocks of five nodes; the last sum has no parameters after it.
+    assert found.nodes == 1 + 2 + 5 + 4
+    own = medinit_jax.initialize(network, image, initializer, key=key, depth_fraction=0)["params"]
+    part = medinit_jax.initialize(network, image, initializer, key=key, only="layer1")["params"]
+    changed = {
+        name
+        for name, leaves in own.items()
+        if any((value != part[name][leaf]).any() for leaf, value in leaves.items())
+    }
+    assert changed and all(name.startswith("layer1.") for name in changed)
+    with pytest.raises(UsageError, match="no parameters under 'encoder'; its parts are"):
+        medinit_jax.inspect(network, image, only="encoder")
+
+
 def test_filters_made_orthogonal(folder):
     found = medinit_jax.initialize(Twin(), IMAGES, medinit_jax.load(folder), orthogonal=True)
     kernel = np.asarray(found["params"]["conv"]["kernel"], np.float64).reshape(-1, 8)

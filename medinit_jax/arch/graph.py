@@ -137,6 +137,32 @@ def build_graph(
     )
 
 
+def ancestors(graph: ArchGraph, nodes: np.ndarray) -> ArchGraph:
+    """Returns the graph of some nodes and of all that lead to them.
+
+    Args:
+        graph: The graph.
+        nodes: bool (N,).
+    """
+    keep = np.array(nodes, bool)
+    direct = graph.distance == 1
+    for sender, receiver in zip(
+        graph.senders[direct][::-1], graph.receivers[direct][::-1], strict=True
+    ):
+        keep[sender] |= keep[receiver]
+    number = np.cumsum(keep, dtype=np.int32) - 1
+    pairs = keep[graph.senders] & keep[graph.receivers]
+    return ArchGraph(
+        node_type=graph.node_type[keep],
+        shape=graph.shape[keep],
+        parameters=tuple(p for p, kept in zip(graph.parameters, keep, strict=True) if kept),
+        head=graph.head[keep],
+        senders=number[graph.senders[pairs]],
+        receivers=number[graph.receivers[pairs]],
+        distance=graph.distance[pairs],
+    )
+
+
 def conv_type(groups: int, channels: int, dilation: int = 1) -> str:
     """Returns the type of a convolution: the reference tells apart depthwise ones by dilation."""
     if groups == 1:
