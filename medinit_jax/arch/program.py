@@ -346,7 +346,9 @@ class BlockBuilder:
         if kind == "none":
             return x
         if kind in ("gn", "in"):
-            groups = channels if kind == "in" else math.gcd(channels, NORM_GROUPS)
+            # At least two channels per group: with one, group norm would be instance norm.
+            most = channels // 2 if channels % 2 == 0 else 1
+            groups = channels if kind == "in" else math.gcd(most, NORM_GROUPS)
             return self("group_norm", x, name=name, groups=groups, epsilon=epsilon)
         step = {"bn": "batch_norm", "ln": "layer_norm"}[kind]
         return self(step, x, name=name, epsilon=epsilon)
@@ -381,6 +383,10 @@ class ProgramBuilder:
         """Appends a call of `block` and returns its value number."""
         self.calls.append(Call(block, tuple(inputs), prefix))
         return len(self.calls)
+
+    def shape(self, value: int) -> Shape:
+        """Returns the per-image shape of a value."""
+        return Program(tuple(self.calls), self.input_shape).shapes[value]
 
     def build(self) -> Program:
         """Returns the program without dead calls."""

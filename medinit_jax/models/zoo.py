@@ -14,6 +14,7 @@ from medinit_jax.core.errors import UsageError
 from medinit_jax.models import (
     bit,
     convnext,
+    deeplab,
     densenet,
     efficientnet,
     mobilenet,
@@ -21,6 +22,9 @@ from medinit_jax.models import (
     resnet,
     vgg,
     vit,
+)
+from medinit_jax.models import (
+    unet as unets,
 )
 from medinit_jax.models.network import Network
 
@@ -42,6 +46,8 @@ MODELS: dict[str, Builder] = {
     **dict.fromkeys(vgg.VARIANTS, vgg.vgg),
     **dict.fromkeys(convnext.VARIANTS, convnext.convnext),
     **dict.fromkeys(vit.VARIANTS, vit.vit),
+    **dict.fromkeys(unets.VARIANTS, unets.unet),
+    **dict.fromkeys(deeplab.VARIANTS, deeplab.deeplab),
 }
 
 
@@ -85,6 +91,14 @@ vit_tiny_patch16_224 = functools.partial(build, "vit_tiny_patch16_224")
 vit_small_patch16_224 = functools.partial(build, "vit_small_patch16_224")
 densenet121 = functools.partial(build, "densenet121")
 resnetv2_50x1_bit = functools.partial(build, "resnetv2_50x1_bit")
+unet = functools.partial(build, "unet")
+unet_resnet18 = functools.partial(build, "unet_resnet18")
+unet_resnet34 = functools.partial(build, "unet_resnet34")
+unet_resnet50 = functools.partial(build, "unet_resnet50")
+deeplabv3plus_resnet18 = functools.partial(build, "deeplabv3plus_resnet18")
+deeplabv3plus_resnet34 = functools.partial(build, "deeplabv3plus_resnet34")
+deeplabv3plus_resnet50 = functools.partial(build, "deeplabv3plus_resnet50")
+deeplabv3plus_resnet101 = functools.partial(build, "deeplabv3plus_resnet101")
 
 
 def space_network(space: Space, split: str, index: int, num_classes: int) -> Network:
