@@ -70,8 +70,10 @@ def bit(
             value = build(block, (value,), f"stages.{stage}.blocks.{index}")
             channels = features
     b = BlockBuilder(1)
-    y = b("relu", b.norm(0, member.norm, "norm", channels))
-    b("dense", b("global_pool", y), name="head.fc", features=num_classes, bias=True)
+    b("relu", b.norm(0, member.norm, "norm", channels))
+    value = build(b.build(), (value,))
+    b = BlockBuilder(1)
+    b("dense", b("global_pool", 0), name="head.fc", features=num_classes, bias=True)
     build(b.build(), (value,))
     return build.build()
 

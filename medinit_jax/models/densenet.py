@@ -69,8 +69,10 @@ def densenet(
             value = build(block, (value,), f"features.denseblock{stage}.denselayer{index}")
             channels += member.growth
     b = BlockBuilder(1)
-    y = b("relu", b.norm(0, norm, "features.norm5", channels))
-    b("dense", b("global_pool", y), name="classifier", features=num_classes, bias=True)
+    b("relu", b.norm(0, norm, "norm5", channels))
+    value = build(b.build(), (value,), "features")
+    b = BlockBuilder(1)
+    b("dense", b("global_pool", 0), name="classifier", features=num_classes, bias=True)
     build(b.build(), (value,))
     return build.build()
 

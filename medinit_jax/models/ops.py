@@ -106,10 +106,9 @@ def convolution(x: jax.Array, kernel: jax.Array, step: Step) -> jax.Array:
         return _few_channels(x, kernel, window)
     if step.groups == channels == step.features:
         return _depthwise(x, kernel, window)
-    if step.groups > 1:
-        return _grouped(x, kernel, window)
-    if step.kernel == (3, 3) and x.shape[1] * x.shape[2] <= TINY_MAP:
-        return _tiny(x, kernel, window)
+    tiny = step.kernel == (3, 3) and x.shape[1] * x.shape[2] <= TINY_MAP
+    if step.groups > 1 or tiny:
+        return _by_patches(x, kernel, window)
     return _lax_convolution(x, kernel, window)
 
 
@@ -260,20 +259,16 @@ def _by_platform(cpu):
 
 
 @_by_platform
-def _grouped(x, kernel, window):
-    """Convolves with one dense kernel that is zero between groups."""
+def _by_patches(x, kernel, window):
+    """Convolves by one product of patches per group."""
     height, width, depth, features = kernel.shape
     groups = x.shape[-1] // depth
-    blocks = kernel.reshape(height, width, 1, depth, groups, features // groups)
-    own = jnp.eye(groups, dtype=kernel.dtype)[:, None, :, None]
-    return _lax_convolution(x, (blocks * own).reshape(height, width, x.shape[-1], features), window)
-
-
-@_by_platform
-def _tiny(x, kernel, window):
-    """Convolves by one product of patches."""
-    patches = jnp.concatenate([tap for _, tap in _taps(x, window)], -1)
-    return jnp.tensordot(patches, kernel.reshape(-1, kernel.shape[-1]), 1)
+    taps = [tap for _, tap in _taps(x, window)]
+    # A patch lists taps, then the channels of its group, as a kernel does.
+    patches = jnp.concatenate([tap.reshape(-1, groups, depth) for tap in taps], -1)
+    columns = kernel.reshape(height * width * depth, groups, -1)
+    products = jnp.einsum("pgc,cgo->pgo", patches, columns)
+    return products.reshape(*taps[0].shape[:3], features)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

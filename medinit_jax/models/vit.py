@@ -68,8 +68,10 @@ def vit(
     for index in range(member.depth):
         value = build(block, (value,), f"blocks.{index}")
     b = BlockBuilder(1)
-    y = b("layer_norm", 0, name="norm", epsilon=EPSILON)
-    y = b("first_token" if member.class_token else "global_pool", y)
+    b("layer_norm", 0, name="norm", epsilon=EPSILON)
+    value = build(b.build(), (value,))
+    b = BlockBuilder(1)
+    y = b("first_token" if member.class_token else "global_pool", 0)
     b("dense", y, name="head", features=num_classes, bias=True)
     build(b.build(), (value,))
     return build.build()

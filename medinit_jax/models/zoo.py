@@ -23,9 +23,7 @@ from medinit_jax.models import (
     vgg,
     vit,
 )
-from medinit_jax.models import (
-    unet as unets,
-)
+from medinit_jax.models import unet as unets
 from medinit_jax.models.network import Network
 
 InputShape = tuple[int, int, int]
@@ -63,7 +61,7 @@ def build(
         **options: What else the builder of the family takes, such as `stem`.
 
     Raises:
-        UsageError: If there is no such network, or an option means nothing.
+        UsageError: If there is no such network, or the builder refuses an option.
     """
     if name not in MODELS:
         raise UsageError(f"there is no network {name!r}: choose from {', '.join(MODELS)}")

@@ -48,10 +48,10 @@ def test_graph(sound_graph):
 
 def test_sequences_are_tapped():
     program = vit(SMALL, (32, 32, 1), 5)
-    assert feature_taps(program, (0.1, 1.0)) == (1, 3)
+    assert feature_taps(program, (0.1, 1.0)) == (1, 4)
     network = Network(program)
     variables = network.init(jax.random.key(0), jnp.ones((2, 32, 32, 1)))
-    taps = network.apply(variables, jnp.ones((2, 32, 32, 1)), taps=(1, 4))
+    taps = network.apply(variables, jnp.ones((2, 32, 32, 1)), taps=(1, 5))
     assert [tap.shape for tap in taps] == [(2, 16), (2, 5)]
 
 
