@@ -18,7 +18,6 @@ def test_parameter_count_is_timms():
 def test_logits_are_timms(torch_error):
     timm = pytest.importorskip("timm")
     net = timm.create_model(NAME, num_classes=1000)
-    # The last norm of every block's branch is zero at first, which would hide the branch.
     assert torch_error(bit(NAME, (64, 64, 3)), net) < 1e-4
 
 
