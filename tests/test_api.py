@@ -252,7 +252,7 @@ def test_zoo_makes_networks_by_name():
     space = get_space("small")
     small = zoo.by_name("resnet18", 5, space).program
     assert small.input_shape == (32, 32, 3) and small.num_classes == 5
-    assert small == zoo.resnet18(5, (32, 32, 3), "small").program
+    assert small == zoo.resnet18(5, (32, 32, 3), stem="small").program
     assert zoo.by_name("resnet18:imagenet", 5, space).program != small
     network = zoo.by_name("test:3", 2, space)
     assert network == zoo.space_network(space, "test", 3, 2)

@@ -11,6 +11,7 @@ types, virtual edges); checked against four graphs of the authors' code (shared/
 from __future__ import annotations
 
 import functools
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -19,15 +20,33 @@ from medinit_jax.arch.program import Block, Program, Shape, Step, block_layout
 from medinit_jax.arch.vocabulary import TYPE_INDEX
 from medinit_jax.core.errors import UsageError
 
-ACTIVATIONS = frozenset(("relu", "gelu", "silu", "hard_swish", "sigmoid"))
-PASSING = ACTIVATIONS | {"flatten", "subsample", "squeeze"}
+# Step kind -> node type: what is nearly the same function is the same to the hypernetwork.
+ACTIVATIONS = {
+    "relu": "relu",
+    "relu6": "relu",
+    "gelu": "gelu",
+    "silu": "silu",
+    "hard_swish": "hard_swish",
+    "sigmoid": "sigmoid",
+    "hard_sigmoid": "sigmoid",
+}
+PASSING = frozenset(ACTIVATIONS) | {
+    "flatten", "subsample", "squeeze", "pad", "tokens", "first_token",
+}  # fmt: skip
 RULES = PASSING | {
     "conv",
+    "conv_t",
     "dense",
     "batch_norm",
     "layer_norm",
+    "group_norm",
+    "layer_scale",
+    "class_token",
+    "bilinear",
+    "nearest",
     "max_pool",
     "avg_pool",
+    "adaptive_pool",
     "position",
     "global_pool",
     "attention",
@@ -36,6 +55,7 @@ RULES = PASSING | {
     "concat",
     "zeros",
 }
+NORM_TYPES = {"batch_norm": "bn", "layer_norm": "ln", "group_norm": "gn"}
 MAX_DISTANCE = 50
 
 _NO_SHAPE = (0, 0, 0, 0)
@@ -54,7 +74,7 @@ class ArchGraph(NamedTuple):
         shape: int32 (N, 4), parameter shape as (out, in per group, height, width); a pooling node
             has (1, 1, height, width), a node without shape zeros.
         parameters: N entries, (module name, leaf kind) or None; the leaf kind is "kernel", "norm"
-            (scale and bias), "bias" or "embedding".
+            (scale and bias), "bias" or "embedding". The nodes of leaves in `OWN_INIT` have None.
         head: bool (N,), the weight and the bias of the classifier.
         senders: int32 (E,), start of each pair of nodes that a directed path joins.
         receivers: int32 (E,), its end; sorted.
@@ -242,16 +262,33 @@ def _block_nodes(
             output = add(node_kind, sources, shape, step.name, "kernel")
         elif kind == "dense":
             output = add("conv", sources, (step.features, channels, 1, 1), step.name, "kernel")
-        elif kind in ("batch_norm", "layer_norm"):
-            node_kind = "bn" if kind == "batch_norm" else "ln"
+        elif kind == "conv_t":
+            shape = (step.features, channels, *step.kernel)
+            output = add("conv_t", sources, shape, step.name, "kernel")
+        elif kind in NORM_TYPES:
+            instance = kind == "group_norm" and step.groups == channels
+            node_kind = "in" if instance else NORM_TYPES[kind]
             output = add(node_kind, sources, (channels, 1, 1, 1), step.name, "norm")
+        elif kind == "layer_scale":
+            output = add("layer_scale", sources, (channels, 1, 1, 1))
+        elif kind == "class_token":
+            output = add("concat", [*sources, add("embed", [], (1, channels, 1, 1))])
+        elif kind in ("bilinear", "nearest"):
+            output = add("upsample", sources)
         elif kind in ("max_pool", "avg_pool"):
             output = add(kind, sources, (1, 1, *step.kernel))
+        elif kind == "adaptive_pool" and step.size != (1, 1):
+            window = tuple(
+                -(-have // made)
+                for have, made in zip(shapes[step.args[0]][:2], step.size, strict=True)
+            )
+            output = add("avg_pool", sources, (1, 1, *window)) if max(window) > 1 else sources[0]
         elif kind == "position":
-            height, width = shapes[step.args[0]][:2]
+            *places, _ = shapes[step.args[0]]
+            height, width = places if len(places) == 2 else [math.isqrt(places[0])] * 2
             encoding = add("pos_enc", [], (1, channels, height, width), step.name, "embedding")
             output = add("sum", [*sources, encoding])
-        elif kind == "global_pool":
+        elif kind in ("global_pool", "adaptive_pool"):
             output = add("glob_avg", sources)
         elif kind == "attention":
             if activations:
@@ -263,7 +300,7 @@ def _block_nodes(
             node_kind = "sum" if kind == "add" else "concat"
             output = add(node_kind, sources) if len(sources) > 1 else sources[0]
         elif kind in ACTIVATIONS and activations:
-            output = add(kind, sources)
+            output = add(ACTIVATIONS[kind], sources)
         else:
             output = sources[0]
         if step.bias and output is not None:

@@ -10,10 +10,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterable, Mapping
+
+from medinit_jax.core.errors import UsageError
 
 Shape = tuple[int, ...]
 ParameterShapes = dict[str, dict[str, Shape]]
+
+EPSILON = 1e-5
+# Leaves that no hypernetwork predicts: every network starts them from this constant.
+OWN_INIT = {"gamma": 1e-6, "token": 0.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,15 +31,18 @@ class Step:
         kind: What it does; see `output_shape` for the list.
         args: Local value numbers: 0..arity-1 are the block's inputs, arity+i is step i's output.
         name: Module name of its parameters inside the block, empty without parameters.
-        features: Output channels of `conv` and `dense`.
+        features: Output channels of `conv`, `conv_t` and `dense`.
         kernel: Height and width of convolution and pooling windows.
         stride: Vertical and horizontal stride.
         padding: Zero padding on both sides, vertical and horizontal.
         dilation: Kernel dilation of `conv`.
-        groups: Feature groups of `conv`.
-        bias: Whether `conv` or `dense` adds a bias.
+        groups: Feature groups of `conv`, channel groups of `group_norm`.
+        bias: Whether `conv`, `conv_t` or `dense` adds a bias.
         offset: First row and column that `subsample` keeps.
         heads: Attention heads.
+        epsilon: Added to the variance by norms and by `standardized`.
+        standardized: Whether a kernel of `conv` is brought to mean 0 and variance 1 per output.
+        size: Output height and width of `adaptive_pool`, `bilinear` and `nearest`.
     """
 
     kind: str
@@ -47,6 +57,9 @@ class Step:
     bias: bool = False
     offset: int = 0
     heads: int = 0
+    epsilon: float = EPSILON
+    standardized: bool = False
+    size: tuple[int, int] = (0, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,14 +139,21 @@ class Program:
 
     @property
     def head(self) -> str:
-        """Module name of the classifier: the last dense layer of the last call."""
+        """Module name of the classifier: the last module of the last call, dense or a convolution.
+
+        Raises:
+            ValueError: If the last call ends in another kind of module, or has none.
+        """
         call = self.calls[-1]
-        return call.module([s.name for s in call.block.steps if s.kind == "dense"][-1])
+        last = next((step for step in reversed(call.block.steps) if step.name), None)
+        if last is None or last.kind not in ("dense", "conv"):
+            raise ValueError("a program ends in a call whose last module is dense or a convolution")
+        return call.module(last.name)
 
     @property
     def num_classes(self) -> int:
-        """Size of the logits."""
-        return self.shapes[-1][0]
+        """Number of classes, the last axis of the logits."""
+        return self.shapes[-1][-1]
 
     def pruned(self) -> Program:
         """Returns the program without calls whose output never reaches the logits."""
@@ -184,12 +204,18 @@ def step_parameters(step: Step, shape: Shape) -> dict[str, Shape]:
         leaves: dict[str, Shape] = {
             "kernel": (*step.kernel, channels // step.groups, step.features)
         }
+    elif step.kind == "conv_t":
+        leaves = {"kernel": (*step.kernel, channels, step.features)}
     elif step.kind == "dense":
         leaves = {"kernel": (channels, step.features)}
-    elif step.kind in ("batch_norm", "layer_norm"):
+    elif step.kind in ("batch_norm", "layer_norm", "group_norm"):
         return {"scale": (channels,), "bias": (channels,)}
     elif step.kind == "position":
         return {"embedding": (1, *shape)}
+    elif step.kind == "layer_scale":
+        return {"gamma": (channels,)}
+    elif step.kind == "class_token":
+        return {"token": (1, channels)}
     else:
         raise ValueError(f"step {step.kind!r} has a name but no parameters")
     if step.bias:
@@ -198,7 +224,16 @@ def step_parameters(step: Step, shape: Shape) -> dict[str, Shape]:
 
 
 def output_shape(step: Step, args: list[Shape]) -> Shape:
-    """Returns the per-image output shape of a step, (height, width, channels) or (channels,)."""
+    """Returns the per-image output shape of a step.
+
+    Args:
+        step: The step.
+        args: Shapes of its arguments: (height, width, channels) of a map, (tokens, channels) of a
+            sequence or (channels,) of a vector.
+
+    Raises:
+        ValueError: If there is no such step, or it does not take such shapes.
+    """
     shape = args[0]
     kind = step.kind
     if kind in ("conv", "max_pool", "avg_pool"):
@@ -209,11 +244,23 @@ def output_shape(step: Step, args: list[Shape]) -> Shape:
             )
         )
         return (height, width, step.features if kind == "conv" else shape[2])
+    if kind == "conv_t":
+        if step.kernel != step.stride:
+            raise ValueError("the windows of conv_t do not overlap: its kernel is its stride")
+        return (shape[0] * step.stride[0], shape[1] * step.stride[1], step.features)
+    if kind in ("adaptive_pool", "bilinear", "nearest"):
+        return (*step.size, shape[2])
+    if kind == "pad":
+        return (shape[0] + 2 * step.padding[0], shape[1] + 2 * step.padding[1], shape[2])
+    if kind == "tokens":
+        return (_size(shape[:-1]), shape[-1])
+    if kind == "class_token":
+        return (shape[0] + 1, shape[1])
     if kind == "dense":
         return (*shape[:-1], step.features)
     if kind == "subsample":
         return (-(-shape[0] // step.stride[0]), -(-shape[1] // step.stride[1]), shape[2])
-    if kind in ("global_pool", "squeeze"):
+    if kind in ("global_pool", "squeeze", "first_token"):
         return shape[-1:]
     if kind == "flatten":
         return (_size(shape),)
@@ -233,16 +280,32 @@ def output_shape(step: Step, args: list[Shape]) -> Shape:
 SAME_SHAPE = frozenset(
     (
         "relu",
+        "relu6",
         "gelu",
+        "silu",
         "hard_swish",
         "sigmoid",
+        "hard_sigmoid",
         "batch_norm",
         "layer_norm",
+        "group_norm",
+        "layer_scale",
         "position",
         "gate",
         "zeros",
     )
 )
+
+
+# Batch, group (at most 32 groups), layer (over the channels of one place), instance norm.
+NORMS = ("bn", "gn", "ln", "in", "none")
+NORM_GROUPS = 32
+
+
+def check_norm(norm: str) -> None:
+    """Raises `UsageError` unless `norm` is one of `NORMS`."""
+    if norm not in NORMS:
+        raise UsageError(f"no norm {norm!r}: choose from {', '.join(NORMS)}")
 
 
 class BlockBuilder:
@@ -264,7 +327,9 @@ class BlockBuilder:
         kernel = (size, size) if isinstance(size, int) else size
         stride = attributes.pop("stride", (1, 1))
         stride = (stride, stride) if isinstance(stride, int) else stride
-        padding = attributes.pop("padding", (kernel[0] // 2, kernel[1] // 2))
+        dilation = attributes.get("dilation", 1)
+        same = (kernel[0] // 2 * dilation, kernel[1] // 2 * dilation)
+        padding = attributes.pop("padding", same)
         return self(
             "conv",
             x,
@@ -275,6 +340,32 @@ class BlockBuilder:
             padding=padding,
             **attributes,
         )
+
+    def norm(self, x: int, kind: str, name: str, channels: int, epsilon: float = EPSILON) -> int:
+        """Appends a normalization of `channels` channels; `kind` is one of `NORMS`."""
+        if kind == "none":
+            return x
+        if kind in ("gn", "in"):
+            # At least two channels per group: with one, group norm would be instance norm.
+            most = channels // 2 if channels % 2 == 0 else 1
+            groups = channels if kind == "in" else math.gcd(most, NORM_GROUPS)
+            return self("group_norm", x, name=name, groups=groups, epsilon=epsilon)
+        step = {"bn": "batch_norm", "ln": "layer_norm"}[kind]
+        return self(step, x, name=name, epsilon=epsilon)
+
+    def conv_norm(
+        self,
+        x: int,
+        names: tuple[str, str],
+        features: int,
+        size: int = 1,
+        norm: str = "bn",
+        epsilon: float = EPSILON,
+        **attributes,
+    ) -> int:
+        """Appends a convolution and its norm, named in this order; without norm it has a bias."""
+        y = self.conv(x, names[0], features, size, bias=norm == "none", **attributes)
+        return self.norm(y, norm, names[1], features, epsilon)
 
     def build(self) -> Block:
         """Returns the finished block."""
@@ -292,6 +383,10 @@ class ProgramBuilder:
         """Appends a call of `block` and returns its value number."""
         self.calls.append(Call(block, tuple(inputs), prefix))
         return len(self.calls)
+
+    def shape(self, value: int) -> Shape:
+        """Returns the per-image shape of a value."""
+        return Program(tuple(self.calls), self.input_shape).shapes[value]
 
     def build(self) -> Program:
         """Returns the program without dead calls."""

@@ -129,8 +129,8 @@ class Tape:
 
         return self.parallel.map(forward), self.parallel.map(lambda pullback, g: pullback(g))
 
-    def _normalize(self, name, x, leaves):
-        return batch_norm_over_groups(x, leaves, self.bn_group)
+    def _normalize(self, step, x, leaves):
+        return batch_norm_over_groups(x, leaves, self.bn_group, step.epsilon)
 
     def loss(self, program: Program, raw: Raw, images: jax.Array, targets: jax.Array):
         """Runs forward only.
@@ -186,7 +186,8 @@ class Tape:
         uses = Counter(i for call in program.calls for i in call.inputs)
         for call, signature in zip(program.calls, signatures(program), strict=True):
             given = {
-                name: raw[call.module(name)]
+                # A module without entry has only leaves that `prepare` knows by itself.
+                name: raw.get(call.module(name), {})
                 for name in block_layout(signature.block, signature.shapes).parameters
             }
             inputs = tuple(values[i] for i in call.inputs)

@@ -19,7 +19,7 @@ import numpy as np
 
 from medinit_jax.arch.batching import node_bucket, to_jraph
 from medinit_jax.arch.graph import ArchGraph
-from medinit_jax.arch.program import Program, block_layout
+from medinit_jax.arch.program import OWN_INIT, Program, block_layout
 from medinit_jax.arch.tape import Raw, Signature, Tape
 from medinit_jax.core.parallel import Parallel
 from medinit_jax.hyper.decoder import (
@@ -256,10 +256,13 @@ def prepare_leaves(
         normalize: Whether to normalize.
 
     Returns:
-        {leaf: array}.
+        {leaf: array}; those of `OWN_INIT`, which are not given, are its constants.
     """
     leaves = {}
     for leaf, shape in shapes.items():
+        if leaf in OWN_INIT:
+            leaves[leaf] = jnp.full(shape, OWN_INIT[leaf])
+            continue
         if "norm" in given:
             raw, kind = given["norm"][0 if leaf == "scale" else 1], leaf
         elif is_head:
@@ -306,6 +309,7 @@ def zero_example(module: HyperInitializer, signature: Signature) -> Raw:
             raw = {
                 leaf: (2, out) if leaf == "bias" else tile_shape(shape, leaf, module.max_shape)
                 for leaf, shape in shapes.items()
+                if leaf not in OWN_INIT
             }
         example[name] = {kind: jnp.zeros(shape) for kind, shape in raw.items()}
     return example
@@ -358,7 +362,12 @@ def loss_whole(module, theta, programs, graphs, images, targets, loss, bn_group)
     """
     values = []
     for program, graph in zip(programs, graphs, strict=True):
-        parameters = predict(module, theta, graph, program.parameter_shapes())
+        shapes = program.parameter_shapes()
+        parameters = predict(module, theta, graph, shapes)
+        for name, leaves in shapes.items():
+            for leaf in leaves.keys() & OWN_INIT.keys():
+                own = {leaf: jnp.full(leaves[leaf], OWN_INIT[leaf])}
+                parameters[name] = parameters.get(name, {}) | own
         logits = apply_with_batch_statistics(program, parameters, images, bn_group)
         values.append(loss(logits, targets))
     losses, accuracies = zip(*values, strict=True)

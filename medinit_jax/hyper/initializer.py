@@ -15,7 +15,7 @@ from jax.core import Tracer
 
 from medinit_jax.arch.batching import to_jraph
 from medinit_jax.arch.graph import ArchGraph, build_graph
-from medinit_jax.arch.program import Program
+from medinit_jax.arch.program import OWN_INIT, Program
 from medinit_jax.arch.vocabulary import known_types
 from medinit_jax.core.errors import UsageError
 from medinit_jax.hyper.hypernetwork import HyperInitializer, Theta, from_config, init_theta
@@ -78,7 +78,8 @@ def parameter_slots(
         include_head: Whether to predict the classifier too.
 
     Returns:
-        One slot per parameter; a module that several nodes share is predicted from the first.
+        One slot per parameter but those of `OWN_INIT`; a module that several nodes share is
+        predicted from the first.
 
     Raises:
         UsageError: If a parameter has no node, or the head another number of classes.
@@ -94,6 +95,8 @@ def parameter_slots(
     slots = []
     for name, leaves in shapes.items():
         for leaf, shape in leaves.items():
+            if leaf in OWN_INIT:
+                continue
             if (name, leaf) not in nodes:
                 raise UsageError(f"no node of the graph holds the parameter {name}/{leaf}")
             index, kind = nodes[name, leaf]
@@ -163,7 +166,8 @@ def predict(
         include_head: Whether to predict the classifier too; otherwise its leaves are left out.
 
     Returns:
-        {module: {leaf: array}} with the shapes given, in the dtype of theta.
+        {module: {leaf: array}} with the shapes given, in the dtype of theta, without the leaves of
+        `OWN_INIT`.
 
     Raises:
         UsageError: If a parameter has no node, the head another number of classes, or a node a type

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from medinit_jax.arch.program import Program
+from medinit_jax.arch.program import OWN_INIT, Program
 from medinit_jax.models.ops import (
     apply_block,
     at_least_float32,
@@ -22,6 +22,8 @@ MOMENTUM = 0.9
 
 def default_initializer(leaf: str, shape: tuple[int, ...]) -> nn.initializers.Initializer:
     """Returns the usual initializer of a leaf: He normal (fan-out, as torchvision) for kernels."""
+    if leaf in OWN_INIT:
+        return nn.initializers.constant(OWN_INIT[leaf])
     if leaf == "kernel" and len(shape) == 4:
         return nn.initializers.variance_scaling(2.0, "fan_out", "normal")
     if leaf == "kernel":
@@ -88,7 +90,8 @@ class Network(nn.Module):
             taps: Values of the program (see `Call.inputs`) to return pooled instead of logits.
 
         Returns:
-            Logits (batch, classes) in float32; with `taps` a tuple of (batch, channels) arrays.
+            Logits in float32, (batch, classes) of a classifier and (batch, height, width, classes)
+            of a segmentation network; with `taps` a tuple of (batch, channels) arrays.
         """
         values = [images.astype(self.dtype)]
         for index, call in enumerate(self.program.calls):
@@ -109,15 +112,15 @@ class Network(nn.Module):
             values.append(apply_block(call.block, leaves, inputs, normalize))
         if taps:
             pooled = [values[i].astype(jnp.float32) for i in taps]
-            return tuple(x if x.ndim == 2 else x.mean((1, 2)) for x in pooled)
+            return tuple(x.mean(tuple(range(1, x.ndim - 1))) for x in pooled)
         return values[-1].astype(jnp.float32)
 
 
 def _normalizer(statistics, train):
-    def normalize(name, x, leaves):
-        mean, var = statistics[name]
+    def normalize(step, x, leaves):
+        mean, var = statistics[step.name]
         if not train:
-            return normalize_with(x, mean.value, var.value, leaves)
+            return normalize_with(x, mean.value, var.value, leaves, step.epsilon)
         wide = x.astype(at_least_float32(x.dtype))
         batch_mean = wide.mean((0, 1, 2))
         batch_var = jnp.square(wide - batch_mean).mean((0, 1, 2))
@@ -125,7 +128,7 @@ def _normalizer(statistics, train):
         unbiased = batch_var * (count / max(count - 1, 1))
         mean.value = MOMENTUM * mean.value + (1 - MOMENTUM) * batch_mean.astype(mean.value.dtype)
         var.value = MOMENTUM * var.value + (1 - MOMENTUM) * unbiased.astype(var.value.dtype)
-        return normalize_with(x, batch_mean, batch_var, leaves)
+        return normalize_with(x, batch_mean, batch_var, leaves, step.epsilon)
 
     return normalize
 
@@ -142,17 +145,17 @@ def apply_with_batch_statistics(
         bn_group: Images that share batch statistics.
 
     Returns:
-        Logits (batch, classes).
+        Logits, as `Network` returns them.
     """
+
+    def normalize(step, x, leaves):
+        return batch_norm_over_groups(x, leaves, bn_group, step.epsilon)
+
     values = [images]
     for call in program.calls:
         leaves = {s.name: parameters[call.module(s.name)] for s in call.block.steps if s.name}
         inputs = tuple(values[i] for i in call.inputs)
-        values.append(
-            apply_block(
-                call.block, leaves, inputs, lambda _, x, p: batch_norm_over_groups(x, p, bn_group)
-            )
-        )
+        values.append(apply_block(call.block, leaves, inputs, normalize))
     return values[-1]
 
 
@@ -164,7 +167,8 @@ def feature_taps(program: Program, depths: tuple[float, ...] = (1.0,)) -> tuple[
         depths: Fractions in (0, 1]; 1 is the input of the head.
 
     Returns:
-        One value number per depth; only outputs of calls that hold a spatial map are chosen.
+        One value number per depth; only outputs of calls before the head that hold a spatial map or
+        a sequence are chosen.
     """
-    maps = [i for i, shape in enumerate(program.shapes) if i and len(shape) == 3]
+    maps = [i for i, shape in enumerate(program.shapes[:-1]) if i and len(shape) > 1]
     return tuple(maps[max(0, math.ceil(depth * len(maps)) - 1)] for depth in depths)

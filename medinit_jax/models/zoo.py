@@ -2,53 +2,101 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 from medinit_jax.arch.deepnets import LARGE_IMAGE
 from medinit_jax.arch.deepnets import program as space_program
+from medinit_jax.arch.program import Program
 from medinit_jax.arch.space import Space
 from medinit_jax.core.errors import UsageError
+from medinit_jax.models import (
+    bit,
+    convnext,
+    deeplab,
+    densenet,
+    efficientnet,
+    mobilenet,
+    regnet,
+    resnet,
+    vgg,
+    vit,
+)
+from medinit_jax.models import unet as unets
 from medinit_jax.models.network import Network
-from medinit_jax.models.resnet import VARIANTS, resnet
 
 InputShape = tuple[int, int, int]
 IMAGENET_SHAPE: InputShape = (224, 224, 3)
 
-
-def resnet18(
-    num_classes: int, input_shape: InputShape = IMAGENET_SHAPE, stem: str = "imagenet"
-) -> Network:
-    """Returns a ResNet-18; see `models.resnet.resnet` for the arguments."""
-    return Network(resnet("resnet18", input_shape, num_classes, stem))
-
-
-def resnet34(
-    num_classes: int, input_shape: InputShape = IMAGENET_SHAPE, stem: str = "imagenet"
-) -> Network:
-    """Returns a ResNet-34; see `models.resnet.resnet` for the arguments."""
-    return Network(resnet("resnet34", input_shape, num_classes, stem))
-
-
-def resnet50(
-    num_classes: int, input_shape: InputShape = IMAGENET_SHAPE, stem: str = "imagenet"
-) -> Network:
-    """Returns a ResNet-50; see `models.resnet.resnet` for the arguments."""
-    return Network(resnet("resnet50", input_shape, num_classes, stem))
-
-
-def resnet101(
-    num_classes: int, input_shape: InputShape = IMAGENET_SHAPE, stem: str = "imagenet"
-) -> Network:
-    """Returns a ResNet-101; see `models.resnet.resnet` for the arguments."""
-    return Network(resnet("resnet101", input_shape, num_classes, stem))
-
-
-MODELS: dict[str, Callable[..., Network]] = {
-    "resnet18": resnet18,
-    "resnet34": resnet34,
-    "resnet50": resnet50,
-    "resnet101": resnet101,
+Builder = Callable[..., Program]
+# Families whose builder takes `stem`: "imagenet", or "small" for small images.
+_STEMMED: dict[str, Builder] = {
+    **dict.fromkeys(resnet.VARIANTS, resnet.resnet),
+    **dict.fromkeys(regnet.VARIANTS, regnet.regnet),
+    **dict.fromkeys(mobilenet.VARIANTS, mobilenet.mobilenet),
+    **dict.fromkeys(efficientnet.VARIANTS, efficientnet.efficientnet),
+    **dict.fromkeys(densenet.VARIANTS, densenet.densenet),
+    **dict.fromkeys(bit.VARIANTS, bit.bit),
 }
+MODELS: dict[str, Builder] = {
+    **_STEMMED,
+    **dict.fromkeys(vgg.VARIANTS, vgg.vgg),
+    **dict.fromkeys(convnext.VARIANTS, convnext.convnext),
+    **dict.fromkeys(vit.VARIANTS, vit.vit),
+    **dict.fromkeys(unets.VARIANTS, unets.unet),
+    **dict.fromkeys(deeplab.VARIANTS, deeplab.deeplab),
+}
+
+
+def build(
+    name: str, num_classes: int, input_shape: InputShape = IMAGENET_SHAPE, **options: Any
+) -> Network:
+    """Returns a network.
+
+    Args:
+        name: A key of `MODELS`.
+        num_classes: Size of the logits.
+        input_shape: (height, width, channels) of one image.
+        **options: What else the builder of the family takes, such as `stem`.
+
+    Raises:
+        UsageError: If there is no such network, or the builder refuses an option.
+    """
+    if name not in MODELS:
+        raise UsageError(f"there is no network {name!r}: choose from {', '.join(MODELS)}")
+    return Network(MODELS[name](name, input_shape, num_classes, **options))
+
+
+resnet18 = functools.partial(build, "resnet18")
+resnet34 = functools.partial(build, "resnet34")
+resnet50 = functools.partial(build, "resnet50")
+resnet101 = functools.partial(build, "resnet101")
+resnet152 = functools.partial(build, "resnet152")
+regnet_x_400mf = functools.partial(build, "regnet_x_400mf")
+regnet_x_1_6gf = functools.partial(build, "regnet_x_1_6gf")
+regnet_y_400mf = functools.partial(build, "regnet_y_400mf")
+regnet_y_1_6gf = functools.partial(build, "regnet_y_1_6gf")
+vgg11 = functools.partial(build, "vgg11")
+vgg11_bn = functools.partial(build, "vgg11_bn")
+vgg16 = functools.partial(build, "vgg16")
+vgg16_bn = functools.partial(build, "vgg16_bn")
+mobilenet_v2 = functools.partial(build, "mobilenet_v2")
+mobilenet_v3_large = functools.partial(build, "mobilenet_v3_large")
+efficientnet_b0 = functools.partial(build, "efficientnet_b0")
+convnext_tiny = functools.partial(build, "convnext_tiny")
+vit_tiny_patch16_224 = functools.partial(build, "vit_tiny_patch16_224")
+vit_small_patch16_224 = functools.partial(build, "vit_small_patch16_224")
+densenet121 = functools.partial(build, "densenet121")
+resnetv2_50x1_bit = functools.partial(build, "resnetv2_50x1_bit")
+unet = functools.partial(build, "unet")
+unet_resnet18 = functools.partial(build, "unet_resnet18")
+unet_resnet34 = functools.partial(build, "unet_resnet34")
+unet_resnet50 = functools.partial(build, "unet_resnet50")
+deeplabv3plus_resnet18 = functools.partial(build, "deeplabv3plus_resnet18")
+deeplabv3plus_resnet34 = functools.partial(build, "deeplabv3plus_resnet34")
+deeplabv3plus_resnet50 = functools.partial(build, "deeplabv3plus_resnet50")
+deeplabv3plus_resnet101 = functools.partial(build, "deeplabv3plus_resnet101")
 
 
 def space_network(space: Space, split: str, index: int, num_classes: int) -> Network:
@@ -67,8 +115,9 @@ def by_name(name: str, num_classes: int, space: Space) -> Network:
     """Returns the network that a name means.
 
     Args:
-        name: "SPLIT:INDEX" for a network of the design space, "RESNET" or "RESNET:STEM" for a
-            ResNet, whose stem is "small" below 128 pixels and "imagenet" from there on by default.
+        name: "SPLIT:INDEX" for a network of the design space, or a key of `MODELS`. Families whose
+            builder takes a stem may be named "NAME:STEM"; by default the stem is "small" below 128
+            pixels and "imagenet" from there on.
         num_classes: Size of the logits.
         space: The design space; its image size is that of every network.
 
@@ -76,10 +125,12 @@ def by_name(name: str, num_classes: int, space: Space) -> Network:
         UsageError: If the name means nothing.
     """
     first, _, second = name.partition(":")
-    if first in VARIANTS:
-        size = space.image_size
+    size = space.image_size
+    if first in _STEMMED:
         stem = second or ("imagenet" if size >= LARGE_IMAGE else "small")
-        return MODELS[first](num_classes, (size, size, 3), stem)
+        return build(first, num_classes, (size, size, 3), stem=stem)
+    if name in MODELS:
+        return build(name, num_classes, (size, size, 3))
     if first in space.splits and second.isdigit():
         return space_network(space, first, int(second), num_classes)
     raise UsageError(

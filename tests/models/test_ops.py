@@ -16,8 +16,8 @@ from medinit_jax.arch.cell_blocks import (
     patch_stem,
     simple_stem,
 )
-from medinit_jax.arch.program import Step, block_layout
-from medinit_jax.models import ops
+from medinit_jax.arch.program import Step, block_layout, output_shape
+from medinit_jax.models import bit, convnext, deeplab, mobilenet, ops, regnet, unet, vit
 from medinit_jax.models.ops import PRIMITIVES, apply_block, batch_norm_over_groups, normalize_with
 
 FORMS = ("cpu", "default")
@@ -124,13 +124,62 @@ def test_pointwise_convolution(stride, channels):
     )  # fmt: skip
 
 
-def test_grouped_and_plain_convolutions_are_xlas():
+@pytest.mark.parametrize(
+    ("groups", "size", "stride", "dilation", "image"),
+    [
+        (2, 3, 1, 1, (6, 7)),
+        (3, 3, 2, 1, (7, 5)),
+        (3, 5, 1, 2, (9, 8)),
+        (2, 1, 2, 1, (5, 4)),
+        # Not grouped, but tiny.
+        (1, 3, 1, 1, (4, 4)),
+        (1, 3, 2, 1, (3, 5)),
+        (1, 3, 1, 2, (2, 2)),
+    ],
+)
+def test_convolution_of_patches(form, groups, size, stride, dilation, image):
+    padding = (size // 2 * dilation,) * 2
+    step = Step(
+        "conv", (0,), "c", 6, (size, size), (stride, stride), padding, dilation, groups
+    )  # fmt: skip
+    x, kernel = normal(2, *image, 12), normal(size, size, 12 // groups, 6, seed=1)
+    assert_same_value_and_gradients(
+        lambda x, k: ops.convolution(x, k, step), lambda x, k: plain_convolution(x, k, step),
+        x, kernel,
+    )  # fmt: skip
+
+
+def test_convolution_adds_its_bias():
     for groups in (1, 2):
         step = Step("conv", (0,), "c", 6, (3, 3), (2, 2), (1, 1), 1, groups, bias=True)
         x, kernel = normal(2, 6, 6, 8), normal(3, 3, 8 // groups, 6, seed=1)
         leaves = {"kernel": kernel, "bias": normal(6, seed=2)}
         expected = plain_convolution(x, kernel, step) + leaves["bias"]
         np.testing.assert_allclose(PRIMITIVES["conv"](step, leaves, x), expected, atol=1e-12)
+
+
+def test_standardized_kernels_have_mean_0_and_variance_1():
+    step = Step("conv", (0,), "c", 4, (3, 3), padding=(1, 1), epsilon=0.1, standardized=True)
+    x, kernel = normal(2, 6, 6, 5), 3 * normal(3, 3, 5, 4, seed=1) + 2
+    rows = np.asarray(kernel).reshape(-1, 4)
+    rows = (rows - rows.mean(0)) / np.sqrt(rows.var(0) + 0.1)
+    expected = plain_convolution(x, jnp.asarray(rows.reshape(kernel.shape)), step)
+    np.testing.assert_allclose(
+        PRIMITIVES["conv"](step, {"kernel": kernel}, x), expected, atol=1e-12
+    )
+
+
+def test_transposed_convolution_writes_a_window_per_pixel():
+    step = Step("conv_t", (0,), "up", 4, (2, 3), (2, 3), bias=True)
+    x, kernel, bias = normal(2, 3, 4, 5), normal(2, 3, 5, 4, seed=1), normal(4, seed=2)
+    expected = np.zeros((2, 6, 12, 4))
+    for y, z in np.ndindex(3, 4):
+        for i, j in np.ndindex(2, 3):
+            expected[:, 2 * y + i, 3 * z + j] = x[:, y, z] @ kernel[i, j] + bias
+    leaves = {"kernel": kernel, "bias": bias}
+    np.testing.assert_allclose(PRIMITIVES["conv_t"](step, leaves, x), expected, atol=1e-12)
+    with pytest.raises(ValueError, match="kernel is its stride"):
+        output_shape(Step("conv_t", (0,), "up", 4, (3, 3), (2, 2)), [(3, 4, 5)])
 
 
 def max_pool_by_loop(x, cotangent, stride):
@@ -247,6 +296,81 @@ def test_layer_norm():
     np.testing.assert_allclose(own, expected, atol=1e-12)
 
 
+@pytest.mark.parametrize("groups", [1, 3, 6])
+def test_group_norm(groups):
+    x, scale, bias = normal(2, 3, 5, 6) * 2 + 5, normal(6, seed=1), normal(6, seed=2)
+    expected = np.empty(x.shape)
+    for image, group in np.ndindex(2, groups):
+        own = slice(group * 6 // groups, (group + 1) * 6 // groups)
+        part = np.asarray(x)[image, ..., own]
+        expected[image, ..., own] = (part - part.mean()) / np.sqrt(part.var() + 0.5)
+    expected = expected * np.asarray(scale) + np.asarray(bias)
+    step = Step("group_norm", (0,), "n", groups=groups, epsilon=0.5)
+    own = PRIMITIVES["group_norm"](step, {"scale": scale, "bias": bias}, x)
+    np.testing.assert_allclose(own, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 2), (6, 7), (9, 8)])
+def test_adaptive_pool_averages_windows_that_cover_the_map(size):
+    x = np.asarray(normal(2, 6, 7, 3))
+    expected = np.empty((2, *size, 3))
+    for i, j in np.ndindex(size):
+        rows = slice(math.floor(i * 6 / size[0]), math.ceil((i + 1) * 6 / size[0]))
+        columns = slice(math.floor(j * 7 / size[1]), math.ceil((j + 1) * 7 / size[1]))
+        expected[:, i, j] = x[:, rows, columns].mean((1, 2))
+    step = Step("adaptive_pool", (0,), size=size)
+    np.testing.assert_allclose(
+        PRIMITIVES["adaptive_pool"](step, {}, jnp.asarray(x)), expected, atol=1e-12
+    )
+
+
+def test_upsampling():
+    """Pixels are squares: new centers lie at 1/4 and 3/4 between old ones, or beyond the last."""
+    row = np.asarray(normal(3))
+    x = jnp.asarray(np.broadcast_to(row[None, None, :, None], (2, 4, 3, 5)))
+    double = Step("bilinear", (0,), size=(8, 6))
+    line = [
+        row[0],
+        *(p * row[i] + (1 - p) * row[i + 1] for i in (0, 1) for p in (0.75, 0.25)),
+        row[2],
+    ]
+    expected = np.broadcast_to(np.asarray(line)[None, None, :, None], (2, 8, 6, 5))
+    np.testing.assert_allclose(PRIMITIVES["bilinear"](double, {}, x), expected, atol=1e-6)
+    nearest = Step("nearest", (0,), size=(8, 6))
+    expected = np.repeat(np.repeat(x, 2, 1), 2, 2)
+    np.testing.assert_array_equal(PRIMITIVES["nearest"](nearest, {}, x), expected)
+
+
+def test_tokens():
+    x, token = normal(2, 3, 4, 5), normal(1, 5, seed=1)
+    step = Step("tokens", (0,))
+    tokens = PRIMITIVES["tokens"](step, {}, x)
+    assert tokens.shape == (2, 12, 5) and output_shape(step, [(3, 4, 5)]) == (12, 5)
+    np.testing.assert_array_equal(tokens[:, 4 * 2 + 1], x[:, 2, 1])
+    longer = PRIMITIVES["class_token"](step, {"token": token}, tokens)
+    np.testing.assert_array_equal(longer[:, 1:], tokens)
+    first = PRIMITIVES["first_token"](step, {}, longer)
+    np.testing.assert_array_equal(first, np.repeat(token, 2, 0))
+    mean = PRIMITIVES["global_pool"](step, {}, tokens)
+    np.testing.assert_allclose(mean, np.asarray(x).mean((1, 2)), atol=1e-12)
+    padded = PRIMITIVES["pad"](Step("pad", (0,), padding=(1, 2)), {}, x)
+    np.testing.assert_array_equal(padded[:, 1:-1, 2:-2], x)
+    assert padded.shape == (2, 5, 8, 5) and float(jnp.abs(padded[:, 0]).max()) == 0
+
+
+def test_activations():
+    x = np.linspace(-8, 8, 33)
+    expected = {
+        "relu6": np.clip(x, 0, 6),
+        "silu": x / (1 + np.exp(-x)),
+        "hard_sigmoid": np.clip(x / 6 + 0.5, 0, 1),
+        "hard_swish": x * np.clip(x / 6 + 0.5, 0, 1),
+    }
+    for kind, values in expected.items():
+        own = PRIMITIVES[kind](Step(kind, (0,)), {}, jnp.asarray(x))
+        np.testing.assert_allclose(own, values, atol=1e-12)
+
+
 def test_attention():
     """Channels hold queries, keys and values, each divided into heads."""
     batch, height, width, heads, size = 2, 2, 3, 4, 3
@@ -261,8 +385,12 @@ def test_attention():
                 scores = [float(query[position] @ k) / math.sqrt(size) for k in key]
                 weights = np.exp(scores) / np.exp(scores).sum()
                 expected[b, position, own] = weights @ value
-    own = PRIMITIVES["attention"](Step("attention", (0,), heads=heads), {}, jnp.asarray(x))
+    step = Step("attention", (0,), heads=heads)
+    own = PRIMITIVES["attention"](step, {}, jnp.asarray(x))
     np.testing.assert_allclose(own, expected.reshape(batch, height, width, -1), atol=1e-12)
+    # A sequence of the same tokens attends in the same way.
+    own = PRIMITIVES["attention"](step, {}, jnp.asarray(tokens))
+    np.testing.assert_allclose(own, expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["batch_norm", "layer_norm", "attention"])
@@ -292,6 +420,11 @@ def test_bfloat16_keeps_its_dtype_and_is_reduced_in_float32(kind):
         np.testing.assert_allclose(jnp.abs(exact), 1, atol=1e-4)
 
 
+def inner(program, before_last=1):
+    """Returns the last block before the head, or one further up."""
+    return program.calls[-1 - before_last].block
+
+
 BLOCKS = {f"{op}-2": OPS[op](16, 2, True) for op in OPS} | {
     f"{op}-1": OPS[op](16, 1, True)
     for op in ("max_pool_3x3", "avg_pool_3x3", "sep_conv_3x3", "conv_7x1_1x7", "conv_3x3", "msa")
@@ -301,6 +434,17 @@ BLOCKS |= {
     "factorized-bnfree": factorized_reduce(8, norm=False),
     "pool_head": head_block(True, 0, 4),
     "flat_head": head_block(False, 8, 4),
+}
+BLOCKS |= {
+    "regnet": inner(regnet.regnet(regnet.Variant(2, 16, 1.0, 2.0, 8, 0.25), (8, 8, 3))),
+    "bit": inner(bit.bit(bit.Variant((2,), 4), (8, 8, 3), stem="small"), 2),
+    "convnext": inner(convnext.convnext(convnext.Variant((1,), (16,), 1), (8, 8, 3))),
+    "vit": inner(vit.vit(vit.Variant(16, 1, 2, 1), (8, 8, 3)), 2),
+    "mobilenet": mobilenet.inverted_residual(
+        16, mobilenet.Row(3, 24, 16, 1, "hard_swish", 8), mobilenet.V3_STYLE
+    ),
+    "unet": unet._decoder_step(4, "conv_t", (), "gn", 1),
+    "deeplab": deeplab._pyramid(4, (1, 2), (5, 6), "ln"),
 }
 STEMS = {
     "patch_stem": patch_stem(16, False),

@@ -3,7 +3,7 @@
 import pytest
 
 from medinit_jax.core.errors import UsageError
-from medinit_jax.models.resnet import VARIANTS, resnet
+from medinit_jax.models.resnet import VARIANTS, Variant, resnet
 
 
 @pytest.mark.parametrize(
@@ -13,11 +13,34 @@ from medinit_jax.models.resnet import VARIANTS, resnet
         ("resnet34", 21_797_672),
         ("resnet50", 25_557_032),
         ("resnet101", 44_549_160),
+        ("resnet152", 60_192_808),
     ],
 )
 def test_parameter_counts_are_torchvisions(name, count):
     """The counts that torchvision's documentation lists."""
     assert resnet(name).num_parameters == count
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", VARIANTS)
+def test_logits_are_torchvisions(name, torch_error):
+    models = pytest.importorskip("torchvision.models")
+    assert torch_error(resnet(name, (64, 64, 3)), getattr(models, name)()) < 1e-4
+
+
+@pytest.mark.parametrize("norm", ["bn", "gn", "ln", "in", "none"])
+@pytest.mark.parametrize("bottleneck", [False, True])
+def test_spread(norm, bottleneck, assert_spread_is_sound):
+    member = Variant((1, 1, 1), bottleneck)
+    assert_spread_is_sound(resnet(member, (32, 32, 1), 5, "small", 8, norm))
+
+
+def test_graph(sound_graph):
+    counts = sound_graph(resnet("resnet152"))
+    assert counts["sum"] == 50 and counts["conv"] == 152 + 4 and counts["bn"] == 151 + 4
+    # Without norms every convolution has a bias, as the head.
+    assert sound_graph(resnet("resnet18", norm="gn"))["bias"] == 1
+    assert sound_graph(resnet("resnet18", norm="none"))["bias"] == 20 + 1
 
 
 def test_names_are_torchvisions():

@@ -1,0 +1,37 @@
+"""Networks by name."""
+
+import pytest
+
+from medinit_jax.arch.space import get_space
+from medinit_jax.core.errors import UsageError
+from medinit_jax.models import zoo
+
+
+@pytest.mark.parametrize("name", zoo.MODELS)
+def test_every_network_is_a_function_and_a_name(name):
+    network = getattr(zoo, name)(3, (64, 64, 1))
+    assert network == zoo.build(name, 3, (64, 64, 1))
+    program = network.program
+    assert program.num_classes == 3 and program.input_shape == (64, 64, 1)
+    segments = name.startswith(("unet", "deeplab"))
+    assert program.shapes[-1] == ((64, 64, 3) if segments else (3,))
+    small = zoo.by_name(name, 2, get_space("small")).program
+    assert small.input_shape == (32, 32, 3) and small.num_classes == 2
+
+
+def test_small_images_have_small_stems():
+    small, large = (
+        zoo.build("regnet_y_400mf", 2, (32, 32, 3), stem=stem) for stem in ("small", "imagenet")
+    )
+    assert zoo.by_name("regnet_y_400mf", 2, get_space("small")) == small
+    assert zoo.by_name("regnet_y_400mf:imagenet", 2, get_space("small")) == large
+    assert small.program.shapes[1][0] == 2 * large.program.shapes[1][0]
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(UsageError, match="no network 'resnet20': choose from resnet18"):
+        zoo.build("resnet20", 2)
+    with pytest.raises(UsageError, match="no network 'vgg11:small'"):
+        zoo.by_name("vgg11:small", 2, get_space("small"))
+    with pytest.raises(UsageError, match="no stem 'cifar'"):
+        zoo.build("densenet121", 2, stem="cifar")
