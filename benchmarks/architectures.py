@@ -20,7 +20,7 @@ from medinit_jax.arch.space import Space, get_space
 from medinit_jax.arch.tape import signatures
 from medinit_jax.hyper.bilevel import meta_batch
 from medinit_jax.hyper.hypernetwork import HyperInitializer
-from medinit_jax.hyper.stream import frequent_signatures, network_of
+from medinit_jax.hyper.stream import frequent_signatures
 
 CLASSES = 4
 # Far behind the architectures that warm-up looks at.
@@ -62,7 +62,7 @@ def compiled_share(space: Space, networks: int, known_most: int, fresh: int = 10
     warmed = len(known)
     new, calls = [], []
     for index in range(FRESH, FRESH + fresh):
-        found = signatures(network_of(space, "train", index, CLASSES))
+        found = signatures(space.program("train", index, CLASSES))
         unknown = set(found) - known
         known |= unknown
         new.append(len(unknown))

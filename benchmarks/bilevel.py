@@ -37,7 +37,7 @@ from medinit_jax.core.parallel import Parallel
 from medinit_jax.hyper.bilevel import MetaBatch, Writer, meta_batch
 from medinit_jax.hyper.hypernetwork import HyperInitializer, init_theta
 from medinit_jax.hyper.setup import Bilevel, make_bilevel, warm_up
-from medinit_jax.hyper.stream import ArchitectureStream, network_of
+from medinit_jax.hyper.stream import ArchitectureStream
 from medinit_jax.hyper.train import make_step
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -167,7 +167,7 @@ def hypernetwork_ms(nodes: int, repeats: int = 20, looked_at: int = 300) -> Figu
         The median on the clock, the mean of core time, and which network it was.
     """
     space = get_space("deepnets")
-    networks = [network_of(space, "train", index, CLASSES) for index in range(looked_at)]
+    networks = [space.program("train", index, CLASSES) for index in range(looked_at)]
     graphs = [build_graph(network) for network in networks]
     sizes = [len(graph.node_type) for graph in graphs]
     index = int(np.argmin(np.abs(np.array(sizes) - nodes)))

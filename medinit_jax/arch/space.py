@@ -1,9 +1,10 @@
 """Design spaces: architecture number i of a split, drawn when it is asked for.
 
-`deepnets` is DeepNets-1M: its ranges, draws and rejection rules. `small` is a sub-space that two
-CPU cores train on in minutes. What is drawn depends on (space, split, index) alone, nothing is
-stored. Pairs of cells are dealt to the splits by a hash of what they compute: the cells of an
-evaluation split are never trained on, whatever the stem, the depth and the widths around them.
+`deepnets` is DeepNets-1M: its ranges, draws and rejection rules. `mixed` is the same with 30 % of
+other families in the splits train, val and test. `small` is a sub-space that two CPU cores train on
+in minutes. What is drawn depends on (space, split, index) alone, nothing is stored. Pairs of cells
+are dealt to the splits by a hash of what they compute: the cells of an evaluation split are never
+trained on, whatever the stem, the depth and the widths around them.
 
 Source: Knyazev et al., Parameter Prediction for Unseen Deep Architectures, NeurIPS 2021, and the
 generator published with it.
@@ -18,7 +19,10 @@ from collections.abc import Callable, Container, Mapping
 import numpy as np
 
 from medinit_jax.arch.deepnets import LARGE_IMAGE, Architecture, count_parameters, is_connected
+from medinit_jax.arch.deepnets import program as deepnets_program
+from medinit_jax.arch.families import Member, draw_member
 from medinit_jax.arch.genotype import LARGE_CONVS, OPERATIONS, draw_cells, is_rejected, part
+from medinit_jax.arch.program import Program
 from medinit_jax.core.errors import UsageError
 
 EVALUATION_PARAMETERS = 2_500_000
@@ -35,6 +39,7 @@ OWNED = {
     "search": (0, 1),
 }
 
+FAMILY_SPLITS = ("train", "val", "test")
 Widening = Callable[["Space", Architecture, int, np.random.Generator], Architecture]
 
 
@@ -124,6 +129,8 @@ class Space:
         fc_layers: Depths of the head.
         stem_pool: Probability that the simple stem pools.
         fc_dim: Width between the two dense layers, where `widen` does not draw it.
+        families: Share of the networks of `FAMILY_SPLITS` that are drawn from well-known families
+            instead, see `arch.families`.
         widen: Sets C and fc_dim: a function of the space, the architecture at C=32, its number of
             parameters and a random generator.
     """
@@ -138,13 +145,21 @@ class Space:
     fc_layers: tuple[int, ...] = (1, 2)
     stem_pool: float = 0.5
     fc_dim: int = 256
+    families: float = 0.0
     widen: Widening = deepnets_widths
 
     def size(self, split: str) -> int:
         """Returns the number of architectures in a split."""
         return self._split(split).size
 
-    def sample(self, split: str, index: int, epoch: int = 0) -> Architecture:
+    def program(self, split: str, index: int, num_classes: int) -> Program:
+        """Returns the program of architecture `index` of a split."""
+        drawn = self.sample(split, index)
+        if isinstance(drawn, Member):
+            return drawn.program(self.image_size, num_classes)
+        return deepnets_program(drawn, self.image_size, num_classes)
+
+    def sample(self, split: str, index: int, epoch: int = 0) -> Architecture | Member:
         """Returns architecture `index` of a split.
 
         Args:
@@ -163,6 +178,9 @@ class Space:
             )
         # `wide` holds the networks of `test`, wider.
         rng = _stream(self.name, "test" if split == "wide" else split, index)
+        if self.families and split in FAMILY_SPLITS and rng.random() < self.families:
+            member = draw_member(rng, self.image_size)
+            return dataclasses.replace(member, split=split, index=index)
         while True:
             arch = self._draw(rng, ranges, OWNED[split])
             if arch is None:
@@ -282,3 +300,4 @@ SPACES: dict[str, Space] = {
         widen=small_widths,
     ),
 }
+SPACES["mixed"] = dataclasses.replace(SPACES["deepnets"], name="mixed", families=0.3)

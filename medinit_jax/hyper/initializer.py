@@ -59,8 +59,13 @@ class Slot(NamedTuple):
 
 
 def graph_of(module: HyperInitializer, program: Program) -> ArchGraph:
-    """Returns the graph that a hypernetwork reads: with activations if it knows their types."""
-    return build_graph(program, module.activations)
+    """Returns the graph that a hypernetwork reads: with activations if it asks for them.
+
+    Raises:
+        UsageError: If the network has nodes of types that the hypernetwork does not know.
+    """
+    graph = build_graph(program, module.activations)
+    return graph._replace(node_type=known_types(graph.node_type, module.node_types))
 
 
 def parameter_slots(

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from medinit_jax.arch.space import Space, get_space
 from medinit_jax.arch.tape import Tape
+from medinit_jax.arch.vocabulary import NODE_TYPES
 from medinit_jax.core.errors import UsageError
 from medinit_jax.core.parallel import Parallel
 from medinit_jax.core.progress import Progress
@@ -79,6 +80,11 @@ def make_bilevel(config: ml_collections.ConfigDict, parallel: Parallel) -> Bilev
         DTYPES[config.train.dtype],
     )
     space = get_space(config.space, config.data.size)
+    if space.families and module.node_types < len(NODE_TYPES):
+        raise UsageError(
+            f"config.space={config.space!r} holds networks with more node types than "
+            f"config.hyper.node_types={module.node_types}; set it to {len(NODE_TYPES)}."
+        )
     views = parallel.split(pretext.views)
     return Bilevel(config, parallel, module, space, pretext, Writer(module), tape, views)
 

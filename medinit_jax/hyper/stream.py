@@ -7,7 +7,6 @@ from collections import Counter
 
 import numpy as np
 
-from medinit_jax.arch.deepnets import program
 from medinit_jax.arch.graph import ArchGraph
 from medinit_jax.arch.program import Program
 from medinit_jax.arch.space import Space
@@ -15,18 +14,6 @@ from medinit_jax.arch.tape import Signature, signatures
 from medinit_jax.hyper.bilevel import MetaBatch, meta_batch
 from medinit_jax.hyper.hypernetwork import HyperInitializer
 from medinit_jax.hyper.initializer import graph_of
-
-
-def network_of(space: Space, split: str, index: int, classes: int) -> Program:
-    """Returns the program of one architecture of a space.
-
-    Args:
-        space: The design space; its image size is the network's.
-        split: Its split.
-        index: Its number.
-        classes: Classes of the head.
-    """
-    return program(space.sample(split, index), space.image_size, classes)
 
 
 class ArchitectureStream:
@@ -84,7 +71,7 @@ class ArchitectureStream:
         return meta_batch(programs, graphs, self.module, indices)
 
     def _network(self, index: int) -> tuple[Program, ArchGraph]:
-        network = network_of(self.space, "train", index, self.module.num_classes)
+        network = self.space.program("train", index, self.module.num_classes)
         return network, graph_of(self.module, network)
 
     def __getitem__(self, step: int) -> MetaBatch:
@@ -112,6 +99,6 @@ def frequent_signatures(space: Space, classes: int, networks: int) -> tuple[Sign
     seen = Counter(
         signature
         for index in range(min(networks, space.size("train")))
-        for signature in signatures(network_of(space, "train", index, classes))
+        for signature in signatures(space.program("train", index, classes))
     )
     return tuple(signature for signature, _ in seen.most_common())

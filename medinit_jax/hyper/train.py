@@ -37,7 +37,7 @@ from medinit_jax.hyper.initializer import graph_of
 from medinit_jax.hyper.publish import publish
 from medinit_jax.hyper.rotation import held_out_views, rotation_accuracy
 from medinit_jax.hyper.setup import Bilevel, make_bilevel, open_sources, warm_up
-from medinit_jax.hyper.stream import ArchitectureStream, network_of
+from medinit_jax.hyper.stream import ArchitectureStream
 
 TAKEOFF_LOSS = 1.30
 
@@ -218,7 +218,7 @@ def _validation(bilevel: Bilevel, source: Source):
     """Returns a function theta -> mean accuracy of the first networks of `val`, on one batch."""
     views = held_out_views(bilevel, source, 1)
     programs = {
-        f"val:{i}": network_of(bilevel.space, "val", i, bilevel.module.num_classes)
+        f"val:{i}": bilevel.space.program("val", i, bilevel.module.num_classes)
         for i in range(bilevel.config.train.validation_networks)
     }
     return lambda theta: rotation_accuracy(bilevel, theta, programs, views)["mean"]

@@ -1,4 +1,7 @@
-"""VGG networks as programs, with torchvision's module names.
+"""VGG networks as programs.
+
+Where torchvision numbers layers, "features.3" and its norm "features.4", modules are named
+"features.3.conv" and "features.3.norm" here: equal layers then share what is compiled.
 
 Source: Simonyan and Zisserman, Very Deep Convolutional Networks for Large-Scale Image Recognition,
 ICLR 2015; batch normalization as in torchvision.
@@ -45,7 +48,7 @@ def vgg(
     input_shape: tuple[int, int, int] = (224, 224, 3),
     num_classes: int = 1000,
 ) -> Program:
-    """Returns the program of a VGG network; every stage is one call.
+    """Returns the program of a VGG network; every convolution is one call.
 
     Args:
         variant: A key of `VARIANTS`, or a member of the family.
@@ -61,15 +64,16 @@ def vgg(
     value, number = 0, 0
     modules = 2 if member.norm == "none" else 3
     for depth, width in zip(member.depths, member.widths, strict=True):
-        b = BlockBuilder(1)
-        y = 0
         for _ in range(depth):
-            y = b.conv(y, str(number), width, 3, bias=True)
-            y = b("relu", b.norm(y, member.norm, str(number + 1), width))
+            b = BlockBuilder(1)
+            y = b.conv(0, "conv", width, 3, bias=True)
+            b("relu", b.norm(y, member.norm, "norm", width))
+            value = build(b.build(), (value,), f"features.{number}")
             number += modules
-        b("max_pool", y, kernel=(2, 2), stride=(2, 2))
+        b = BlockBuilder(1)
+        b("max_pool", 0, kernel=(2, 2), stride=(2, 2))
         number += 1
-        value = build(b.build(), (value,), "features")
+        value = build(b.build(), (value,))
     b = BlockBuilder(1)
     if member.hidden:
         y = b("flatten", b("adaptive_pool", 0, size=LAST_MAP))

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 from medinit_jax.arch.deepnets import LARGE_IMAGE
-from medinit_jax.arch.deepnets import program as space_program
 from medinit_jax.arch.program import Program
 from medinit_jax.arch.space import Space
 from medinit_jax.core.errors import UsageError
@@ -108,7 +107,7 @@ def space_network(space: Space, split: str, index: int, num_classes: int) -> Net
         index: Its number in the split.
         num_classes: Size of the logits.
     """
-    return Network(space_program(space.sample(split, index), space.image_size, num_classes))
+    return Network(space.program(split, index, num_classes))
 
 
 def by_name(name: str, num_classes: int, space: Space) -> Network:

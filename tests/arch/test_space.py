@@ -288,5 +288,5 @@ def test_every_split_builds(name):
     for split in space.splits:
         for index in range(3):
             arch = space.sample(split, index)
-            assert deepnets.program(arch, 32, 4).num_classes == 4
+            assert space.program(split, index, 4).num_classes == 4
             assert (arch.split, arch.index) == (split, index)

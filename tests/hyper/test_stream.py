@@ -7,7 +7,7 @@ import pytest
 from medinit_jax.arch.space import get_space
 from medinit_jax.arch.tape import signatures
 from medinit_jax.hyper.initializer import HyperInitializer
-from medinit_jax.hyper.stream import ArchitectureStream, frequent_signatures, network_of
+from medinit_jax.hyper.stream import ArchitectureStream, frequent_signatures
 
 MODULE = HyperInitializer(hidden=8, max_shape=(8, 8, 5, 5))
 SPACE = get_space("small")
@@ -94,7 +94,7 @@ def test_programs_are_those_of_the_space(stream):
     one = stream()
     batch = one.prepare(0)
     for index, program in zip(one.indices(0), batch.programs, strict=True):
-        assert program == network_of(SPACE, "train", index, 4)
+        assert program == SPACE.program("train", index, 4)
         assert program.num_classes == 4 and program.input_shape == (32, 32, 3)
 
 
@@ -102,7 +102,7 @@ def test_the_most_frequent_signatures_come_first():
     wanted = frequent_signatures(SPACE, 4, 12)
     counts = dict.fromkeys(wanted, 0)
     for index in range(12):
-        for signature in signatures(network_of(SPACE, "train", index, 4)):
+        for signature in signatures(SPACE.program("train", index, 4)):
             counts[signature] += 1
     assert list(counts.values()) == sorted(counts.values(), reverse=True)
     assert min(counts.values()) == 1 < max(counts.values())

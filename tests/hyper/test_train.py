@@ -234,6 +234,11 @@ def test_a_step_that_is_not_finite_is_left_out_counted_and_named(
     assert len(losses(tmp_path)) == 3
 
 
+def test_other_families_need_the_whole_vocabulary(make_config):
+    with pytest.raises(UsageError, match="space='mixed'.*node_types=15; set it to 29"):
+        setup.make_bilevel(make_config(space="mixed"), Parallel(jax.devices()[:1]))
+
+
 def test_too_many_such_steps_end_the_run(make_config, compiled, tmp_path, monkeypatch):
     monkeypatch.setattr(train_lib, "gradient_by_tape", Broken(0, 1, 2))
     with pytest.raises(UsageError, match=r"aborted at step 4: 3 steps .* more than 2%.*train:"):

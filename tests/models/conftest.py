@@ -31,8 +31,11 @@ def leaf_from_torch(kind, value, shape, first_map):
     return value.reshape(shape)
 
 
-def from_torch(program, state, first_maps):
-    """Renames a PyTorch state and returns (params, batch_stats); nothing may be left over."""
+def from_torch(program, state, first_maps, rename):
+    """Renames a PyTorch state and returns (params, batch_stats); nothing may be left over.
+
+    `rename` leads from our module names to PyTorch's.
+    """
     state = {name: value.numpy() for name, value in state.items()}
     kinds = {
         call.module(step.name): step.kind for call in program.calls for step in call.block.steps
@@ -44,7 +47,7 @@ def from_torch(program, state, first_maps):
             if leaf == "embedding" or leaf in OWN_INIT:
                 name = module
             else:
-                name = f"{module}.{'bias' if leaf == 'bias' else 'weight'}"
+                name = f"{rename(module)}.{'bias' if leaf == 'bias' else 'weight'}"
             kind = kinds[module] if leaf == "kernel" else ""
             first_map = first_maps.get(module) if leaf == "kernel" else None
             value = leaf_from_torch(kind, state.pop(name), shape, first_map)
@@ -52,7 +55,7 @@ def from_torch(program, state, first_maps):
             params[module][leaf] = jnp.asarray(value)
     statistics = {}
     for name in initial_statistics(program):
-        module = name.removesuffix(".stats")
+        module = rename(name.removesuffix(".stats"))
         statistics[name] = {
             "mean": jnp.asarray(state.pop(f"{module}.running_mean")),
             "var": jnp.asarray(state.pop(f"{module}.running_var")),
@@ -83,7 +86,7 @@ def randomized(torch, net, seed=0):
 def torch_error():
     """Returns a function: (program, PyTorch network) -> largest error relative to the logits."""
 
-    def error(program, net, first_maps=None, batch=2):
+    def error(program, net, first_maps=None, batch=2, rename=str):
         torch = pytest.importorskip("torch")
         height, width, channels = program.input_shape
         images = np.random.default_rng(0).normal(size=(batch, height, width, channels))
@@ -91,7 +94,7 @@ def torch_error():
         with torch.no_grad():
             net = randomized(torch, net)
             expected = net(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
-        params, statistics = from_torch(program, net.state_dict(), first_maps or {})
+        params, statistics = from_torch(program, net.state_dict(), first_maps or {}, rename)
         variables = {"params": params, **({"batch_stats": statistics} if statistics else {})}
         logits = np.asarray(jax.jit(Network(program).apply)(variables, images))
         if expected.ndim == 4:
