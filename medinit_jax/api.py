@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from medinit_jax.core.provenance import fingerprint
 from medinit_jax.hyper.hypernetwork import HyperInitializer, Theta, from_config
 from medinit_jax.hyper.publish import FOLDER
 from medinit_jax.hyper.starts import Transfer, enter
-from medinit_jax.hyper.written import Coverage, coverage, write
+from medinit_jax.hyper.written import Coverage, advice, coverage, write
 from medinit_jax.models.initial import initial_parameters
 from medinit_jax.models.network import Network
 from medinit_jax.models.statistics import initial_statistics
@@ -109,8 +110,9 @@ def initialize(
     depth_fraction: float = 1.0,
     init_noise: float = 0.0,
     orthogonal: bool = False,
+    quiet: bool = False,
 ) -> Any:
-    """Initializes a model with predicted parameters.
+    """Initializes a model with predicted parameters, and prints what that means for training it.
 
     Args:
         model: Any Flax Linen or NNX module; those of `models.zoo` need no tracing.
@@ -128,6 +130,7 @@ def initialize(
         depth_fraction: Share of the tensors, input first, that take predicted values.
         init_noise: Normal noise on predicted tensors, in units of their standard deviation.
         orthogonal: Whether filters are made orthogonal, see `hyper.starts.Transfer`.
+        quiet: Whether to print nothing.
 
     Returns:
         Linen: exactly the tree of `model.init(key, example)`; batch statistics are mean 0,
@@ -143,6 +146,8 @@ def initialize(
     predicted = write(initializer.module, initializer.theta, traced, head, unknown_types)
     transfer = Transfer(head, depth_fraction, init_noise, orthogonal)
     values = enter(predicted, key, transfer)
+    if not quiet:
+        print(advice(traced, head), file=sys.stderr)
     if isinstance(model, Network):
         return _network_variables(model, values, key)
     if isinstance(model, nnx.Module):

@@ -155,6 +155,15 @@ def test_any_module_gets_exactly_the_tree_of_init(folder, train):
     assert module.apply(found, IMAGES)[0].shape == (2, 4)
 
 
+def test_what_was_done_is_told_once(folder, capsys):
+    initializer = medinit_jax.load(folder)
+    medinit_jax.initialize(Twin(), IMAGES, initializer)
+    told = capsys.readouterr()
+    assert told.err.startswith("3 of 5 tensors predicted (92.8%).") and "learning rate" in told.err
+    medinit_jax.initialize(Twin(), IMAGES, initializer, quiet=True)
+    assert capsys.readouterr() == ("", "")
+
+
 def test_the_head_on_request(folder):
     initializer = medinit_jax.load(folder)
     own, given = (

@@ -80,6 +80,11 @@ class Coverage(NamedTuple):
         return text.getvalue()
 
 
+ADVICE = (
+    "Predicted kernels are smaller than those of a random init: search the learning rate anew, "
+    "from 0.01 down; it was best at a fifth of the random init's (docs/results.md). Batch "
+    "statistics start at mean 0, variance 1: estimate them before the network is used untrained."
+)
 STATUSES = ("predicted", "fallback", "excluded")
 
 
@@ -105,6 +110,13 @@ def coverage(traced: Traced, head: bool = False) -> Coverage:
             rows.append(Row(path, shape, status, reason))
     edges = int((traced.graph.distance == 1).sum())
     return Coverage(tuple(rows), len(traced.graph.node_type), edges, traced.notes)
+
+
+def advice(traced: Traced, head: bool = False) -> str:
+    """Returns one line on what was predicted and two on how to train what comes of it."""
+    found = coverage(traced, head)
+    count = sum(row.status == "predicted" for row in found.rows)
+    return f"{count} of {len(found.rows)} tensors predicted ({found.share():.1%}). {ADVICE}"
 
 
 def _heads(traced: Traced) -> set[str]:

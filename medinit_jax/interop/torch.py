@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ from medinit_jax.api import Initializer
 from medinit_jax.arch.dataflow import Traced
 from medinit_jax.core.errors import UsageError
 from medinit_jax.hyper.starts import Transfer, enter
-from medinit_jax.hyper.written import Coverage, coverage, write
+from medinit_jax.hyper.written import Coverage, advice, coverage, write
 
 try:
     import torch
@@ -62,8 +63,11 @@ def initialize(
     init_noise: float = 0.0,
     orthogonal: bool = False,
     seed: int = 0,
+    quiet: bool = False,
 ) -> Coverage:
     """Writes predicted parameters into a model, in its own dtype and on its own device.
+
+    Prints what that means for training it.
 
     Buffers, `requires_grad`, training mode and all parameters that are not predicted stay as they
     are. Nothing is written if anything fails.
@@ -82,6 +86,7 @@ def initialize(
         init_noise: Normal noise on predicted tensors, in units of their standard deviation.
         orthogonal: Whether filters are made orthogonal, see `hyper.starts.Transfer`.
         seed: Of the noise.
+        quiet: Whether to print nothing.
 
     Returns:
         What became of every parameter.
@@ -99,6 +104,8 @@ def initialize(
     with torch.no_grad():
         for name, value in values.items():
             parameters[name].copy_(torch.tensor(value))
+    if not quiet:
+        print(advice(traced, head), file=sys.stderr)
     return coverage(traced, head)
 
 
