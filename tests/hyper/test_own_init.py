@@ -23,7 +23,7 @@ from medinit_jax.hyper.bilevel import (
 from medinit_jax.hyper.hypernetwork import HyperInitializer, init_theta
 from medinit_jax.hyper.initializer import graph_of, parameter_slots, predict
 from medinit_jax.hyper.pretext import Rotation
-from medinit_jax.models import convnext, vit
+from medinit_jax.models import convnext, vit, zoo
 from medinit_jax.models.initial import initial_parameters
 
 CLASSES = 4
@@ -63,6 +63,17 @@ def test_they_are_left_out_of_predictions(program, own):
     slots = parameter_slots(MODULE, graph, shapes)
     assert {(slot.module, slot.leaf) for slot in slots} == leaves_of(shapes) - own
     assert leaves_of(predict(MODULE, theta(), graph, shapes)) == leaves_of(shapes) - own
+
+
+@pytest.mark.parametrize("name", zoo.MODELS)
+def test_every_other_parameter_of_the_zoo_has_a_tile(name):
+    program = zoo.build(name, CLASSES, (64, 64, 1)).program
+    shapes = program.parameter_shapes()
+    slots = parameter_slots(MODULE, graph_of(MODULE, program), shapes)
+    wanted = {(name, leaf) for name, leaf in leaves_of(shapes) if leaf not in OWN_INIT}
+    assert {(slot.module, slot.leaf) for slot in slots} == wanted
+    head = {(slot.leaf, slot.kind) for slot in slots if slot.module == program.head}
+    assert head == {("kernel", "head_kernel"), ("bias", "head_bias")}
 
 
 @pytest.mark.parametrize(("program", "own"), CASES)

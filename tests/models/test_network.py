@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from medinit_jax.arch.cell_blocks import OPS, add_block, head_block, patch_stem, simple_stem
-from medinit_jax.arch.program import ProgramBuilder
+from medinit_jax.arch.program import BlockBuilder, ProgramBuilder
+from medinit_jax.models.initial import initial_parameters
 from medinit_jax.models.network import Network, apply_with_batch_statistics, feature_taps
 from medinit_jax.models.resnet import resnet
+from medinit_jax.models.statistics import initial_statistics
 
 IMAGE = (8, 8, 3)
 
@@ -122,6 +124,22 @@ def test_evaluation_uses_running_statistics():
     expected = network.apply({**variables, "params": params}, images())
     np.testing.assert_allclose(moved, expected, rtol=1e-4, atol=1e-5)
     assert float(jnp.abs(moved - logits).max()) > 1e-2
+
+
+def test_every_norm_has_its_own_epsilon():
+    build = ProgramBuilder(IMAGE)
+    b = BlockBuilder(1)
+    b("batch_norm", 0, name="bn", epsilon=3.0)
+    value = build(b.build(), (0,))
+    build(head_block(True, 0, 4), (value,))
+    network = Network(build.build())
+    params = initial_parameters(network.program, jax.random.key(0))
+    variables = {"params": params, "batch_stats": initial_statistics(network.program)}
+    (features,) = network.apply(variables, images(), taps=(1,))
+    np.testing.assert_allclose(features, images().mean((1, 2)) / 2, rtol=1e-5)
+    logits, _ = network.apply(variables, images(), True, mutable=["batch_stats"])
+    own = apply_with_batch_statistics(network.program, params, images(), 4)
+    np.testing.assert_allclose(own, logits, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["small", "bn-free", "attending"])

@@ -1,10 +1,13 @@
 """Networks by name."""
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from medinit_jax.arch.space import get_space
 from medinit_jax.core.errors import UsageError
 from medinit_jax.models import zoo
+from medinit_jax.models.ops import apply_block, batch_norm_over_groups
 
 
 @pytest.mark.parametrize("name", zoo.MODELS)
@@ -17,6 +20,28 @@ def test_every_network_is_a_function_and_a_name(name):
     assert program.shapes[-1] == ((64, 64, 3) if segments else (3,))
     small = zoo.by_name(name, 2, get_space("small")).program
     assert small.input_shape == (32, 32, 3) and small.num_classes == 2
+
+
+@pytest.mark.parametrize("name", zoo.MODELS)
+def test_bfloat16_stays_bfloat16_in_every_block(name):
+    program = zoo.build(name, 3, (64, 64, 1)).program
+    values = [jax.ShapeDtypeStruct((2, *program.input_shape), jnp.bfloat16)]
+    for index, call in enumerate(program.calls):
+        leaves = jax.tree.map(
+            lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32),
+            {name: dict(shapes) for name, shapes in program.layout(index).parameters.items()},
+            is_leaf=lambda node: isinstance(node, tuple),
+        )
+        value = jax.eval_shape(
+            lambda leaves, *inputs, block=call.block: apply_block(
+                block, leaves, inputs, lambda _, x, p: batch_norm_over_groups(x, p, 2)
+            ),
+            leaves,
+            *(values[i] for i in call.inputs),
+        )
+        assert value.dtype == jnp.bfloat16, call
+        assert value.shape == (2, *program.shapes[index + 1])
+        values.append(value)
 
 
 def test_small_images_have_small_stems():
