@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from medinit_jax.arch.deepnets import program
 from medinit_jax.arch.graph import build_graph
 from medinit_jax.arch.space import Space, get_space
 from medinit_jax.arch.tape import signatures
@@ -97,7 +96,7 @@ def host_ms(passes: int = 5, count: int = 40) -> Figures:
             marks = [time.perf_counter()]
             arch = space.sample("train", index)
             marks.append(time.perf_counter())
-            network = program(arch, space.image_size, CLASSES)
+            network = space.build(arch, CLASSES)
             marks.append(time.perf_counter())
             graph = build_graph(network)
             marks.append(time.perf_counter())

@@ -154,7 +154,10 @@ class Space:
 
     def program(self, split: str, index: int, num_classes: int) -> Program:
         """Returns the program of architecture `index` of a split."""
-        drawn = self.sample(split, index)
+        return self.build(self.sample(split, index), num_classes)
+
+    def build(self, drawn: Architecture | Member, num_classes: int) -> Program:
+        """Returns the program of what `sample` drew."""
         if isinstance(drawn, Member):
             return drawn.program(self.image_size, num_classes)
         return deepnets_program(drawn, self.image_size, num_classes)
