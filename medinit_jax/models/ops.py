@@ -1,8 +1,8 @@
 """Primitive operations of a block, each in the form that is fast on the platform it runs on.
 
-Images are (batch, height, width, channels). Convolutions and pools that XLA runs slowly on a CPU
-have their own forward and backward; on other platforms the plain `lax` forms are used. Both forms
-compute the same function (tests/models/test_ops.py).
+Images are (batch, height, width, channels). Convolutions (`models.convolution`) and pools that XLA
+runs slowly on a CPU have their own forward and backward; on other platforms the plain `lax` forms
+are used. Both forms compute the same function (tests/models/test_ops.py).
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ import numpy as np
 from jax import lax
 
 from medinit_jax.arch.program import EPSILON, Block, Step
+from medinit_jax.models.convolution import convolution, taps, untap
 
-# Height times width up to which XLA's 3x3 convolution on CPUs is slower than a product of patches.
-TINY_MAP = 16
 Parameters = Mapping[str, Mapping[str, jax.Array]]
 Normalize = Callable[[Step, jax.Array, Mapping[str, jax.Array]], jax.Array]
 
@@ -95,182 +94,6 @@ def _affine(x, mean, variance, leaves, epsilon):
     return (x - mean) * scale + leaves["bias"].astype(x.dtype)
 
 
-def convolution(x: jax.Array, kernel: jax.Array, step: Step) -> jax.Array:
-    """Convolves (batch, height, width, in) with an HWIO kernel as `step` says."""
-    channels = x.shape[-1]
-    if step.groups == 1 and step.kernel == (1, 1) and step.padding == (0, 0):
-        x = x[:, :: step.stride[0], :: step.stride[1]]
-        return jnp.tensordot(x, kernel[0, 0], 1)
-    window = (step.kernel, step.stride, step.padding, step.dilation)
-    if step.groups == 1 and channels <= 4:
-        return _few_channels(x, kernel, window)
-    if step.groups == channels == step.features:
-        return _depthwise(x, kernel, window)
-    tiny = step.kernel == (3, 3) and x.shape[1] * x.shape[2] <= TINY_MAP
-    if step.groups > 1 or tiny:
-        return _by_patches(x, kernel, window)
-    return _lax_convolution(x, kernel, window)
-
-
-def _lax_convolution(x, kernel, window):
-    _, stride, padding, dilation = window
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        stride,
-        [(p, p) for p in padding],
-        rhs_dilation=(dilation, dilation),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=x.shape[-1] // kernel.shape[2],
-    )
-
-
-def _taps(x, window, fill=0.0):
-    """Yields ((i, j), the view of x that kernel position (i, j) reads), all of output size."""
-    (rows, columns), (down, right), (top, left), dilation = window
-    x = jnp.pad(x, ((0, 0), (top, top), (left, left), (0, 0)), constant_values=fill)
-    height = (x.shape[1] - dilation * (rows - 1) - 1) // down + 1
-    width = (x.shape[2] - dilation * (columns - 1) - 1) // right + 1
-    for i in range(rows):
-        for j in range(columns):
-            y, z = i * dilation, j * dilation
-            rows_read = slice(y, y + down * (height - 1) + 1, down)
-            columns_read = slice(z, z + right * (width - 1) + 1, right)
-            yield (i, j), x[:, rows_read, columns_read]
-
-
-def _untap(parts, shape, window):
-    """Adds up `parts` = [((i, j), array of output size)] at the input positions they came from."""
-    (_, _), (down, right), (top, left), dilation = window
-    spread = []
-    for (i, j), part in parts:
-        low = (i * dilation, j * dilation)
-        high = (
-            shape[1] + 2 * top - low[0] - down * (part.shape[1] - 1) - 1,
-            shape[2] + 2 * left - low[1] - right * (part.shape[2] - 1) - 1,
-        )
-        zero = jnp.zeros((), part.dtype)
-        config = (
-            (0, 0, 0),
-            (low[0] - top, high[0] - top, down - 1),
-            (low[1] - left, high[1] - left, right - 1),
-            (0, 0, 0),
-        )
-        spread.append(lax.pad(part, zero, config))
-    return functools.reduce(jnp.add, spread)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _few_channels(x, kernel, window):
-    return _lax_convolution(x, kernel, window)
-
-
-def _few_channels_forward(x, kernel, window):
-    return _lax_convolution(x, kernel, window), (x, kernel)
-
-
-def _few_channels_backward(window, residuals, cotangent):
-    x, kernel = residuals
-
-    def by_patches(x, cotangent):
-        patches = jnp.concatenate([tap for _, tap in _taps(x, window)], -1)
-        rows = patches.reshape(-1, patches.shape[-1])
-        return (rows.T @ cotangent.reshape(len(rows), -1)).reshape(kernel.shape)
-
-    def by_lax(x, cotangent):
-        return jax.vjp(lambda w: _lax_convolution(x, w, window), kernel)[1](cotangent)[0]
-
-    (dx,) = jax.vjp(lambda x: _lax_convolution(x, kernel, window), x)[1](cotangent)
-    return dx, lax.platform_dependent(x, cotangent, cpu=by_patches, default=by_lax)
-
-
-_few_channels.defvjp(_few_channels_forward, _few_channels_backward)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _depthwise(x, kernel, window):
-    def by_taps(x, kernel):
-        return functools.reduce(
-            jnp.add, (tap * kernel[i, j, 0] for (i, j), tap in _taps(x, window))
-        )
-
-    def by_lax(x, kernel):
-        return _lax_convolution(x, kernel, window)
-
-    return lax.platform_dependent(x, kernel, cpu=by_taps, default=by_lax)
-
-
-def _depthwise_forward(x, kernel, window):
-    return _depthwise(x, kernel, window), (x, kernel)
-
-
-def _depthwise_backward(window, residuals, cotangent):
-    x, kernel = residuals
-
-    def by_taps(x, kernel, cotangent):
-        positions = [(i, j) for i in range(kernel.shape[0]) for j in range(kernel.shape[1])]
-
-        def add_image(total, pair):
-            image, gradient = pair
-            products = [(tap[0] * gradient).sum((0, 1)) for _, tap in _taps(image[None], window)]
-            parts = [((i, j), gradient[None] * kernel[i, j, 0]) for i, j in positions]
-            return total + jnp.stack(products), _untap(parts, (1, *image.shape), window)[0]
-
-        start = jnp.zeros((len(positions), x.shape[-1]), x.dtype)
-        dkernel, dx = lax.scan(add_image, start, (x, cotangent))
-        return dx, dkernel.reshape(kernel.shape)
-
-    def by_lax(x, kernel, cotangent):
-        def run(x, kernel):
-            return _lax_convolution(x, kernel, window)
-
-        return jax.vjp(run, x, kernel)[1](cotangent)
-
-    return lax.platform_dependent(x, kernel, cotangent, cpu=by_taps, default=by_lax)
-
-
-_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
-
-
-def _by_platform(cpu):
-    """Returns a convolution (x, kernel, window) that is `cpu` on CPUs and `lax`'s elsewhere.
-
-    Each platform differentiates its own form: a choice inside what is differentiated would keep the
-    residuals of both.
-    """
-
-    @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-    def run(x, kernel, window):
-        cpu_form, default = (functools.partial(f, window=window) for f in (cpu, _lax_convolution))
-        return lax.platform_dependent(x, kernel, cpu=cpu_form, default=default)
-
-    def backward(window, residuals, cotangent):
-        def pull(form):
-            return lambda x, kernel, cotangent: jax.vjp(
-                functools.partial(form, window=window), x, kernel
-            )[1](cotangent)
-
-        return lax.platform_dependent(
-            *residuals, cotangent, cpu=pull(cpu), default=pull(_lax_convolution)
-        )
-
-    run.defvjp(lambda x, kernel, window: (run(x, kernel, window), (x, kernel)), backward)
-    return run
-
-
-@_by_platform
-def _by_patches(x, kernel, window):
-    """Convolves by one product of patches per group."""
-    height, width, depth, features = kernel.shape
-    groups = x.shape[-1] // depth
-    taps = [tap for _, tap in _taps(x, window)]
-    # A patch lists taps, then the channels of its group, as a kernel does.
-    patches = jnp.concatenate([tap.reshape(-1, groups, depth) for tap in taps], -1)
-    columns = kernel.reshape(height * width * depth, groups, -1)
-    products = jnp.einsum("pgc,cgo->pgo", patches, columns)
-    return products.reshape(*taps[0].shape[:3], features)
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _max_pool(x, window):
     return _max_pool_forward(x, window)[0]
@@ -278,7 +101,7 @@ def _max_pool(x, window):
 
 def _max_pool_forward(x, window):
     best, winner = None, None
-    for index, (_, tap) in enumerate(_taps(x, window, -jnp.inf)):
+    for index, (_, tap) in enumerate(taps(x, window, -jnp.inf)):
         if best is None or winner is None:
             best, winner = tap, jnp.zeros(tap.shape, jnp.uint8)
         else:
@@ -300,7 +123,7 @@ def _max_pool_backward(window, residuals, cotangent):
             for i in range(rows)
             for j in range(columns)
         ]
-        return _untap(parts, shape_like.shape, window)[0]
+        return untap(parts, shape_like.shape, window)[0]
 
     # Image by image: fused into what follows, XLA would compute it again in every reduction.
     return (lax.map(one_image, (winner, cotangent)),)
@@ -390,9 +213,9 @@ def _class_token(step, leaves, x):
 
 def _avg_pool(step, leaves, x):
     window = (step.kernel, step.stride, step.padding, 1)
-    total = functools.reduce(jnp.add, (tap for _, tap in _taps(x, window)))
+    total = functools.reduce(jnp.add, (tap for _, tap in taps(x, window)))
     ones = jnp.ones((1, *x.shape[1:3], 1), x.dtype)
-    count = functools.reduce(jnp.add, (tap for _, tap in _taps(ones, window)))
+    count = functools.reduce(jnp.add, (tap for _, tap in taps(ones, window)))
     return total / count
 
 
