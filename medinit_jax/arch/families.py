@@ -149,7 +149,8 @@ def _convnext(dice: _Dice) -> Member:
     depths = tuple(dice.between(1, 4) for _ in range(stages))
     patch = 4 if dice.large else 2
     widths = dice.widths(dice.of(32, 64), stages, 256)
-    scale = dice.chance(0.5)
+    # Layer scales start at 1e-6 and let almost no gradient through: few of them teach their type.
+    scale = dice.chance(0.2)
     variant = convnext.Variant(depths, widths, patch, dice.of(3, 5, 7), scale)
     return Member("convnext", convnext.convnext, variant)
 
