@@ -103,7 +103,7 @@ def measure(case: Case, module: HyperInitializer, theta: Any) -> dict[str, Any]:
     started = time.perf_counter()
     traced = trace(model, [torch.zeros(shape)], {})
     traced_at = time.perf_counter()
-    values = write(module, theta, traced)
+    values = write(module, theta, traced, jax.random.key(0))
     written_at = time.perf_counter()
     found = coverage(traced)
     parameters = dict(model.named_parameters())

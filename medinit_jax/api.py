@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import sys
@@ -18,12 +19,13 @@ from flax import nnx
 from medinit_jax.arch import flax_model, flax_trace
 from medinit_jax.arch.dataflow import Tensor, Traced, inside
 from medinit_jax.arch.graph import ancestors, build_graph
+from medinit_jax.arch.program import OWN_INIT
 from medinit_jax.core.checkpoint import METADATA_FILE, load_params
 from medinit_jax.core.errors import UsageError
 from medinit_jax.core.provenance import fingerprint
 from medinit_jax.hyper.hypernetwork import HyperInitializer, Theta, from_config
 from medinit_jax.hyper.publish import FOLDER
-from medinit_jax.hyper.starts import Transfer, enter
+from medinit_jax.hyper.starts import Transfer
 from medinit_jax.hyper.written import Coverage, advice, coverage, write
 from medinit_jax.models.initial import initial_parameters
 from medinit_jax.models.network import Network
@@ -143,11 +145,10 @@ def initialize(
     inputs, options = _inputs(example), options or {}
     key = jax.random.key(0) if key is None else key
     traced = _traced(model, inputs, options, only, on_unknown, initializer.module.activations)
-    predicted = write(initializer.module, initializer.theta, traced, head, unknown_types)
     transfer = Transfer(head, depth_fraction, init_noise, orthogonal)
-    values = enter(predicted, key, transfer)
+    values = write(initializer.module, initializer.theta, traced, key, transfer, unknown_types)
     if not quiet:
-        print(advice(traced, head), file=sys.stderr)
+        print(advice(coverage(traced, head, values)), file=sys.stderr)
     if isinstance(model, Network):
         return _network_variables(model, values, key)
     if isinstance(model, nnx.Module):
@@ -158,6 +159,8 @@ def initialize(
 def _inputs(example: Any) -> tuple[jax.ShapeDtypeStruct, ...]:
     """Returns shapes and dtypes of the inputs."""
     given = example if isinstance(example, tuple) else (example,)
+    if not given:
+        raise UsageError("The example is an empty tuple; give a batch of inputs.")
     for part in given:
         if not hasattr(part, "shape") or not hasattr(part, "dtype"):
             raise UsageError(
@@ -176,6 +179,12 @@ def _traced(
     activations: bool,
 ) -> Traced:
     """Returns the model as the hypernetwork sees it; what was seen before is kept."""
+    flax_model.check_on_unknown(on_unknown)
+    if not isinstance(options, Mapping) or not isinstance(only, str):
+        raise UsageError(
+            f"options is a dict and only a string, got {type(options).__name__} and "
+            f"{type(only).__name__}."
+        )
     if isinstance(model, Network):
         wanted, found = tuple(model.program.input_shape), tuple(inputs[0].shape[1:])
         if len(inputs[0].shape) != 4 or found != wanted:
@@ -214,7 +223,15 @@ def _program_traced(program: Any, activations: bool, only: str) -> Traced:
         for leaf, shape in leaves.items()
     }
     leaves = {tensor.path: tensor.stored for tensor in tensors.values()}
-    graph, reasons = build_graph(program, activations), {}
+    reasons = {
+        path: "is a learned token"
+        if path.endswith("/token")
+        else "is a layer scale, which starts as the model says"
+        for path in leaves
+        if path.rsplit("/", 1)[1] in OWN_INIT
+    }
+    tensors = {key: tensor for key, tensor in tensors.items() if key[1] not in OWN_INIT}
+    graph = build_graph(program, activations)
     if only:
         part = np.array([bool(p) and inside(p[0], only) for p in graph.parameters])
         if not part.any():
@@ -223,7 +240,7 @@ def _program_traced(program: Any, activations: bool, only: str) -> Traced:
                 f"The network has no parameters under {only!r}; its parts are {', '.join(parts)}."
             )
         graph = ancestors(graph, part)
-        reasons = {path: f"is outside {only}" for path in leaves if not inside(path, only)}
+        reasons |= {path: f"is outside {only}" for path in leaves if not inside(path, only)}
         tensors = {key: tensor for key, tensor in tensors.items() if inside(tensor.path, only)}
     return Traced(graph, tensors, leaves, reasons, ())
 
@@ -236,7 +253,7 @@ def _network_variables(model: Network, values: Mapping[str, np.ndarray], key: ja
     own = initial_parameters(model.program, key, kept)
     params = {
         name: {
-            leaf: jnp.asarray(values[f"{name}/{leaf}"])
+            leaf: jnp.asarray(values[f"{name}/{leaf}"], jnp.result_type(float))
             if f"{name}/{leaf}" in values
             else own[name][leaf]
             for leaf in leaves
@@ -286,16 +303,28 @@ def _linen_init(model, inputs, options, replaced):
 
 
 def _cached(function: Any) -> Any:
-    """Returns a cached function that also takes what cannot be hashed, and then computes anew."""
+    """Returns a cached function that computes anew for what could change and look the same."""
 
     def call(*args):
-        try:
-            hash(args)
-        except TypeError:
-            return function.__wrapped__(*args)
-        return function(*args)
+        return function(*args) if _by_value(args) else function.__wrapped__(*args)
 
     return call
+
+
+def _by_value(value: Any) -> bool:
+    """Returns whether equal hashes mean equal contents: what hashes by identity may change."""
+    if isinstance(value, (tuple, frozenset)):
+        return all(map(_by_value, value))
+    if isinstance(value, nn.Module):
+        fields = (f.name for f in dataclasses.fields(value) if f.name not in ("parent", "name"))
+        return all(_by_value(getattr(value, name, None)) for name in fields)
+    if callable(value) or value is None:
+        return True
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return type(value).__hash__ is not object.__hash__
 
 
 def _named(flat: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
@@ -313,8 +342,9 @@ def _nnx_module(model: nnx.Module, values: Mapping[str, np.ndarray]) -> nnx.Modu
     leaves = []
     for path, variable in flat:
         name = "/".join(map(str, path))
+        # Every variable is copied: a new module that shared some would change the given one.
+        value = variable.get_value()
         if name in values:
-            value = jnp.asarray(values[name], variable.get_value().dtype)
-            variable = variable.replace(value)
-        leaves.append((path, variable))
+            value = jnp.asarray(values[name], value.dtype)
+        leaves.append((path, variable.replace(value)))
     return nnx.merge(definition, nnx.from_flat_state(leaves))

@@ -245,6 +245,74 @@ def test_nnx_modules(folder):
     assert (found.conv.kernel.get_value() != before).any()
     np.testing.assert_array_equal(found.fc.kernel.get_value(), net.fc.kernel.get_value())
     assert found(IMAGES).shape == (2, 2)
+    assert found.norm.mean is not net.norm.mean and found.fc.kernel is not net.fc.kernel
+    np.testing.assert_array_equal(net.norm.mean.get_value(), 0)
+
+
+def test_orthogonal_filters_of_stacked_layers_and_nothing_else(folder):
+    initializer = medinit_jax.load(folder)
+    plain, changed = (
+        medinit_jax.initialize(Mixed(), IMAGES, initializer, orthogonal=orthogonal)["params"]
+        for orthogonal in (False, True)
+    )
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        *(p["blocks"]["LayerNorm_0"] for p in (plain, changed)),
+    )
+    for query in changed["blocks"]["MultiHeadDotProductAttention_0"]["query"]["kernel"]:
+        kernel = np.asarray(query, np.float64).reshape(8, 8)
+        gram = kernel.T @ kernel
+        np.testing.assert_allclose(gram, np.eye(8) * gram[0, 0], atol=1e-5 * gram[0, 0])
+
+
+def test_what_lies_beyond_the_depth_is_told(folder, capsys):
+    medinit_jax.initialize(Twin(), IMAGES, medinit_jax.load(folder), depth_fraction=0.34)
+    assert capsys.readouterr().err.startswith("1 of 5 tensors predicted")
+
+
+class Settings:
+    width = 8
+
+
+class Configured(nn.Module):
+    settings: object
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Conv(self.settings.width, (3, 3))(x)
+
+
+def test_a_changed_object_is_seen():
+    settings = Settings()
+    for width in (8, 16):
+        settings.width = width
+        shapes = {row.shape for row in medinit_jax.inspect(Configured(settings), IMAGES).rows}
+        assert shapes == {(3, 3, 3, width), (width,)}
+
+
+def test_options_that_mean_nothing_are_named(folder):
+    initializer = medinit_jax.load(folder)
+    for options, part in (
+        ({"init_noise": float("nan")}, "init_noise is at least 0 and finite"),
+        ({"depth_fraction": "half"}, "depth_fraction lies in"),
+        ({"on_unknown": None}, "on_unknown=None is none of"),
+        ({"on_unknown": {"Conv": "conv"}}, "give layer classes"),
+        ({"only": 3}, "only a string"),
+        ({"options": ["train"]}, "options is a dict"),
+    ):
+        for network in (Twin(), model()):
+            with pytest.raises(UsageError, match=part):
+                medinit_jax.initialize(network, IMAGES, initializer, **options)
+    with pytest.raises(UsageError, match="empty tuple"):
+        medinit_jax.initialize(model(), (), initializer)
+
+    class Window(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Conv(4, (3, 3))(nn.Conv(8, (3, 3))(x))
+
+    with pytest.raises(UsageError, match="convolution of 3 x 3, which cannot be predicted"):
+        medinit_jax.initialize(Window(), IMAGES, initializer, head=True)
 
 
 def test_importing_the_package_does_not_import_jax():

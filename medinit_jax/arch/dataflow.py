@@ -114,7 +114,9 @@ class Dataflow:
 
     def give(self, node: int, tensor: Tensor) -> None:
         """Says that a tensor belongs to a node; its first user keeps it."""
-        self.nodes[node].tensors.setdefault(tensor.leaf, tensor)
+        known = self.nodes[node].tensors.setdefault(tensor.leaf, tensor)
+        if known.path != tensor.path:
+            self.keep(tensor.path, f"is a second {tensor.leaf} of its layer")
 
     def keep(self, path: str, reason: str) -> None:
         """Says why a parameter keeps the model's own value; the first reason counts."""
@@ -154,10 +156,10 @@ class Dataflow:
         Args:
             value: Producer of what is scaled.
             factor: Producer of the factor.
-            squeezed: Whether the factor is one number per channel.
+            squeezed: Whether the factor, and not the value, is one number per channel. Where both
+                are, a factor that comes from the pooled value tells a squeeze-and-excite.
         """
-        if not squeezed:
-            return self.add("mul", (value, factor))
+        pools: list[tuple[Node, int]] = []
         pending, seen = [factor], {value}
         while pending:
             number = pending.pop()
@@ -166,12 +168,17 @@ class Dataflow:
             seen.add(number)
             node = self.nodes[number]
             for source in list(node.sources):
-                pooling = self.nodes[source]
-                if pooling.kind != "glob_avg":
+                if self.nodes[source].kind != "glob_avg":
                     pending.append(source)
-                elif not any(source in other.sources for other in self.nodes if other is not node):
-                    node.sources.remove(source)
-                    node.sources += [s for s in pooling.sources if s not in node.sources]
+                elif source != value:
+                    pools.append((node, source))
+        own = any(value in self.nodes[pool].sources for _, pool in pools)
+        if not squeezed and not own:
+            return self.add("mul", (value, factor))
+        for node, pool in pools:
+            if not any(pool in other.sources for other in self.nodes if other is not node):
+                node.sources.remove(pool)
+                node.sources += [s for s in self.nodes[pool].sources if s not in node.sources]
         return self.add("cse", (value, factor))
 
     def finish(self, outputs: Iterable[int], leaves: dict[str, Shape], only: str = "") -> Traced:
@@ -329,12 +336,14 @@ class Dataflow:
         for number in used:
             if self.nodes[number].tensors:
                 leads_on |= self._ancestors(self.nodes[number].sources)
+        weights = [n for n in used if self.nodes[n].kind in WEIGHTS and self.nodes[n].tensors]
+        # A stack of layers whose last part comes last is no classifier.
+        inner = {t.path for n in weights if n in leads_on for t in self.nodes[n].tensors.values()}
         return {
             number
-            for number in used
-            if self.nodes[number].kind in WEIGHTS
-            and self.nodes[number].tensors
-            and number not in leads_on
+            for number in weights
+            if number not in leads_on
+            and not any(t.path in inner for t in self.nodes[number].tensors.values())
         }
 
 

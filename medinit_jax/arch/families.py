@@ -205,15 +205,25 @@ def draw_member(rng: np.random.Generator, image_size: int) -> Member:
 
 def held_out(image_size: int) -> dict[str, Program]:
     """Returns the networks that are never drawn, as they are built for images of a size."""
-    shape = (image_size, image_size, 3)
-    stem = "imagenet" if image_size >= LARGE_IMAGE else "small"
-    programs = {}
-    for name in ("resnet18", "resnet34", "resnet50", "resnet101"):
-        programs[name] = resnet.resnet(name, shape, 4, stem=stem)
-    programs["regnet_y_1_6gf"] = regnet.regnet("regnet_y_1_6gf", shape, 4, stem=stem)
-    programs["mobilenet_v2"] = mobilenet.mobilenet("mobilenet_v2", shape, 4, stem=stem)
-    for name in ("vgg16", "vgg16_bn"):
-        programs[name] = vgg.vgg(dataclasses.replace(vgg.VARIANTS[name], hidden=0), shape, 4)
+    shape, large = (image_size, image_size, 3), image_size >= LARGE_IMAGE
+    stemmed = {"stem": "imagenet" if large else "small"}
+    programs: dict[str, Program] = {}
+    builders: tuple[tuple[Any, Callable[..., Program], dict[str, str]], ...] = (
+        (resnet, resnet.resnet, stemmed),
+        (regnet, regnet.regnet, stemmed),
+        (mobilenet, mobilenet.mobilenet, stemmed),
+        (efficientnet, efficientnet.efficientnet, stemmed),
+        (convnext, convnext.convnext, {}),
+    )
+    for module, builder, options in builders:
+        for name in module.VARIANTS:
+            programs[name] = builder(name, shape, 4, **options)
+    for name, variant in vgg.VARIANTS.items():
+        # Drawn VGG networks have no hidden layers, nor has this one then.
+        programs[name] = vgg.vgg(dataclasses.replace(variant, hidden=0), shape, 4)
+    for name, transformer in vit.VARIANTS.items():
+        patch = transformer.patch if large else 4
+        programs[name] = vit.vit(dataclasses.replace(transformer, patch=patch), shape, 4)
     levels = sorted((*unet.VARIANTS["unet"].widths, 1024))
     encoder = vgg.Variant((2,) * len(levels), "bn", tuple(levels), hidden=0)
     programs["unet"] = vgg.vgg(encoder, shape, 4)

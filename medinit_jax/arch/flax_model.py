@@ -78,7 +78,8 @@ def linen_model(module: nn.Module, inputs: Sequence[Any], options: Mapping[str, 
     mutable = [name for name in variables if name != "params"]
 
     def run(variables, *inputs):
-        rngs = {"dropout": jax.random.key(0)}
+        # Other streams of random numbers fall back to this one, as they do in `init`.
+        rngs = {"params": jax.random.key(0)}
         return module.apply(variables, *inputs, rngs=rngs, mutable=mutable, **options)[0]
 
     places, _ = jax.tree_util.tree_flatten_with_path(variables)
@@ -112,6 +113,23 @@ def nnx_model(module: nnx.Module, options: Mapping[str, Any]) -> Model:
         if words and isinstance(kinds[words], nnx.Param):
             names[jax.tree_util.keystr(path)] = "/".join(map(str, words))
     return Model(run, shapes, names, type(module).__name__)
+
+
+def check_on_unknown(on_unknown: Any) -> None:
+    """Raises `UsageError` unless `on_unknown` is what `flax_trace.trace` takes."""
+    if isinstance(on_unknown, Mapping):
+        for kind, rule in on_unknown.items():
+            if not isinstance(kind, type):
+                raise UsageError(f"on_unknown has the key {kind!r}; give layer classes.")
+            if rule not in RULES:
+                raise UsageError(
+                    f"on_unknown gives {kind.__name__} the rule {rule!r}; choose from "
+                    f"{', '.join(RULES)}."
+                )
+    elif on_unknown not in ("fallback", "error"):
+        raise UsageError(
+            f"on_unknown={on_unknown!r} is none of fallback, error or a dict {{class: rule}}."
+        )
 
 
 @contextlib.contextmanager

@@ -19,24 +19,22 @@ import jax
 import numpy as np
 from jax.extend import core as jex
 
-from medinit_jax.arch.dataflow import Dataflow, Shape, Traced
+from medinit_jax.arch.dataflow import Dataflow, Shape, Traced, inside
 from medinit_jax.arch.flax_model import (
     LAYERS,
-    RULES,
     Layer,
     Model,
+    check_on_unknown,
     explained,
     marked,
     parameter_views,
 )
 from medinit_jax.arch.graph import conv_type
 from medinit_jax.arch.layout import Layout, reshape, shape_after, transpose
-from medinit_jax.arch.reader import NORMS, Reader, Value, View
-from medinit_jax.core.errors import UsageError
+from medinit_jax.arch.reader import NORMS, PARTS, Reader, Value, View, owner
 
 VOLUME = "is a kernel of three dimensions"
 STACK = "is a stack of kernels for a stack of inputs"
-ON_UNKNOWN = ("fallback", "error")
 TAG = re.compile(r"@layer(\d+)@")
 # What hands a parameter on as it is, or in another shape.
 SAME = frozenset(
@@ -83,22 +81,15 @@ def trace(
     Raises:
         UsageError: The model cannot be traced, or holds what "error" forbids.
     """
+    check_on_unknown(on_unknown)
     layers: list[Layer] = []
     table = LAYERS | (dict(on_unknown) if isinstance(on_unknown, Mapping) else {})
-    if isinstance(on_unknown, str) and on_unknown not in ON_UNKNOWN:
-        raise UsageError(
-            f"on_unknown={on_unknown!r} is none of fallback, error or a dict {{class: rule}}."
-        )
-    for kind, rule in table.items():
-        if rule not in RULES:
-            raise UsageError(
-                f"on_unknown gives {kind.__name__} the rule {rule!r}; choose from "
-                f"{', '.join(RULES)}."
-            )
     with explained(model.label), marked(table, layers):
         closed = jax.make_jaxpr(model.run)(model.variables, *inputs)
     flow = Dataflow()
-    walker = _Walker(flow, layers, activations)
+    # Modules that own parameters, as far as names tell (those of NNX layers do not).
+    paths = frozenset(owner(view) for view in parameter_views(model) if view is not None)
+    walker = _Walker(flow, layers, paths, activations)
     values = [Value(view=view) for view in parameter_views(model)]
     for shape in jax.tree.leaves(inputs):
         values.append(Value(producer=flow.add("input", name=f"input {tuple(np.shape(shape))}")))
@@ -113,9 +104,12 @@ def trace(
 class _Walker(Reader):
     """Follows values through equations."""
 
-    def __init__(self, flow: Dataflow, layers: Sequence[Layer], activations: bool):
+    def __init__(
+        self, flow: Dataflow, layers: Sequence[Layer], paths: frozenset[str], activations: bool
+    ):
         super().__init__(flow)
         self.layers, self.activations = layers, activations
+        self.paths = paths
         self._placed: dict[tuple[int, tuple[int, ...]], int] = {}
         self._iteration: tuple[int, ...] = ()
 
@@ -146,6 +140,7 @@ class _Walker(Reader):
         if key not in self._placed:
             self._placed[key] = self.flow.add(_type_of(layer), (), name=layer.name)
         node = self._placed[key]
+        given = [self._own(layer, value) for value in given]
         for value in given:
             source = self.producer(value)
             if source is not None:
@@ -157,6 +152,13 @@ class _Walker(Reader):
             same = equation.primitive.name in SAME and given[0].view is not None
             return [given[0] if same else Value()] * count
         return [Value(producer=node, fresh=True)] * count
+
+    def _own(self, layer: Layer, value: Value) -> Value:
+        """Returns the value, or a learned token if it is the parameter of another module."""
+        view = value.view
+        if view is None or layer.name not in self.paths or inside(view.path, layer.name):
+            return value
+        return self.token(view)
 
     def _place(self, node: int, layer: Layer, view: View) -> None:
         """Gives a parameter to the node of its layer, or says why not."""
@@ -219,8 +221,10 @@ class _Walker(Reader):
         if name in VIEWS:
             return Value(view=_reshaped(views[0][0], equation))
         if name in LOOKUPS:
-            return Value(view=views[0][0]._replace(partial=True))
-        return Value() if name == "concatenate" else self.changed(views, out, root)
+            return Value(view=views[0][0]._replace(lost=PARTS))
+        if name == "concatenate":
+            return self.merged([view for view, _ in views])
+        return self.changed(views, out, root, name)
 
     def _with_parameter(self, equation, given: Sequence[Value], live: Sequence[Value]) -> Value:
         """An equation where a parameter that no known layer holds meets the input."""
@@ -255,7 +259,7 @@ class _Walker(Reader):
         else:
             groups = settings["feature_group_count"]
             kind = conv_type(groups, groups * shape[-2], max(settings["rhs_dilation"]))
-        wrong = VOLUME if len(spatial) > 2 else "is used in parts" if view.partial else ""
+        wrong = VOLUME if len(spatial) > 2 else view.lost
         return self.kernel(value, view, wrong or layout, kind)
 
     def _raw_dense(self, equation, value: Value, view: View, position: int) -> Value:
@@ -264,7 +268,7 @@ class _Walker(Reader):
         kept = [axis for axis in range(len(shape)) if axis not in read]
         sizes = [math.prod(shape[axis] for axis in axes) for axes in (read, kept)]
         layout = (*view.layout, transpose((*read, *kept)), reshape(sizes))
-        wrong = STACK if batch[position] else "is used in parts" if view.partial else ""
+        wrong = STACK if batch[position] else view.lost
         return self.kernel(value, view, wrong or layout, "conv")
 
     def _computed(self, equation, given: Sequence[Value], live: Sequence[Value]) -> Value:
@@ -305,13 +309,17 @@ class _Walker(Reader):
         fixed, carry = list(given[:constants]), list(given[constants : constants + carried])
         stacked = given[constants + carried :]
         steps = range(length if any(value.view is not None for value in stacked) else 1)
-        outer, results = self._iteration, []
+        outer, results, before = self._iteration, [], len(self.flow.nodes)
         for step in reversed(steps) if settings["reverse"] else steps:
             self._iteration = (*outer, step)
             parts = [_part(value, step) for value in stacked]
             results = self.run(body, [*fixed, *carry, *parts], place)
             carry = results[:carried]
         self._iteration = outer
+        if len(steps) == 1 and length > 1:
+            for node in self.flow.nodes[before:]:
+                for tensor in node.tensors.values() if not node.sources else ():
+                    self.flow.keep(tensor.path, "reads the state of a recurrence")
         return [*carry, *results[carried:]]
 
 
@@ -321,7 +329,7 @@ def _part(value: Value, step: int) -> Value:
     if view is None:
         return value
     if view.layout or view.index is not None:
-        return Value(view=view._replace(partial=True))
+        return Value(view=view._replace(lost=PARTS))
     return Value(view=View(view.path, step, view.shape[1:]))
 
 
@@ -344,7 +352,7 @@ def _inner(equation) -> Any:
 def _reshaped(view: View, equation) -> View:
     """Returns the view after an equation that changes no more than the shape."""
     name, out = equation.primitive.name, equation.outvars[0].aval.shape
-    if name in SAME or view.partial:
+    if name in SAME or view.lost:
         return view
     if name == "transpose":
         return view._replace(layout=(*view.layout, transpose(equation.params["permutation"])))
@@ -371,13 +379,33 @@ def _type_of(layer: Layer, kernel: Shape = (1, 1)) -> str:
     return layer.rule
 
 
+def _rank(layer: Layer, leaf: str) -> int:
+    """Returns how many axes a parameter of a layer has unless layers are stacked."""
+
+    def count(*names: str, default: int = 1) -> int:
+        for name in names:
+            if hasattr(layer.module, name):
+                value = getattr(layer.module, name)
+                return len(value) if isinstance(value, Sequence) else 1
+        return default
+
+    if layer.rule == "dense":
+        outputs = count("features", "out_features")
+        return outputs + count("axis") if leaf == "kernel" else outputs
+    if leaf == "kernel":
+        return count("kernel_size", default=2) + 2
+    return count({"ln": "feature_axes", "bn": "axis"}.get(layer.rule, ""))
+
+
 def _layer_layout(layer: Layer, leaf: str, view: View) -> Layout | str:
     """Returns the layout of a parameter of a known layer, or why it has none."""
     rule, shape = layer.rule, view.shape
-    if view.partial:
-        return "is used in parts"
+    if view.lost:
+        return view.lost
     if rule == "embed":
         return "is a table of embeddings"
+    if len(shape) > _rank(layer, leaf):
+        return STACK
     if leaf == "bias" or (leaf == "scale" and rule in NORMS):
         return (reshape((math.prod(shape),)),)
     if leaf != "kernel" or rule in NORMS:

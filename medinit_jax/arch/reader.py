@@ -14,6 +14,9 @@ from medinit_jax.arch.dataflow import Dataflow, Shape, Tensor
 from medinit_jax.arch.layout import Layout, reshape, shape_after
 
 NORMS = frozenset(("bn", "gn", "in", "ln"))
+ARITHMETIC = frozenset(("add", "add_any", "sub", "mul", "div", "batch_norm"))
+PARTS = "is used in parts"
+JOINED = "is joined with other parameters"
 
 
 class View(NamedTuple):
@@ -24,14 +27,14 @@ class View(NamedTuple):
         index: Which part of its first axis, for stacked layers.
         shape: Stored shape, of that part.
         layout: From the stored shape to that of the value.
-        partial: Whether only a part of it is left, or its elements were changed.
+        lost: Why it can no longer be predicted, such as that only a part of it is left.
     """
 
     path: str
     index: int | None
     shape: Shape
     layout: Layout = ()
-    partial: bool = False
+    lost: str = ""
 
 
 class Value(NamedTuple):
@@ -118,8 +121,8 @@ class Reader:
         for leaf, view in given.items():
             if view is None:
                 continue
-            if view.partial:
-                self.flow.keep(view.path, "is used in parts")
+            if view.lost:
+                self.flow.keep(view.path, view.lost)
             else:
                 self.give(node, view, (reshape((math.prod(view.shape),)),), leaf)
         return Value(producer=node, fresh=True)
@@ -136,8 +139,8 @@ class Reader:
         """
         size, producer = math.prod(view.shape), self.node(value)
         flat: Layout = (reshape((size,)),)
-        if view.partial:
-            return self.refused(value, view, "is used in parts")
+        if view.lost:
+            return self.refused(value, view, view.lost)
         if value.scores is not None:
             self.flow.keep(view.path, "is a bias of attention weights")
             self.flow.link(self.flow.add("embed"), value.scores)
@@ -164,8 +167,8 @@ class Reader:
 
     def scaled(self, value: Value, view: View, channels: int) -> Value:
         """A parameter is multiplied with a value: a norm's scale, a layer scale, or else."""
-        if view.partial:
-            return self.refused(value, view, "is used in parts")
+        if view.lost:
+            return self.refused(value, view, view.lost)
         if is_vector(view, channels):
             if value.root:
                 return value._replace(scale=view)
@@ -184,6 +187,17 @@ class Reader:
             self.flow.keep(view.path, "is a learned token")
             sources.append(self.flow.add("embed", (), (view.shape[-1], 1, 1, 1)))
         return Value(producer=self.flow.join(sources, kind))
+
+    def merged(self, views: Sequence[View]) -> Value:
+        """Parameters are put together, without the input."""
+        for view in views:
+            self.flow.keep(view.path, JOINED)
+        return Value(view=views[0]._replace(lost=JOINED))
+
+    def token(self, view: View) -> Value:
+        """A parameter takes the place of an input."""
+        self.flow.keep(view.path, "is a learned token")
+        return Value(producer=self.flow.add("embed", (), (view.shape[-1], 1, 1, 1)))
 
     def looked_up(self, value: Value, view: View) -> Value:
         """Rows of a parameter are looked up by a value."""
@@ -221,8 +235,8 @@ class Reader:
         if first.producer is None or second.producer is None or first.producer == second.producer:
             return None
         value, factor = (second, first) if first.squeezed and not second.squeezed else values
-        node = self.flow.gate(self.node(value), self.node(factor), factor.squeezed)
-        return Value(producer=node)
+        squeezed = factor.squeezed and not value.squeezed
+        return Value(producer=self.flow.gate(self.node(value), self.node(factor), squeezed))
 
     def met(self, values: Sequence[Value], keeps: bool, product: bool) -> Value:
         """Values meet in any other way.
@@ -243,18 +257,26 @@ class Reader:
             normalized=all(v.normalized for v in values) and (keeps or product),
         )
 
-    def changed(self, views: Sequence[tuple[View, Shape]], out: Shape, root: bool) -> Value:
+    def changed(
+        self, views: Sequence[tuple[View, Shape]], out: Shape, root: bool, name: str
+    ) -> Value:
         """Parameters are computed with, without the input.
+
+        A kernel that is centered or scaled, as in weight standardization, is still the kernel.
 
         Args:
             views: The parameters, and the shapes they have here.
             out: Shape of the result.
             root: Whether one operand is the root of a variance.
+            name: The operation.
         """
         paths = {view.path for view, _ in views}
-        if root and len(paths) == 1:
+        if root and len(paths) == 1 and sum(n > 1 for n in views[0][0].shape) <= 1:
             return Value(root=True, scale=views[0][0])
         whole = [view for view, shape in views if shape == out]
+        whole.sort(key=lambda view: bool(view.lost))
+        if whole and name not in ARITHMETIC:
+            whole[0] = whole[0]._replace(lost=f"is changed by the operation {name}")
         for path in paths - {view.path for view in whole[:1]}:
             other = f"only changes {whole[0].path}" if whole else "is used apart from the input"
             self.flow.keep(path, other)

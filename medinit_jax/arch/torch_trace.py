@@ -16,7 +16,7 @@ import torch
 from medinit_jax.arch.dataflow import UNUSED, Dataflow, Shape, Traced
 from medinit_jax.arch.graph import conv_type
 from medinit_jax.arch.layout import Layout, reshape, shape_after, transpose
-from medinit_jax.arch.reader import Reader, Value, View
+from medinit_jax.arch.reader import PARTS, Reader, Value, View
 from medinit_jax.core.errors import UsageError
 
 CONVOLUTIONS = frozenset(("conv1d", "conv2d", "conv3d", "convolution"))
@@ -122,7 +122,9 @@ def _mode(model: torch.nn.Module, training: bool) -> Iterator[None]:
     """Puts a model into one mode, and every module back into its own afterwards."""
     modes = {module: module.training for module in model.modules()}
     fast = torch.backends.mha.get_fastpath_enabled()
-    model.train(training)
+    # Not `train()`, which some modules use to rewrite their parameters.
+    for module in modes:
+        module.training = training
     # The fused form of attention hides which parameter does what.
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -205,17 +207,15 @@ class _Walker(Reader):
         if name in SAME:
             return Value(view=_reshaped(views[0], node, name, out))
         if name in LOOKUPS:
-            return Value(view=views[0]._replace(partial=True))
+            return Value(view=views[0]._replace(lost=PARTS))
         if name in ("cat", "stack"):
-            for view in views:
-                self.flow.keep(view.path, "is joined with other parameters")
-            return Value()
+            return self.merged(views)
         pairs = [
             (value.view, _shape(source))
             for value, source in zip(values, node.all_input_nodes, strict=True)
             if value.view is not None
         ]
-        return self.changed(pairs, out, root)
+        return self.changed(pairs, out, root, name)
 
     def _known(self, node, name, live, views) -> Value | None:
         """Operations with a rule of their own; None = it has none."""
@@ -316,7 +316,7 @@ class _Walker(Reader):
         flipped = name in TRANSPOSED
         groups = _at(node.args, 6, 1) or 1
         dilation = _at(node.args, 7 if flipped else 5, 1) or 1
-        layout = _kernel_layout(view, flipped)
+        layout = _kernel_layout(view, groups if flipped else 0)
         channels = _shape(source)[1]
         kind = "conv_t" if flipped else conv_type(groups, channels, _largest(dilation))
         value = self.kernel(self._read(source), view, layout, kind)
@@ -328,8 +328,8 @@ class _Walker(Reader):
             return None
         shape = shape_after(view.shape, view.layout)
         layout: Layout | str = view.layout
-        if view.partial:
-            layout = "is used in parts"
+        if view.lost:
+            layout = view.lost
         elif len(shape) != 2:
             layout = "is a stack of kernels for a stack of inputs"
         elif transposed:
@@ -340,8 +340,8 @@ class _Walker(Reader):
         view = self._view(bias)
         if view is None:
             return value
-        if view.partial:
-            self.flow.keep(view.path, "is used in parts")
+        if view.lost:
+            self.flow.keep(view.path, view.lost)
             return value
         assert value.producer is not None
         self.give(value.producer, view, (reshape((math.prod(view.shape),)),), "bias")
@@ -400,7 +400,7 @@ def _largest(setting: Any) -> int:
 
 def _reshaped(view: View, node: Any, name: str, out: Shape) -> View:
     """Returns the view after an operation that changes no more than the shape."""
-    if view.partial:
+    if view.lost:
         return view
     before = shape_after(view.shape, view.layout)
     if name in PERMUTED:
@@ -413,25 +413,32 @@ def _reshaped(view: View, node: Any, name: str, out: Shape) -> View:
             first, second = node.args[1] % len(before), node.args[2] % len(before)
             axes[first], axes[second] = axes[second], axes[first]
         else:
-            return view._replace(partial=True)
+            return view._replace(lost=PARTS)
         return view._replace(layout=(*view.layout, transpose(axes)))
     if out != before and math.prod(out) == math.prod(before):
         return view._replace(layout=(*view.layout, reshape(out)))
     return view
 
 
-def _kernel_layout(view: View, flipped: bool) -> Layout | str:
-    """Returns the layout of a kernel: (out, in, ...), or (in, out, ...) of a transposed one."""
-    if view.partial:
-        return "is used in parts"
-    shape = shape_after(view.shape, view.layout)
-    spatial = tuple(range(2, len(shape)))
-    if len(spatial) > 2:
+def _kernel_layout(view: View, transposed_groups: int) -> Layout | str:
+    """Returns the layout of a kernel: (out, in, ...), or of a transposed one (in, out, ...).
+
+    Args:
+        view: The kernel.
+        transposed_groups: Groups of a transposed convolution, 0 = an ordinary one.
+    """
+    if view.lost:
+        return view.lost
+    shape, groups = shape_after(view.shape, view.layout), transposed_groups
+    inputs, outputs, *sizes = shape
+    if len(sizes) > 2:
         return "is a kernel of three dimensions"
-    # A depthwise transposed kernel is (channels, 1, ...): one input each, like a depthwise one.
-    order = (0, 1) if flipped and shape[1] != 1 else (1, 0)
-    layout: Layout = (*view.layout, transpose((*spatial, *order)))
-    if len(spatial) == 1:
-        height, *channels = shape_after(view.shape, layout)
-        layout = (*layout, reshape((height, 1, *channels)))
-    return layout
+    window = tuple(sizes) if len(sizes) == 2 else (sizes[0], 1)
+    if not groups:
+        axes = (*range(2, len(shape)), 1, 0)
+        return (*view.layout, transpose(axes), reshape((*window, outputs, inputs)))
+    # Groups lie side by side among the inputs; predicted kernels have them among the outputs.
+    parts = (groups, inputs // groups, outputs, *sizes)
+    axes = (*range(3, len(parts)), 1, 0, 2)
+    predicted = (*window, inputs // groups, groups * outputs)
+    return (*view.layout, reshape(parts), transpose(axes), reshape(predicted))

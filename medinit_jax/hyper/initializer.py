@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -108,6 +109,11 @@ def parameter_slots(
             if kind.startswith("head_"):
                 if not include_head:
                     continue
+                if math.prod(shape[:-2]) > 1:
+                    raise UsageError(
+                        f"the classifier {name} is a convolution of {shape[0]} x {shape[1]}, which "
+                        "cannot be predicted: predict with head=False"
+                    )
                 if shape[-1] != module.num_classes:
                     raise UsageError(
                         f"the network has {shape[-1]} classes, the hyper-initializer was made for "

@@ -6,6 +6,7 @@ the classifier keeps in every start; hence with one key all starts share one hea
 
 from __future__ import annotations
 
+import sys
 import zlib
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -197,7 +198,8 @@ def enter(
     """Returns the predicted tensors that enter a network, as they enter it.
 
     Args:
-        predicted: {name: array}, those nearest to the input first.
+        predicted: {"module/leaf": array}, those nearest to the input first, in the form of
+            `tiles.finish`.
         key: Random key of noise and permutation.
         transfer: Which are taken, and what is done to them.
         permute: Whether values are permuted within each tensor.
@@ -208,10 +210,13 @@ def enter(
     Raises:
         UsageError: If an option is out of range.
     """
-    if not 0 <= transfer.depth_fraction <= 1:
-        raise UsageError(f"depth_fraction lies in [0, 1], got {transfer.depth_fraction}")
-    if transfer.init_noise < 0:
-        raise UsageError(f"init_noise is at least 0, got {transfer.init_noise}")
+    for name, value, most in (
+        ("depth_fraction", transfer.depth_fraction, 1.0),
+        ("init_noise", transfer.init_noise, sys.float_info.max),
+    ):
+        if not isinstance(value, (int, float)) or not 0 <= value <= most:
+            limit = "lies in [0, 1]" if most == 1 else "is at least 0 and finite"
+            raise UsageError(f"{name} {limit}, got {value!r}")
     taken = list(predicted)[: round(transfer.depth_fraction * len(predicted))]
     entered = {}
     for name in taken:
@@ -219,7 +224,7 @@ def enter(
         if transfer.init_noise:
             noise = _generator(key, "noise", name).standard_normal(value.shape, value.dtype)
             value = value + noise * (transfer.init_noise * value.std()).astype(value.dtype)
-        if transfer.orthogonal and value.ndim > 1:
+        if transfer.orthogonal and name.endswith("/kernel"):
             value = orthogonalized(value)
         if permute:
             flat = _generator(key, "permutation", name).permutation(value.reshape(-1))

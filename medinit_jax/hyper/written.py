@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -14,9 +15,9 @@ from rich.table import Table
 from medinit_jax.arch import layout
 from medinit_jax.arch.dataflow import Traced
 from medinit_jax.arch.vocabulary import known_types
-from medinit_jax.core.errors import UsageError
 from medinit_jax.hyper.hypernetwork import HyperInitializer, Theta
 from medinit_jax.hyper.initializer import predict
+from medinit_jax.hyper.starts import WHOLE, Transfer, enter
 
 HEAD = "is the classifier, which keeps the model's own start"
 
@@ -88,33 +89,36 @@ ADVICE = (
 STATUSES = ("predicted", "fallback", "excluded")
 
 
-def coverage(traced: Traced, head: bool = False) -> Coverage:
+def coverage(
+    traced: Traced, head: bool = False, written: Collection[str] | None = None
+) -> Coverage:
     """Returns what becomes of every parameter of a traced model.
 
     Args:
         traced: The model.
         head: Whether the classifier is predicted too.
+        written: Names of the parameters that were written; None = all that can be.
     """
     places = {tensor.path: key for key, tensor in traced.tensors.items()}
     heads = _heads(traced)
     rows = []
     for path, shape in traced.leaves.items():
-        reason = traced.reasons.get(path, "")
-        if path in places:
-            is_head = places[path][0] in heads and not head
-            rows.append(
-                Row(path, shape, "excluded", HEAD) if is_head else Row(path, shape, "predicted")
-            )
-        else:
+        reason, status = traced.reasons.get(path, ""), "fallback"
+        if path not in places:
             status = "excluded" if reason.startswith("is outside") else "fallback"
-            rows.append(Row(path, shape, status, reason))
+        elif places[path][0] in heads and not head:
+            status, reason = "excluded", HEAD
+        elif written is not None and path not in written:
+            status, reason = "excluded", "lies beyond depth_fraction"
+        else:
+            status = "predicted"
+        rows.append(Row(path, shape, status, reason))
     edges = int((traced.graph.distance == 1).sum())
     return Coverage(tuple(rows), len(traced.graph.node_type), edges, traced.notes)
 
 
-def advice(traced: Traced, head: bool = False) -> str:
+def advice(found: Coverage) -> str:
     """Returns one line on what was predicted and two on how to train what comes of it."""
-    found = coverage(traced, head)
     count = sum(row.status == "predicted" for row in found.rows)
     return f"{count} of {len(found.rows)} tensors predicted ({found.share():.1%}). {ADVICE}"
 
@@ -129,7 +133,8 @@ def write(
     module: HyperInitializer,
     theta: Theta,
     traced: Traced,
-    head: bool = False,
+    key: jax.Array,
+    transfer: Transfer = WHOLE,
     unknown_types: str = "error",
 ) -> dict[str, np.ndarray]:
     """Predicts the parameters of a traced model.
@@ -138,36 +143,38 @@ def write(
         module: The hypernetwork.
         theta: Its parameters.
         traced: The model.
-        head: Whether to predict the classifier too.
+        key: Random key of the noise.
+        transfer: Which tensors take predicted values, and what is done to them.
         unknown_types: What becomes of node types that the hypernetwork does not know, see
             `vocabulary.known_types`.
 
     Returns:
-        {name: float32 array of the shape the model stores} of what is predicted.
+        {name: float32 array of the shape the model stores} of what is predicted. Of stacked layers
+        all are written, or none.
 
     Raises:
-        UsageError: The classifier has another size, or a node type is not known.
+        UsageError: The classifier cannot be predicted, an option is out of range, or a node type is
+            not known.
     """
     graph = traced.graph._replace(
         node_type=known_types(traced.graph.node_type, module.node_types, unknown_types)
     )
-    parameters = predict(module, theta, graph, traced.shapes, include_head=head)
-    found: dict[str, Any] = {}
+    parameters = predict(module, theta, graph, traced.shapes, include_head=transfer.head)
+    predicted = {
+        f"{name}/{leaf}": np.asarray(parameters[name][leaf])
+        for name, leaf in traced.tensors
+        if leaf in parameters.get(name, {})
+    }
+    entered = enter(predicted, key, transfer)
+    parts: dict[str, dict[Any, np.ndarray]] = {}
     for (name, leaf), tensor in traced.tensors.items():
-        if leaf not in parameters.get(name, {}):
-            continue
-        value = np.asarray(parameters[name][leaf])
-        value = layout.undo(value, tensor.stored, tensor.layout)
-        if tensor.index is None:
-            found[tensor.path] = value
-        else:
-            found.setdefault(tensor.path, {})[tensor.index] = value
-    for path, value in found.items():
-        if isinstance(value, Mapping):
-            found[path] = np.stack([value[index] for index in sorted(value)])
-        if found[path].shape != tuple(traced.leaves[path]):
-            raise UsageError(
-                f"{path} was written with shape {found[path].shape} instead of "
-                f"{tuple(traced.leaves[path])}: please report this model as a bug."
-            )
+        if f"{name}/{leaf}" in entered:
+            value = layout.undo(entered[f"{name}/{leaf}"], tensor.stored, tensor.layout)
+            parts.setdefault(tensor.path, {})[tensor.index] = value
+    found = {}
+    for path, values in parts.items():
+        if None in values:
+            found[path] = values[None]
+        elif len(values) == traced.leaves[path][0]:
+            found[path] = np.stack([values[index] for index in sorted(values)])
     return found

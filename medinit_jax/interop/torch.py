@@ -14,7 +14,7 @@ import jax
 from medinit_jax.api import Initializer
 from medinit_jax.arch.dataflow import Traced
 from medinit_jax.core.errors import UsageError
-from medinit_jax.hyper.starts import Transfer, enter
+from medinit_jax.hyper.starts import Transfer
 from medinit_jax.hyper.written import Coverage, advice, coverage, write
 
 try:
@@ -97,16 +97,17 @@ def initialize(
     """
     module = initializer.module
     traced = _traced(model, example, options, only, on_unknown, module.activations)
-    predicted = write(module, initializer.theta, traced, head, unknown_types)
     transfer = Transfer(head, depth_fraction, init_noise, orthogonal)
-    values = enter(predicted, jax.random.key(seed), transfer)
+    key = jax.random.key(seed)
+    values = write(module, initializer.theta, traced, key, transfer, unknown_types)
+    found = coverage(traced, head, values)
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, value in values.items():
             parameters[name].copy_(torch.tensor(value))
     if not quiet:
-        print(advice(traced, head), file=sys.stderr)
-    return coverage(traced, head)
+        print(advice(found), file=sys.stderr)
+    return found
 
 
 def _traced(model, example, options, only, on_unknown, activations) -> Traced:
@@ -122,4 +123,6 @@ def _traced(model, example, options, only, on_unknown, activations) -> Traced:
                 f"The example holds a {type(part).__name__}; give a tensor or a tuple of tensors, "
                 "batch first."
             )
+    if any(isinstance(p, torch.nn.UninitializedParameter) for p in model.parameters()):
+        raise UsageError("The model has layers without a shape yet; call it once before.")
     return trace(model, inputs, options or {}, on_unknown, activations, only)

@@ -326,6 +326,102 @@ def test_a_scan_over_layers_has_nodes_for_each():
     assert found.leaves["blocks/Conv_0/kernel"] == (3, 3, 3, 8, 8)
 
 
+class Headless(nn.Module):
+    """The last part of the stack is the last weight of the model."""
+
+    @nn.compact
+    def __call__(self, x):
+        options = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}, "length": 3}
+        return nn.scan(Plain, **options)(name="blocks")(nn.Conv(8, (3, 3))(x), None)[0]
+
+
+class Plain(nn.Module):
+    @nn.compact
+    def __call__(self, x, _):
+        return nn.relu(nn.Conv(8, (3, 3))(x)), None
+
+
+def test_a_stack_of_layers_is_no_classifier():
+    found = traced(Headless())
+    assert not found.graph.head.any()
+    assert sum(t.path == "blocks/Conv_0/kernel" for t in found.tensors.values()) == 3
+
+
+@pytest.mark.parametrize("layer, arguments", [(nn.Dense, (5,)), (nn.Conv, (5, (3,)))])
+def test_layers_stacked_by_vmap_keep_their_own_values(layer, arguments):
+    def body(self, x):
+        options = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
+        many = nn.vmap(layer, in_axes=None, out_axes=1, axis_size=4, **options)(*arguments)
+        return many(x.reshape(x.shape[0], -1, 3))
+
+    found = traced(function(body))
+    assert not found.tensors and set(found.reasons.values()) == {flax_trace.STACK}
+
+
+def test_other_streams_of_random_numbers():
+    def body(self, x):
+        z = nn.Dense(4)(x.mean((1, 2)))
+        return nn.Dense(2)(z + jax.random.normal(self.make_rng("latent"), z.shape))
+
+    assert counts(traced(function(body)))["conv"] == 2
+
+
+def test_what_is_done_to_a_parameter_decides_which_is_written():
+    def reparametrized(self, x):
+        mu = self.param("mu", nn.initializers.normal(), (3, 8))
+        rho = self.param("rho", nn.initializers.constant(-5.0), (3, 8))
+        return x.mean((1, 2)) @ (nn.softplus(rho) * 0.1 + mu)
+
+    found = traced(function(reparametrized))
+    assert {t.path for t in found.tensors.values()} == {"mu"} and set(found.reasons) == {"rho"}
+
+    def standardized(self, x):
+        kernel = self.param("kernel", nn.initializers.normal(), (3, 8))
+        kernel = (kernel - kernel.mean(0)) / jnp.sqrt(kernel.var(0) + 1e-6)
+        return x.mean((1, 2)) @ kernel
+
+    assert {t.path for t in traced(function(standardized)).tensors.values()} == {"kernel"}
+
+
+def test_parameters_that_are_put_together():
+    def body(self, x):
+        parts = [self.param(name, nn.initializers.normal(), (3, 4)) for name in "ab"]
+        return nn.relu(x.mean((1, 2)) @ jnp.concatenate(parts, 1))
+
+    found = traced(function(body))
+    assert counts(found) == {"input": 1, "glob_avg": 1, "conv": 1}
+    assert set(found.reasons.values()) == {"is joined with other parameters"}
+
+
+def test_a_learned_query():
+    def body(self, x):
+        query = self.param("query", nn.initializers.normal(), (1, 5, 8))
+        query = jnp.broadcast_to(query, (x.shape[0], 5, 8))
+        return nn.MultiHeadDotProductAttention(2)(query, nn.Conv(8, (3, 3))(x).reshape(2, -1, 8))
+
+    found = traced(function(body))
+    assert set(found.reasons) == {"query"} and "learned token" in found.reasons["query"]
+    assert counts(found)["msa"] == 1 and counts(found)["embed"] == 1
+
+
+def test_a_recurrence_says_so():
+    def body(self, x):
+        return nn.Dense(2)(nn.RNN(nn.GRUCell(4))(x.reshape(2, -1, 3))[:, -1])
+
+    reasons = traced(function(body)).reasons
+    assert reasons and set(reasons.values()) == {"reads the state of a recurrence"}
+
+
+def test_a_product_of_two_vectors_keeps_both_poolings():
+    def body(self, x):
+        first, second = (nn.Conv(8, (3, 3))(x).mean((1, 2)) for _ in range(2))
+        return nn.Dense(4)(first) * nn.Dense(4)(second)
+
+    assert counts(traced(function(body))) == {
+        "input": 1, "conv": 4, "bias": 4, "glob_avg": 2, "mul": 1,
+    }  # fmt: skip
+
+
 class Encoder(nn.Module):
     @nn.compact
     def __call__(self, x):

@@ -15,6 +15,7 @@ from torch import nn  # noqa: E402
 
 import medinit_jax  # noqa: E402
 from medinit_jax.api import Initializer  # noqa: E402
+from medinit_jax.arch import layout  # noqa: E402
 from medinit_jax.arch.torch_trace import trace  # noqa: E402
 from medinit_jax.arch.vocabulary import NODE_TYPES  # noqa: E402
 from medinit_jax.core.errors import UsageError  # noqa: E402
@@ -191,6 +192,37 @@ def test_what_is_not_predicted_stays(initializer):
     assert not model.conv.weight.requires_grad and model.bn.weight.requires_grad
     assert model.training and not model.depthwise.training
     assert {row.path: row.status for row in found.rows}["fc.weight"] == "excluded"
+
+
+class Merging(nn.Linear):
+    """Rewrites its weight when it is put into evaluation mode, as adapters do."""
+
+    def train(self, mode=True):
+        if not mode:
+            self.weight.data += 1
+        return super().train(mode)
+
+
+def test_looking_at_a_model_does_not_call_its_train():
+    model = nn.Sequential(nn.Flatten(), Merging(768, 4), nn.Linear(4, 2))
+    before = model[1].weight.clone()
+    inspect(model, IMAGE)
+    assert torch.equal(before, model[1].weight) and model.training
+
+
+@pytest.mark.parametrize("groups, outputs", [(1, 1), (1, 6), (2, 6), (4, 4)])
+def test_kernels_of_transposed_convolutions(groups, outputs):
+    layers = {"a": nn.Conv2d(3, 4, 1), "b": nn.ConvTranspose2d(4, outputs, 2, 2, groups=groups)}
+    traced = trace(Function(lambda m, x: torch.relu(m.b(m.a(x))), **layers), [IMAGE], {})
+    (tensor,) = (t for t in traced.tensors.values() if t.path == "b.weight")
+    assert tensor.shape == (2, 2, 4 // groups, outputs)
+    stored = np.arange(np.prod(tensor.stored)).reshape(tensor.stored)
+    found = layout.apply(stored, tensor.layout)
+    for out in range(outputs):
+        group, rest = divmod(out, outputs // groups)
+        for into in range(4 // groups):
+            wanted = stored[group * (4 // groups) + into, rest]
+            np.testing.assert_array_equal(found[:, :, into, out], wanted)
 
 
 def test_a_tied_parameter_is_written_once(initializer):
