@@ -206,9 +206,9 @@ def draw_member(rng: np.random.Generator, image_size: int) -> Member:
 def held_out(image_size: int) -> dict[str, Program]:
     """Returns the networks that are never drawn, as they are built for images of a size."""
     shape, large = (image_size, image_size, 3), image_size >= LARGE_IMAGE
-    stemmed = {"stem": "imagenet" if large else "small"}
+    stemmed: dict[str, Any] = {"stem": "imagenet" if large else "small"}
     programs: dict[str, Program] = {}
-    builders: tuple[tuple[Any, Callable[..., Program], dict[str, str]], ...] = (
+    builders: tuple[tuple[Any, Callable[..., Program], dict[str, Any]], ...] = (
         (resnet, resnet.resnet, stemmed),
         (regnet, regnet.regnet, stemmed),
         (mobilenet, mobilenet.mobilenet, stemmed),
