@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 
 from medinit_jax.arch import flax_model, flax_trace
-from medinit_jax.arch.dataflow import Tensor, Traced, inside
+from medinit_jax.arch.dataflow import Tensor, Traced, check_part, inside
 from medinit_jax.arch.graph import ancestors, build_graph
 from medinit_jax.arch.program import OWN_INIT
 from medinit_jax.core.checkpoint import METADATA_FILE, load_params
@@ -233,12 +233,8 @@ def _program_traced(program: Any, activations: bool, only: str) -> Traced:
     tensors = {key: tensor for key, tensor in tensors.items() if key[1] not in OWN_INIT}
     graph = build_graph(program, activations)
     if only:
+        check_part(leaves, only, "The network")
         part = np.array([bool(p) and inside(p[0], only) for p in graph.parameters])
-        if not part.any():
-            parts = dict.fromkeys(path.split(".")[0] for path in leaves)
-            raise UsageError(
-                f"The network has no parameters under {only!r}; its parts are {', '.join(parts)}."
-            )
         graph = ancestors(graph, part)
         reasons |= {path: f"is outside {only}" for path in leaves if not inside(path, only)}
         tensors = {key: tensor for key, tensor in tensors.items() if inside(tensor.path, only)}

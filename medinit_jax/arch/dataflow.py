@@ -181,18 +181,27 @@ class Dataflow:
                 node.sources += [s for s in self.nodes[pool].sources if s not in node.sources]
         return self.add("cse", (value, factor))
 
-    def finish(self, outputs: Iterable[int], leaves: dict[str, Shape], only: str = "") -> Traced:
+    def finish(
+        self, outputs: Sequence[int], leaves: dict[str, Shape], label: str, only: str = ""
+    ) -> Traced:
         """Builds the graph of what leads to the outputs.
 
         Args:
             outputs: Producers of the model's outputs.
             leaves: Shape of every parameter of the model.
+            label: What messages call the model.
             only: Name of a part of the model, such as "encoder": the graph ends with the last nodes
                 that hold parameters of it, skip connections included, and only those are written.
 
         Returns:
             The traced model; a parameter without a place in the graph has a reason.
+
+        Raises:
+            UsageError: No output depends on the input, or there is no such part.
         """
+        if not outputs:
+            raise UsageError(f"No output of {label} depends on its input; check the model.")
+        check_part(leaves, only, label)
         used = self._ancestors(outputs)
         heads = self._heads(used)
         if only:
@@ -209,7 +218,7 @@ class Dataflow:
         head: list[bool] = []
         last: dict[int, int] = {}
         tensors: dict[tuple[str, str], Tensor] = {}
-        placed: dict[tuple[str, int | None], tuple[str, str]] = {}
+        placed: set[tuple[str, int | None]] = set()
 
         def put(kind, shape, before, parameter, is_head):
             types.append(TYPE_INDEX[kind])
@@ -229,7 +238,7 @@ class Dataflow:
             }
             for leaf, tensor in own.items():
                 tensors[module, leaf] = tensor
-                placed[tensor.path, tensor.index] = (module, leaf)
+                placed.add((tensor.path, tensor.index))
             if any((t.path, t.index) in placed and t not in own.values()
                    for t in node.tensors.values()):  # fmt: skip
                 self.note(f"{node.name} runs more than once; its first use decides what is written")
@@ -264,41 +273,6 @@ class Dataflow:
                 lost = "does not lead to an output" if path in unused else UNUSED
                 reasons[path] = self.reasons.get(path, lost)
         return Traced(graph, tensors, leaves, reasons, tuple(self.notes))
-
-    def finish_checked(
-        self,
-        outputs: Sequence[int],
-        leaves: dict[str, Shape],
-        label: str,
-        only: str,
-        forbid_unknown: bool,
-    ) -> Traced:
-        """Builds the graph as `finish` does, and says what is wrong with the model in one sentence.
-
-        Args:
-            outputs: As in `finish`, also `leaves` and `only`.
-            label: What messages call the model.
-            forbid_unknown: Whether parameters without a rule are an error.
-
-        Raises:
-            UsageError: There is no graph, no such part, or a forbidden parameter.
-        """
-        if not outputs:
-            raise UsageError(f"No output of {label} depends on its input; check the model.")
-        if only and not any(inside(path, only) for path in leaves):
-            parts = dict.fromkeys(re.split(r"[/.]", path)[0] for path in leaves)
-            raise UsageError(
-                f"{label} has no parameters under {only!r}; its parts are {', '.join(parts)}."
-            )
-        traced = self.finish(outputs, leaves, only)
-        lost = [f"{p} ({why})" for p, why in traced.reasons.items() if inside(p, only)]
-        if forbid_unknown and lost:
-            raise UsageError(
-                f"{label} has parameters that cannot be predicted: {'; '.join(lost[:5])}"
-                f"{f' and {len(lost) - 5} more' if len(lost) > 5 else ''}. Pass "
-                "on_unknown='fallback' to let them keep the model's own values."
-            )
-        return traced
 
     def _ancestors(self, outputs: Iterable[int]) -> set[int]:
         used: set[int] = set()
@@ -349,11 +323,34 @@ class Dataflow:
 
 def inside(path: str, part: str) -> bool:
     """Returns whether a parameter belongs to a part of the model; "" is all of it."""
-    return (
-        not part
-        or path == part
-        or re.split(r"[/.]", path)[: len(re.split(r"[/.]", part))] == (re.split(r"[/.]", part))
-    )
+    words, wanted = (re.split(r"[/.]", text) for text in (path, part))
+    return not part or words[: len(wanted)] == wanted
+
+
+def check_part(leaves: Iterable[str], part: str, label: str) -> None:
+    """Raises `UsageError` unless some parameter lies inside a part of the model.
+
+    Args:
+        leaves: Names of the parameters.
+        part: See `inside`.
+        label: What the message calls the model.
+    """
+    if part and not any(inside(path, part) for path in leaves):
+        parts = dict.fromkeys(re.split(r"[/.]", path)[0] for path in leaves)
+        raise UsageError(
+            f"{label} has no parameters under {part!r}; its parts are {', '.join(parts)}."
+        )
+
+
+def refuse_unknown(traced: Traced, label: str, part: str) -> None:
+    """Raises `UsageError` if parameters of a part cannot be predicted; arguments as above."""
+    lost = [f"{path} ({why})" for path, why in traced.reasons.items() if inside(path, part)]
+    if lost:
+        raise UsageError(
+            f"{label} has parameters that cannot be predicted: {'; '.join(lost[:5])}"
+            f"{f' and {len(lost) - 5} more' if len(lost) > 5 else ''}. Pass "
+            "on_unknown='fallback' to let them keep the model's own values."
+        )
 
 
 def _main_leaf(node: Node) -> str:

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax.extend import core as jex
 
-from medinit_jax.arch.dataflow import Dataflow, Shape, Traced, inside
+from medinit_jax.arch.dataflow import Dataflow, Shape, Traced, inside, refuse_unknown
 from medinit_jax.arch.flax_model import (
     LAYERS,
     Layer,
@@ -97,8 +97,10 @@ def trace(
     results = [walker.producer(value) for value in found]
     outputs = [node for node in results if node is not None]
     leaves = {view.path: view.shape for view in parameter_views(model) if view is not None}
-    forbid = on_unknown == "error"
-    return flow.finish_checked(outputs, leaves, model.label, only, forbid)
+    traced = flow.finish(outputs, leaves, model.label, only)
+    if on_unknown == "error":
+        refuse_unknown(traced, model.label, only)
+    return traced
 
 
 class _Walker(Reader):

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from medinit_jax.arch.dataflow import UNUSED, Dataflow, Shape, Traced
+from medinit_jax.arch.dataflow import UNUSED, Dataflow, Shape, Traced, refuse_unknown
 from medinit_jax.arch.graph import conv_type
 from medinit_jax.arch.layout import Layout, reshape, shape_after, transpose
 from medinit_jax.arch.reader import PARTS, Reader, Value, View
@@ -86,21 +86,23 @@ def trace(
     }
     leaves = {name: tuple(p.shape) for name, p in model.named_parameters()}
 
-    def read(training: bool, forbid: bool) -> Traced:
+    def read(training: bool) -> Traced:
         flow = Dataflow()
         with _mode(model, training):
             program = _exported(model, inputs, options)
         outputs = _Walker(flow, activations, aliases).run_program(program)
-        return flow.finish_checked(outputs, leaves, label, only, forbid)
+        return flow.finish(outputs, leaves, label, only)
 
-    traced = read(False, False)
+    traced = read(training=False)
     if UNUSED in traced.reasons.values():
         # Auxiliary classifiers run in training alone.
         with contextlib.suppress(UsageError):
-            other = read(True, False)
+            other = read(training=True)
             if len(other.tensors) > len(traced.tensors):
                 traced = other
-    return read(False, True) if on_unknown == "error" else traced
+    if on_unknown == "error":
+        refuse_unknown(traced, label, only)
+    return traced
 
 
 def _exported(
