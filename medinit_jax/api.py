@@ -20,11 +20,10 @@ from medinit_jax.arch import flax_model, flax_trace
 from medinit_jax.arch.dataflow import Tensor, Traced, check_part, inside
 from medinit_jax.arch.graph import ancestors, build_graph
 from medinit_jax.arch.program import OWN_INIT
-from medinit_jax.core.checkpoint import METADATA_FILE, load_params
+from medinit_jax.core.checkpoint import INITIALIZER_FOLDER, METADATA_FILE, load_params
 from medinit_jax.core.errors import UsageError
 from medinit_jax.core.provenance import fingerprint
 from medinit_jax.hyper.hypernetwork import HyperInitializer, Theta, from_config
-from medinit_jax.hyper.publish import FOLDER
 from medinit_jax.hyper.starts import Transfer
 from medinit_jax.hyper.written import Coverage, advice, coverage, write
 from medinit_jax.models.initial import initial_parameters
@@ -62,8 +61,8 @@ def load(path: str | os.PathLike[str], modality: str = "") -> Initializer:
         UsageError: If there is none, it is damaged, or it was trained on another modality.
     """
     folder = Path(path)
-    if not (folder / METADATA_FILE).is_file() and (folder / FOLDER).is_dir():
-        folder = folder / FOLDER
+    if not (folder / METADATA_FILE).is_file() and (folder / INITIALIZER_FOLDER).is_dir():
+        folder = folder / INITIALIZER_FOLDER
     theta, metadata = load_params(folder)
     if "hyper" not in metadata:
         raise UsageError(

@@ -27,6 +27,7 @@ PyTree = Any
 LISTING = "files.json"
 PARAMS_FILE = "params.safetensors"
 METADATA_FILE = "initializer.json"
+INITIALIZER_FOLDER = "initializer"
 
 
 class Restored(NamedTuple):

@@ -16,6 +16,7 @@ import numpy as np
 from rich.console import Console
 
 from medinit_jax.api import Initializer, load
+from medinit_jax.core.checkpoint import INITIALIZER_FOLDER
 from medinit_jax.core.errors import UsageError
 from medinit_jax.core.ledger import Ledger, finite
 from medinit_jax.core.parallel import Parallel
@@ -25,7 +26,6 @@ from medinit_jax.core.workdir import write_json
 from medinit_jax.data.sources import Source
 from medinit_jax.downstream.pool import open_pool
 from medinit_jax.hyper.comparison import compare
-from medinit_jax.hyper.publish import FOLDER
 from medinit_jax.hyper.rotation import (
     held_out_views,
     names_of,
@@ -63,7 +63,7 @@ def evaluate(
     Raises:
         UsageError: There is no initializer, or images and configuration do not fit.
     """
-    if not (workdir / FOLDER).is_dir():
+    if not (workdir / INITIALIZER_FOLDER).is_dir():
         raise UsageError(
             f"{workdir} has no trained initializer; run the stage train to its end first."
         )

@@ -9,12 +9,10 @@ from typing import Any
 
 import ml_collections
 
-from medinit_jax.core.checkpoint import save_params
+from medinit_jax.core.checkpoint import INITIALIZER_FOLDER, save_params
 from medinit_jax.core.provenance import code_version
 from medinit_jax.data.catalog import batch_options
 from medinit_jax.hyper.hypernetwork import HyperInitializer
-
-FOLDER = "initializer"
 
 
 def publish(
@@ -54,7 +52,7 @@ def publish(
         "steps": config.train.steps,
         "seed": config.seed,
     }
-    folder = workdir / FOLDER
+    folder = workdir / INITIALIZER_FOLDER
     if folder.exists():
         shutil.rmtree(folder)
     save_params(folder, theta, metadata)
