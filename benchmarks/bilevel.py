@@ -3,6 +3,7 @@
     python benchmarks/bilevel.py
     python benchmarks/bilevel.py --json
     python benchmarks/bilevel.py --space deepnets --steps 4
+    python benchmarks/bilevel.py --against-torch          (needs the torch extra)
 
 Warm-up is measured from an empty compilation cache unless `--cache` names one. What each figure
 means is told in benchmarks/README.md.
@@ -192,6 +193,31 @@ def hypernetwork_ms(nodes: int, repeats: int = 20, looked_at: int = 300) -> Figu
     }
 
 
+def against_torch(options: argparse.Namespace) -> Figures:
+    """Compares with eager PyTorch; see `against_torch.py`."""
+    import against_torch
+
+    parallel = Parallel(jax.local_devices()[:1])
+
+    def ours(size: int) -> Bilevel:
+        bilevel = make_bilevel(experiment("deepnets", size), parallel)
+        return bilevel._replace(space=one_width(bilevel.space))
+
+    load = os.getloadavg()[0]
+    figures = against_torch.compare(ours(32), ours(64), options.steps, options.repeats)
+    loads = {"before": load, "after": os.getloadavg()[0]}
+    return {**figures, "machine": machine(), "load_average": loads}
+
+
+def in_fair_environment() -> None:
+    """Starts this process anew unless it was started with PyTorch's memory settings."""
+    from against_torch import fair_environment
+
+    wanted = fair_environment()
+    if wanted != dict(os.environ):
+        os.execve(sys.executable, [sys.executable, *sys.argv], wanted)
+
+
 def peak_memory_mb() -> float:
     """Returns the largest resident size of this process so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -269,10 +295,18 @@ def main() -> None:
         "--signatures", type=int, default=1_000, help="signatures that count as compiled then"
     )
     parser.add_argument("--cache", help="compilation cache to use; a new, empty one by default")
+    parser.add_argument(
+        "--against-torch", action="store_true", help="compare with eager PyTorch, and nothing else"
+    )
     options = parser.parse_args()
+    if options.against_torch:
+        in_fair_environment()
     with tempfile.TemporaryDirectory() as empty:
         compilation_cache.enable(options.cache or empty)
-        figures = benchmark(options, Console(stderr=True))
+        if options.against_torch:
+            figures = against_torch(options)
+        else:
+            figures = benchmark(options, Console(stderr=True))
     print(json.dumps(figures, indent=2) if options.json else "\n".join(table(figures)))
 
 

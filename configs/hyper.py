@@ -3,6 +3,7 @@
     python -m medinit_jax.main --config=configs/hyper.py            fundus phantoms at 32 px
     python -m medinit_jax.main --config=configs/hyper.py:full       the same, complete comparison
     python -m medinit_jax.main --config=configs/hyper.py:smoke      a minute: does everything work?
+    python -m medinit_jax.main --config=configs/hyper.py:mixed      other families of networks too
     python -m medinit_jax.main --config=configs/hyper.py:folder --config.data.path=DIR_OR_NPZ
     python -m medinit_jax.main --config=configs/hyper.py:fundus --config.data.path=DIR   (:ct :xray)
 
@@ -26,7 +27,7 @@ from ml_collections import ConfigDict
 
 from medinit_jax.core.config import unknown_variant
 
-VARIANTS = ("", "full", "smoke", "folder", "fundus", "ct", "xray")
+VARIANTS = ("", "full", "smoke", "mixed", "folder", "fundus", "ct", "xray")
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -248,6 +249,17 @@ def _smoke(config: ConfigDict) -> None:
     evaluate.downstream.budget.min_steps = 1
 
 
+def _mixed(config: ConfigDict) -> None:
+    """Wider DeepNets and other families of networks: VGG, ResNet, RegNet, MobileNet, ViT, ..."""
+    config.space = "mixed"
+    config.hyper.node_types = 29
+    config.hyper.max_shape = (64, 64, 7, 7)
+    config.train.steps = 6000
+    config.train.warm_up_networks = 30_000
+    config.train.warm_up_signatures = 3_000
+    config.evaluate.resnets = ("resnet18", "resnet50")
+
+
 def _folder(config: ConfigDict) -> None:
     """The user's own images: a folder or an .npz file."""
     config.note = ""
@@ -272,8 +284,8 @@ def _paper(config: ConfigDict) -> None:
     config.train.batch_size = 64
     config.train.bn_group = 16
     config.train.penalty = 3e-5
-    config.train.warm_up_networks = 10_000
-    config.train.warm_up_signatures = 1_000
+    config.train.warm_up_networks = 30_000
+    config.train.warm_up_signatures = 5_000
     config.train.validate_every = 2_000
     config.train.log_every = 100
     config.train.checkpoint_every = 500
@@ -295,6 +307,7 @@ def _gray(config: ConfigDict) -> None:
 _VARIANTS = {
     "full": _full,
     "smoke": _smoke,
+    "mixed": _mixed,
     "folder": _folder,
     "fundus": _fundus,
     "ct": _gray,

@@ -22,6 +22,12 @@ def directory(path: str | os.PathLike[str] | None = None) -> Path:
     return Path(root).expanduser().absolute() / "xla"
 
 
+def in_use() -> Path | None:
+    """Returns the folder that JAX keeps compiled programs in, None if it keeps none."""
+    chosen = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    return Path(chosen) if chosen else None
+
+
 def enable(path: str | os.PathLike[str] | None = None) -> Path:
     """Turns JAX's persistent compilation cache on, for programs of every size and compile time.
 
@@ -38,8 +44,8 @@ def enable(path: str | os.PathLike[str] | None = None) -> Path:
     Raises:
         UsageError: the folder cannot be made or written.
     """
-    chosen = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
-    place = directory(path) if path or not chosen else Path(chosen)
+    chosen = in_use()
+    place = directory(path) if path or not chosen else chosen
     try:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -39,6 +39,14 @@ def code_version() -> str:
     return f"{version} ({found.stdout.strip()})"
 
 
+def source_digest() -> str:
+    """Returns a SHA-256 of the package's source files: what was compiled from others may differ."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).resolve().parents[1].rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
 def provenance(command: str, config_name: str) -> dict[str, Any]:
     """Returns code version, machine and date of this run, as `summary.json` holds them.
 

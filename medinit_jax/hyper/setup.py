@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import hashlib
+import itertools
+import os
 import time
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 from rich.console import Console
@@ -13,9 +18,12 @@ from rich.console import Console
 from medinit_jax.arch.space import Space, get_space
 from medinit_jax.arch.tape import Tape
 from medinit_jax.arch.vocabulary import NODE_TYPES
+from medinit_jax.core import compilation_cache
 from medinit_jax.core.errors import UsageError
+from medinit_jax.core.ledger import Ledger
 from medinit_jax.core.parallel import Parallel
 from medinit_jax.core.progress import Progress
+from medinit_jax.core.provenance import source_digest
 from medinit_jax.data.catalog import open_splits
 from medinit_jax.data.sources import Source
 from medinit_jax.hyper.bilevel import Writer, prepare_leaves, zero_example
@@ -23,6 +31,8 @@ from medinit_jax.hyper.hypernetwork import HyperInitializer, from_config
 from medinit_jax.hyper.pretext import PRETEXTS, Rotation
 from medinit_jax.hyper.stream import frequent_signatures
 
+# In the compilation cache: which warm-ups it holds whole.
+WARMED_UP = "warmed_up.json"
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
 
 
@@ -116,6 +126,9 @@ def open_sources(config: ml_collections.ConfigDict, console: Console) -> dict[st
 def warm_up(bilevel: Bilevel, console: Console) -> float:
     """Compiles the blocks of the most frequent signatures ahead of training.
 
+    Where the compilation cache already holds them all, nothing is done: each is then loaded when it
+    is first met.
+
     Args:
         bilevel: What training runs on.
         console: Where progress is shown.
@@ -123,22 +136,43 @@ def warm_up(bilevel: Bilevel, console: Console) -> float:
     Returns:
         Seconds it took.
     """
+    train = bilevel.config.train
+    if not train.warm_up_signatures:
+        return 0.0
     started = time.monotonic()
-    wanted = frequent_signatures(
-        bilevel.space, bilevel.module.num_classes, bilevel.config.train.warm_up_networks
-    )[: bilevel.config.train.warm_up_signatures]
+    cache = compilation_cache.in_use()
+    done = Ledger(cache / WARMED_UP, source_digest()) if cache else None
+    subject = _what_is_compiled(bilevel)
+    if done is not None and subject in done:
+        console.print("Compiled operations are in the cache and load when they are met.")
+        return time.monotonic() - started
+    wanted = frequent_signatures(bilevel.space, bilevel.module.num_classes, train.warm_up_networks)[
+        : train.warm_up_signatures
+    ]
     with Progress("compile", len(wanted), console, unit="blocks") as bar:
-        done = 0
-
-        def report() -> None:
-            nonlocal done
-            done += 1
-            bar.update(done)
-
+        count = itertools.count(1)
         bilevel.tape.warm_up(
             wanted,
-            bilevel.config.train.batch_size,
+            train.batch_size,
             lambda signature: zero_example(bilevel.module, signature),
-            report=report,
+            threads=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2,
+            report=lambda: bar.update(next(count)),
         )
+    if done is not None:
+        done.add(subject, len(wanted))
     return time.monotonic() - started
+
+
+def _what_is_compiled(bilevel: Bilevel) -> str:
+    """Returns a digest of all that the compiled blocks of a warm-up depend on."""
+    train, space = bilevel.config.train, bilevel.space
+    parts = (
+        jax.__version__,
+        [device.device_kind for device in bilevel.parallel.devices],
+        dataclasses.astuple(bilevel.pretext),
+        (space.name, space.image_size, space.families, space.widen.__qualname__),
+        (bilevel.module.max_shape, bilevel.module.num_classes, bilevel.module.normalize),
+        (train.batch_size, train.bn_group, train.dtype, train.penalty),
+        (train.warm_up_networks, train.warm_up_signatures),
+    )
+    return hashlib.sha256(repr(parts).encode()).hexdigest()

@@ -310,12 +310,13 @@ def test_too_few_images_to_validate_on(make_config, compiled, images, tmp_path):
 
 
 @pytest.mark.parametrize("devices", [1, 4])
-def test_nothing_is_compiled_twice(make_config, caplog, devices):
+def test_nothing_is_compiled_twice(make_config, caplog, monkeypatch, devices):
     """Warm-up must use arrays that lie where those of training do, and so must every step."""
     config = make_config(
         train__warm_up_networks=2, train__warm_up_signatures=100, optim__warmup_steps=0
     )
     bilevel = setup.make_bilevel(config, Parallel(jax.devices()[:devices]))
+    monkeypatch.setattr(setup.compilation_cache, "in_use", lambda: None)
     setup.warm_up(bilevel, Console(file=io.StringIO()))
     known = set(bilevel.tape.compiled)
     optimizer, _ = optim.create(
@@ -343,3 +344,23 @@ def test_nothing_is_compiled_twice(make_config, caplog, devices):
     caplog.clear()
     # On several devices the sum that starts from zeros and those that go on are two functions.
     assert compiling and len(compiling) <= len(set(compiling)) + (devices > 1)
+
+
+def test_what_the_cache_holds_is_not_compiled_ahead_again(make_config, monkeypatch, tmp_path):
+    monkeypatch.setattr(setup.compilation_cache, "in_use", lambda: tmp_path)
+    options = {"train__warm_up_networks": 1, "train__warm_up_signatures": 2}
+
+    def warmed_up(**changes):
+        config = make_config(**{**options, **changes})
+        bilevel = setup.make_bilevel(config, Parallel(jax.devices()[:1]))
+        shown = io.StringIO()
+        setup.warm_up(bilevel, Console(file=shown))
+        return len(bilevel.tape.compiled), shown.getvalue()
+
+    assert warmed_up()[0] == 2
+    assert warmed_up() == (0, "Compiled operations are in the cache and load when they are met.\n")
+    # Others are wanted, or the same compile to something else.
+    assert warmed_up(train__warm_up_signatures=1)[0] == 1
+    assert warmed_up(train__bn_group=8)[0] == 2
+    monkeypatch.setattr(setup, "source_digest", lambda: "another version")
+    assert warmed_up()[0] == 2
