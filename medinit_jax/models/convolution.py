@@ -15,23 +15,29 @@ from medinit_jax.arch.program import Step
 
 # Height times width up to which XLA's 3x3 convolution on CPUs is slower than a product of patches.
 TINY_MAP = 16
+# Channels up to which, and from which on, the gradient of a square kernel is faster by lines.
+FEW, MANY = 4, 64
 
 
 def convolution(x: jax.Array, kernel: jax.Array, step: Step) -> jax.Array:
     """Convolves (batch, height, width, in) with an HWIO kernel as `step` says."""
     channels = x.shape[-1]
     if step.groups == 1 and step.kernel == (1, 1) and step.padding == (0, 0):
-        x = x[:, :: step.stride[0], :: step.stride[1]]
-        return jnp.tensordot(x, kernel[0, 0], 1)
+        return product(x[:, :: step.stride[0], :: step.stride[1]], kernel[0, 0])
     window = (step.kernel, step.stride, step.padding, step.dilation)
-    if step.groups == 1 and channels <= 4:
-        return _few_channels(x, kernel, window)
     if step.groups == channels == step.features:
         return _depthwise(x, kernel, window)
     tiny = step.kernel == (3, 3) and x.shape[1] * x.shape[2] <= TINY_MAP
     if step.groups > 1 or tiny:
         return _by_patches(x, kernel, window)
+    if channels <= FEW or channels >= MANY or 1 in step.kernel:
+        return _by_lines(x, kernel, window)
     return _lax_convolution(x, kernel, window)
+
+
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Returns x (..., in) @ kernel (in, out), flat: over several axes the gradient is slower."""
+    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1)
 
 
 def _lax_convolution(x, kernel, window):
@@ -83,30 +89,56 @@ def untap(parts, shape, window):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _few_channels(x, kernel, window):
+def _by_lines(x, kernel, window):
     return _lax_convolution(x, kernel, window)
 
 
-def _few_channels_forward(x, kernel, window):
+def _by_lines_forward(x, kernel, window):
     return _lax_convolution(x, kernel, window), (x, kernel)
 
 
-def _few_channels_backward(window, residuals, cotangent):
+def _by_lines_backward(window, residuals, cotangent):
     x, kernel = residuals
-
-    def by_patches(x, cotangent):
-        patches = jnp.concatenate([tap for _, tap in taps(x, window)], -1)
-        rows = patches.reshape(-1, patches.shape[-1])
-        return (rows.T @ cotangent.reshape(len(rows), -1)).reshape(kernel.shape)
 
     def by_lax(x, cotangent):
         return jax.vjp(lambda w: _lax_convolution(x, w, window), kernel)[1](cotangent)[0]
 
+    def by_lines(x, cotangent):
+        return _line_gradient(x, cotangent, window)
+
     (dx,) = jax.vjp(lambda x: _lax_convolution(x, kernel, window), x)[1](cotangent)
-    return dx, lax.platform_dependent(x, cotangent, cpu=by_patches, default=by_lax)
+    return dx, lax.platform_dependent(x, cotangent, cpu=by_lines, default=by_lax)
 
 
-_few_channels.defvjp(_few_channels_forward, _few_channels_backward)
+_by_lines.defvjp(_by_lines_forward, _by_lines_backward)
+
+
+def _line_gradient(x, cotangent, window):
+    """Returns the gradient of the kernel by one 1-D convolution along its longer side.
+
+    It sums over the other side of the map and the batch as over channels, which lie together in
+    memory: XLA's own form gathers runs as short as the batch.
+    """
+    (rows, columns), (down, right), (top, left), dilation = window
+    if columns > rows:
+        x, cotangent = x.swapaxes(1, 2), cotangent.swapaxes(1, 2)
+        window = ((columns, rows), (right, down), (left, top), dilation)
+        return _line_gradient(x, cotangent, window).swapaxes(0, 1)
+    _, height, width, features = cotangent.shape
+    channels = x.shape[-1]
+    x = jnp.pad(x, ((0, 0), (top, top), (left, left), (0, 0))).transpose(3, 1, 2, 0)
+    starts = range(0, columns * dilation, dilation)
+    read = [x[:, :, start : start + right * (width - 1) + 1 : right] for start in starts]
+    lines = jnp.concatenate(read).reshape(columns * channels, x.shape[1], -1)
+    gradient = lax.conv_general_dilated(
+        lines,
+        cotangent.transpose(1, 2, 0, 3).reshape(height, -1, features),
+        (dilation,),
+        [(0, 0)],
+        rhs_dilation=(down,),
+        dimension_numbers=("NWC", "WIO", "NWC"),
+    )
+    return gradient[:, :rows].reshape(columns, channels, rows, features).transpose(2, 0, 1, 3)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

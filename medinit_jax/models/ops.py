@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 
 from medinit_jax.arch.program import EPSILON, Block, Step
-from medinit_jax.models.convolution import convolution, taps, untap
+from medinit_jax.models.convolution import convolution, product, taps
 
 Parameters = Mapping[str, Mapping[str, jax.Array]]
 Normalize = Callable[[Step, jax.Array, Mapping[str, jax.Array]], jax.Array]
@@ -70,11 +70,49 @@ def batch_norm_over_groups(
     Returns:
         Array like x.
     """
-    grouped = x.reshape(-1, group, *x.shape[1:]).astype(at_least_float32(x.dtype))
-    axes = tuple(range(1, grouped.ndim - 1))
+    wide = at_least_float32(x.dtype)
+    scale, bias = (leaves[leaf].astype(wide) for leaf in ("scale", "bias"))
+    return _batch_norm(x, scale, bias, group, epsilon)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _batch_norm(x, scale, bias, group, epsilon):
+    return _batch_norm_forward(x, scale, bias, group, epsilon)[0]
+
+
+def _batch_norm_forward(x, scale, bias, group, epsilon):
+    grouped, axes = _grouped(x, group, scale.dtype)
     mean = grouped.mean(axes, keepdims=True)
-    variance = jnp.square(grouped - mean).mean(axes, keepdims=True)
-    return _affine(grouped, mean, variance, leaves, epsilon).reshape(x.shape).astype(x.dtype)
+    inverse = lax.rsqrt(jnp.square(grouped - mean).mean(axes, keepdims=True) + epsilon)
+    factor = scale * inverse
+    y = grouped * factor + (bias - mean * factor)
+    return y.reshape(x.shape).astype(x.dtype), (x, scale, mean, inverse)
+
+
+def _batch_norm_backward(group, epsilon, residuals, cotangent):
+    """Reads its arrays twice; the derivative of the forward pass would five times."""
+    x, scale, mean, inverse = residuals
+    grouped, axes = _grouped(x, group, scale.dtype)
+    cotangent, _ = _grouped(cotangent, group, scale.dtype)
+    dbias = cotangent.sum(axes, keepdims=True)
+    dscale = ((grouped - mean) * cotangent).sum(axes, keepdims=True) * inverse
+    count, factor = x[:group, ..., 0].size, scale * inverse
+    slope = -factor * inverse * dscale / count
+    dx = cotangent * factor + grouped * slope - (factor * dbias / count + slope * mean)
+    apart = tuple(range(grouped.ndim - 1))
+    return dx.reshape(x.shape).astype(x.dtype), dscale.sum(apart), dbias.sum(apart)
+
+
+_batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
+
+
+def _grouped(x, group, dtype):
+    """Returns (groups, group, ..., channels) and the axes that share statistics.
+
+    Not flat: of (1, n, channels) XLA's reductions on CPUs are ten times slower.
+    """
+    grouped = x.reshape(-1, group, *x.shape[1:]).astype(dtype)
+    return grouped, tuple(range(1, grouped.ndim - 1))
 
 
 def normalize_with(
@@ -113,23 +151,44 @@ def _max_pool_forward(x, window):
 
 def _max_pool_backward(window, residuals, cotangent):
     winner, shape_like = residuals
-    (rows, columns), *_ = window
-    zero = jnp.zeros((), cotangent.dtype)
+    (rows, columns), (down, right), (top, left), _ = window
+    _, height, width, _ = shape_like.shape
 
-    def one_image(pair):
-        winner, cotangent = pair
-        parts = [
-            ((i, j), jnp.where(winner == i * columns + j, cotangent, zero)[None])
-            for i in range(rows)
-            for j in range(columns)
-        ]
-        return untap(parts, shape_like.shape, window)[0]
+    def spread(a, fill):
+        """Places a where its windows begin in the padded input; the rest is `fill`."""
+        low = (rows - 1 - top, columns - 1 - left)
+        high = (
+            height + top - down * (a.shape[1] - 1) - 1,
+            width + left - right * (a.shape[2] - 1) - 1,
+        )
+        config = [(0, 0, 0), (low[0], high[0], down - 1), (low[1], high[1], right - 1), (0, 0, 0)]
+        return lax.pad(a, jnp.asarray(fill, a.dtype), config)
 
-    # Image by image: fused into what follows, XLA would compute it again in every reduction.
-    return (lax.map(one_image, (winner, cotangent)),)
+    winner, cotangent = spread(winner, rows * columns), spread(cotangent, 0)
+    parts = []
+    for i in range(rows):
+        for j in range(columns):
+            y, z = rows - 1 - i, columns - 1 - j
+            place = (slice(None), slice(y, y + height), slice(z, z + width))
+            won = winner[place] == i * columns + j
+            parts.append(jnp.where(won, cotangent[place], jnp.zeros((), cotangent.dtype)))
+    # Fused into what follows, XLA would compute it again in every reduction.
+    return (lax.optimization_barrier(functools.reduce(jnp.add, parts)),)
 
 
 _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+
+
+@jax.custom_vjp
+def _relu(x):
+    """Keeps its input for the gradient, which a block has anyway, and nothing else."""
+    return jnp.maximum(x, 0)
+
+
+_relu.defvjp(
+    lambda x: (jnp.maximum(x, 0), x),
+    lambda x, cotangent: (jnp.where(x > 0, cotangent, jnp.zeros((), x.dtype)),),
+)
 
 
 def _conv(step, leaves, x):
@@ -154,7 +213,7 @@ def _conv_t(step, leaves, x):
 
 
 def _dense(step, leaves, x):
-    y = jnp.tensordot(x, leaves["kernel"].astype(x.dtype), 1)
+    y = product(x, leaves["kernel"].astype(x.dtype))
     return y + leaves["bias"].astype(x.dtype) if step.bias else y
 
 
@@ -230,11 +289,73 @@ def _subsample(step, leaves, x):
 def _attention(step, leaves, x):
     batch, *places, channels = x.shape
     size = channels // 3 // step.heads
-    query, key, value = x.reshape(batch, -1, 3, step.heads, size).transpose(2, 0, 3, 1, 4)
-    scores = jnp.einsum("bhqd,bhkd->bhqk", query, key) / math.sqrt(size)
-    weights = jax.nn.softmax(scores.astype(at_least_float32(x.dtype)), -1)
-    mixed = jnp.einsum("bhqk,bhkd->bqhd", weights.astype(x.dtype), value)
+    parts = x.reshape(batch, -1, 3, step.heads, size).transpose(2, 0, 3, 1, 4)
+    mixed = _mix(*parts).transpose(0, 2, 1, 3)
     return mixed.reshape(batch, *places, channels // 3)
+
+
+# Bytes of attention weights that are computed at a time on CPUs: what a core's cache holds.
+CACHE = 2**19
+
+
+def _by_images(function, query, *others):
+    """Runs a function of arrays (batch, heads, tokens, ...); on CPUs a few images at a time."""
+    batch, heads, tokens, _ = query.shape
+    few = max(1, CACHE // (heads * tokens**2 * jnp.dtype(at_least_float32(query.dtype)).itemsize))
+    images = math.gcd(batch, 2 ** int(math.log2(few)))
+
+    def mapped(*arrays):
+        parts = tuple(a.reshape(batch // images, images, *a.shape[1:]) for a in arrays)
+        found = lax.map(lambda part: function(*part), parts)
+        return jax.tree.map(lambda a: a.reshape(batch, *a.shape[2:]), found)
+
+    return lax.platform_dependent(query, *others, cpu=mapped, default=function)
+
+
+@jax.custom_vjp
+def _mix(query, key, value):
+    """Returns values mixed by attention; all (batch, heads, tokens, size).
+
+    The weights, the largest arrays of a transformer, are not kept but computed again for the
+    gradient (FlashAttention, Dao et al. 2022).
+    """
+    return _mix_forward(query, key, value)[0]
+
+
+def _mix_forward(query, key, value):
+    mixed, normalizer = _by_images(_mix_images, query, key, value)
+    return mixed, (query, key, value, mixed, normalizer)
+
+
+def _scores(query, key):
+    query = query / math.sqrt(query.shape[-1])
+    return jnp.einsum("bhqd,bhkd->bhqk", query, key).astype(at_least_float32(query.dtype))
+
+
+def _mix_images(query, key, value):
+    scores = _scores(query, key)
+    most = scores.max(-1, keepdims=True)
+    weights = jnp.exp(scores - most)
+    total = weights.sum(-1, keepdims=True)
+    mixed = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(value.dtype), value)
+    return (mixed.astype(total.dtype) / total).astype(value.dtype), most + jnp.log(total)
+
+
+def _mix_backward(residuals, cotangent):
+    def pull(query, key, value, mixed, normalizer, cotangent):
+        weights = jnp.exp(_scores(query, key) - normalizer)
+        dvalue = jnp.einsum("bhqk,bhqd->bhkd", weights.astype(value.dtype), cotangent)
+        dweights = jnp.einsum("bhqd,bhkd->bhqk", cotangent, value).astype(weights.dtype)
+        wide = (a.astype(weights.dtype) for a in (mixed, cotangent))
+        along = math.prod(wide).sum(-1, keepdims=True)
+        dscores = (weights * (dweights - along) / math.sqrt(query.shape[-1])).astype(query.dtype)
+        dquery = jnp.einsum("bhqk,bhkd->bhqd", dscores, key)
+        return dquery, jnp.einsum("bhqk,bhqd->bhkd", dscores, query), dvalue
+
+    return _by_images(pull, *residuals, cotangent)
+
+
+_mix.defvjp(_mix_forward, _mix_backward)
 
 
 PRIMITIVES: dict[str, Callable[..., jax.Array]] = {
@@ -250,11 +371,12 @@ PRIMITIVES: dict[str, Callable[..., jax.Array]] = {
     "bilinear": _resize,
     "nearest": _resize,
     "pad": _pad,
-    "relu": lambda step, leaves, x: jnp.maximum(x, 0),
+    "relu": lambda step, leaves, x: _relu(x),
     "relu6": lambda step, leaves, x: jnp.clip(x, 0, 6),
     "silu": lambda step, leaves, x: jax.nn.silu(x),
     "hard_sigmoid": lambda step, leaves, x: jax.nn.hard_sigmoid(x),
-    "gelu": lambda step, leaves, x: jax.nn.gelu(x, approximate=False),
+    # As PyTorch writes it; by `erfc`, as JAX does, it takes ten times as long on CPUs.
+    "gelu": lambda step, leaves, x: x * (0.5 + 0.5 * lax.erf(x * math.sqrt(0.5))),
     "hard_swish": lambda step, leaves, x: jax.nn.hard_swish(x),
     "sigmoid": lambda step, leaves, x: jax.nn.sigmoid(x),
     "max_pool": lambda step, leaves, x: _max_pool(x, (step.kernel, step.stride, step.padding, 1)),

@@ -96,18 +96,24 @@ def test_depthwise_convolution(form, size, stride, dilation, image):
 
 
 @pytest.mark.parametrize(
-    ("kernel", "stride", "channels", "image"),
+    ("kernel", "stride", "dilation", "channels", "image"),
     [
-        ((3, 3), (1, 1), 3, (6, 6)),
-        ((5, 5), (2, 2), 3, (9, 8)),
-        ((7, 7), (4, 4), 1, (16, 16)),
-        ((1, 7), (1, 2), 4, (5, 9)),
-        ((3, 3), (3, 3), 3, (8, 8)),
+        ((3, 3), (1, 1), 1, 3, (6, 6)),
+        ((5, 5), (2, 2), 1, 3, (9, 8)),
+        ((7, 7), (4, 4), 1, 1, (16, 16)),
+        ((1, 7), (1, 2), 1, 4, (5, 9)),
+        ((3, 3), (3, 3), 1, 3, (8, 8)),
+        # One side is 1, or the channels are many.
+        ((1, 7), (1, 2), 1, 8, (5, 9)),
+        ((7, 1), (2, 1), 1, 8, (9, 5)),
+        ((3, 1), (1, 1), 2, 8, (7, 6)),
+        ((3, 3), (2, 2), 1, 64, (7, 6)),
+        ((3, 5), (2, 1), 2, 64, (9, 11)),
     ],
 )
-def test_convolution_of_few_channels(form, kernel, stride, channels, image):
-    padding = (kernel[0] // 2, kernel[1] // 2)
-    step = Step("conv", (0,), "c", 6, kernel, stride, padding)
+def test_convolution_by_lines(form, kernel, stride, dilation, channels, image):
+    padding = (kernel[0] // 2 * dilation, kernel[1] // 2 * dilation)
+    step = Step("conv", (0,), "c", 6, kernel, stride, padding, dilation)
     assert_same_value_and_gradients(
         lambda x, k: ops.convolution(x, k, step), lambda x, k: plain_convolution(x, k, step),
         normal(2, *image, channels), normal(*kernel, channels, 6, seed=1),
@@ -279,6 +285,26 @@ def test_batch_norm_of_groups():
     np.testing.assert_allclose(own, by_numpy(x), atol=1e-10)
 
 
+@pytest.mark.parametrize("group", [2, 6])
+@pytest.mark.parametrize("shape", [(6, 3, 4, 5), (6, 5)], ids=str)
+def test_gradient_of_batch_norm(group, shape):
+    """By hand, against the derivative of the definition."""
+
+    def plain(x, scale, bias):
+        grouped = x.reshape(-1, group, *shape[1:])
+        axes = tuple(range(1, grouped.ndim - 1))
+        centered = grouped - grouped.mean(axes, keepdims=True)
+        deviation = jnp.sqrt(jnp.square(centered).mean(axes, keepdims=True) + 0.1)
+        return (centered / deviation * scale + bias).reshape(shape)
+
+    def own(x, scale, bias):
+        return batch_norm_over_groups(x, {"scale": scale, "bias": bias}, group, 0.1)
+
+    assert_same_value_and_gradients(
+        own, plain, 3 + 2 * normal(*shape), normal(5, seed=1), normal(5, seed=2)
+    )
+
+
 def test_batch_norm_of_a_shifted_map_keeps_its_digits_in_float32():
     x = 1000 + normal(8, 8, 8, 2)
     leaves = {"scale": jnp.ones(2), "bias": jnp.zeros(2)}
@@ -361,6 +387,8 @@ def test_tokens():
 def test_activations():
     x = np.linspace(-8, 8, 33)
     expected = {
+        "relu": np.maximum(x, 0),
+        "gelu": [v * 0.5 * (1 + math.erf(v / math.sqrt(2))) for v in x],
         "relu6": np.clip(x, 0, 6),
         "silu": x / (1 + np.exp(-x)),
         "hard_sigmoid": np.clip(x / 6 + 0.5, 0, 1),
@@ -391,6 +419,28 @@ def test_attention():
     # A sequence of the same tokens attends in the same way.
     own = PRIMITIVES["attention"](step, {}, jnp.asarray(tokens))
     np.testing.assert_allclose(own, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("cache", [1, 2**19], ids=["an image at a time", "all images"])
+def test_gradient_of_attention(form, cache, monkeypatch):
+    """The weights are computed anew for it; against the derivative of the plain formula."""
+    monkeypatch.setattr(ops, "CACHE", cache)
+    step, (batch, tokens, heads, size) = Step("attention", (0,), heads=3), (4, 7, 3, 2)
+
+    def plain(x):
+        query, key, value = jnp.moveaxis(x.reshape(batch, tokens, 3, heads, size), 2, 0)
+        scores = jnp.einsum("bqhd,bkhd->bhqk", query, key) / math.sqrt(size)
+        mixed = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores, -1), value)
+        return mixed.reshape(batch, tokens, heads * size)
+
+    x = 2 * normal(batch, tokens, 3 * heads * size)
+    assert_same_value_and_gradients(lambda x: PRIMITIVES["attention"](step, {}, x), plain, x)
+
+
+def test_relu_is_flat_at_zero():
+    step = Step("relu", (0,))
+    slope = jax.vmap(jax.grad(lambda x: PRIMITIVES["relu"](step, {}, x)))
+    np.testing.assert_array_equal(slope(jnp.asarray([-1.0, 0.0, 2.0])), [0, 0, 1])
 
 
 @pytest.mark.parametrize("kind", ["batch_norm", "layer_norm", "attention"])
