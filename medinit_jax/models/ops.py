@@ -327,9 +327,13 @@ def _mix_forward(query, key, value):
     return mixed, (query, key, value, mixed, normalizer)
 
 
+def _einsum(subscripts, a, b):
+    """Products of `a` and `b`, added up in at least float32."""
+    return jnp.einsum(subscripts, a, b, preferred_element_type=at_least_float32(a.dtype))
+
+
 def _scores(query, key):
-    query = query / math.sqrt(query.shape[-1])
-    return jnp.einsum("bhqd,bhkd->bhqk", query, key).astype(at_least_float32(query.dtype))
+    return _einsum("bhqd,bhkd->bhqk", query, key) / math.sqrt(query.shape[-1])
 
 
 def _mix_images(query, key, value):
@@ -337,20 +341,21 @@ def _mix_images(query, key, value):
     most = scores.max(-1, keepdims=True)
     weights = jnp.exp(scores - most)
     total = weights.sum(-1, keepdims=True)
-    mixed = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(value.dtype), value)
-    return (mixed.astype(total.dtype) / total).astype(value.dtype), most + jnp.log(total)
+    mixed = _einsum("bhqk,bhkd->bhqd", weights.astype(value.dtype), value) / total
+    return mixed.astype(value.dtype), most + jnp.log(total)
 
 
 def _mix_backward(residuals, cotangent):
     def pull(query, key, value, mixed, normalizer, cotangent):
         weights = jnp.exp(_scores(query, key) - normalizer)
-        dvalue = jnp.einsum("bhqk,bhqd->bhkd", weights.astype(value.dtype), cotangent)
-        dweights = jnp.einsum("bhqd,bhkd->bhqk", cotangent, value).astype(weights.dtype)
-        wide = (a.astype(weights.dtype) for a in (mixed, cotangent))
-        along = math.prod(wide).sum(-1, keepdims=True)
-        dscores = (weights * (dweights - along) / math.sqrt(query.shape[-1])).astype(query.dtype)
-        dquery = jnp.einsum("bhqk,bhkd->bhqd", dscores, key)
-        return dquery, jnp.einsum("bhqk,bhqd->bhkd", dscores, query), dvalue
+        dvalue = _einsum("bhqk,bhqd->bhkd", weights.astype(value.dtype), cotangent)
+        dweights = _einsum("bhqd,bhkd->bhqk", cotangent, value)
+        along = _einsum("bhqd,bhqd->bhq", mixed, cotangent)[..., None]
+        dscores = weights * (dweights - along) / math.sqrt(query.shape[-1])
+        dscores = dscores.astype(query.dtype)
+        dquery = _einsum("bhqk,bhkd->bhqd", dscores, key)
+        dkey = _einsum("bhqk,bhqd->bhkd", dscores, query)
+        return tuple(a.astype(query.dtype) for a in (dquery, dkey, dvalue))
 
     return _by_images(pull, *residuals, cotangent)
 
