@@ -288,9 +288,7 @@ def _subsample(step, leaves, x):
 
 def _attention(step, leaves, x):
     batch, *places, channels = x.shape
-    size = channels // 3 // step.heads
-    parts = x.reshape(batch, -1, 3, step.heads, size).transpose(2, 0, 3, 1, 4)
-    mixed = _mix(*parts).transpose(0, 2, 1, 3)
+    mixed = _attend(x.reshape(batch, -1, channels), step.heads)
     return mixed.reshape(batch, *places, channels // 3)
 
 
@@ -298,69 +296,85 @@ def _attention(step, leaves, x):
 CACHE = 2**19
 
 
-def _by_images(function, query, *others):
-    """Runs a function of arrays (batch, heads, tokens, ...); on CPUs a few images at a time."""
-    batch, heads, tokens, _ = query.shape
-    few = max(1, CACHE // (heads * tokens**2 * jnp.dtype(at_least_float32(query.dtype)).itemsize))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _attend(x, heads):
+    """Mixes values by attention: (batch, tokens, 3 * channels) -> (batch, tokens, channels).
+
+    The weights, the largest arrays of a transformer, are not kept but computed again for the
+    gradient (FlashAttention, Dao et al. 2022).
+    """
+    return _attend_forward(x, heads)[0]
+
+
+def _attend_forward(x, heads):
+    mixed, normalizer = _by_images(_attend_images, heads, x)
+    return mixed, (x, mixed, normalizer)
+
+
+def _attend_backward(heads, residuals, cotangent):
+    return (_by_images(_attend_images_backward, heads, *residuals, cotangent),)
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _by_images(function, heads, x, *others):
+    """Runs a function of (heads, *arrays (batch, tokens, ...)); on CPUs a few images at a time."""
+    batch, tokens, _ = x.shape
+    few = max(1, CACHE // (heads * tokens**2 * jnp.dtype(at_least_float32(x.dtype)).itemsize))
     images = math.gcd(batch, 2 ** int(math.log2(few)))
+    function = functools.partial(function, heads)
 
     def mapped(*arrays):
         parts = tuple(a.reshape(batch // images, images, *a.shape[1:]) for a in arrays)
         found = lax.map(lambda part: function(*part), parts)
         return jax.tree.map(lambda a: a.reshape(batch, *a.shape[2:]), found)
 
-    return lax.platform_dependent(query, *others, cpu=mapped, default=function)
+    return lax.platform_dependent(x, *others, cpu=mapped, default=function)
 
 
-@jax.custom_vjp
-def _mix(query, key, value):
-    """Returns values mixed by attention; all (batch, heads, tokens, size).
-
-    The weights, the largest arrays of a transformer, are not kept but computed again for the
-    gradient (FlashAttention, Dao et al. 2022).
-    """
-    return _mix_forward(query, key, value)[0]
-
-
-def _mix_forward(query, key, value):
-    mixed, normalizer = _by_images(_mix_images, query, key, value)
-    return mixed, (query, key, value, mixed, normalizer)
+def _attend_images(heads, x):
+    query, key, value = _split_heads(x, 3, heads)
+    scores = _scores(query, key)
+    most = scores.max(-1, keepdims=True)
+    weights = jnp.exp(scores - most)
+    total = weights.sum(-1, keepdims=True)
+    mixed = _einsum("bhqk,bhkd->bhqd", weights.astype(x.dtype), value) / total
+    return _join_heads(mixed[None]).astype(x.dtype), (most + jnp.log(total)).swapaxes(1, 2)
 
 
-def _einsum(subscripts, a, b):
-    """Products of `a` and `b`, added up in at least float32."""
-    return jnp.einsum(subscripts, a, b, preferred_element_type=at_least_float32(a.dtype))
+def _attend_images_backward(heads, x, mixed, normalizer, cotangent):
+    query, key, value = _split_heads(x, 3, heads)
+    (mixed,), (cotangent,) = (_split_heads(a, 1, heads) for a in (mixed, cotangent))
+    weights = jnp.exp(_scores(query, key) - normalizer.swapaxes(1, 2))
+    dvalue = _einsum("bhqk,bhqd->bhkd", weights.astype(x.dtype), cotangent)
+    dweights = _einsum("bhqd,bhkd->bhqk", cotangent, value)
+    along = _einsum("bhqd,bhqd->bhq", mixed, cotangent)[..., None]
+    dscores = weights * (dweights - along) / math.sqrt(query.shape[-1])
+    dscores = dscores.astype(x.dtype)
+    dquery = _einsum("bhqk,bhkd->bhqd", dscores, key)
+    dkey = _einsum("bhqk,bhqd->bhkd", dscores, query)
+    return _join_heads(jnp.stack([dquery, dkey, dvalue])).astype(x.dtype)
+
+
+def _split_heads(x, parts, heads):
+    """(batch, tokens, parts * channels) -> (parts, batch, heads, tokens, size)."""
+    return x.reshape(*x.shape[:2], parts, heads, -1).transpose(2, 0, 3, 1, 4)
+
+
+def _join_heads(x):
+    """The inverse of `_split_heads`."""
+    _, batch, _, tokens, _ = x.shape
+    return x.transpose(1, 3, 0, 2, 4).reshape(batch, tokens, -1)
 
 
 def _scores(query, key):
     return _einsum("bhqd,bhkd->bhqk", query, key) / math.sqrt(query.shape[-1])
 
 
-def _mix_images(query, key, value):
-    scores = _scores(query, key)
-    most = scores.max(-1, keepdims=True)
-    weights = jnp.exp(scores - most)
-    total = weights.sum(-1, keepdims=True)
-    mixed = _einsum("bhqk,bhkd->bhqd", weights.astype(value.dtype), value) / total
-    return mixed.astype(value.dtype), most + jnp.log(total)
-
-
-def _mix_backward(residuals, cotangent):
-    def pull(query, key, value, mixed, normalizer, cotangent):
-        weights = jnp.exp(_scores(query, key) - normalizer)
-        dvalue = _einsum("bhqk,bhqd->bhkd", weights.astype(value.dtype), cotangent)
-        dweights = _einsum("bhqd,bhkd->bhqk", cotangent, value)
-        along = _einsum("bhqd,bhqd->bhq", mixed, cotangent)[..., None]
-        dscores = weights * (dweights - along) / math.sqrt(query.shape[-1])
-        dscores = dscores.astype(query.dtype)
-        dquery = _einsum("bhqk,bhkd->bhqd", dscores, key)
-        dkey = _einsum("bhqk,bhqd->bhkd", dscores, query)
-        return tuple(a.astype(query.dtype) for a in (dquery, dkey, dvalue))
-
-    return _by_images(pull, *residuals, cotangent)
-
-
-_mix.defvjp(_mix_forward, _mix_backward)
+def _einsum(subscripts, a, b):
+    """Products of `a` and `b`, added up in at least float32."""
+    return jnp.einsum(subscripts, a, b, preferred_element_type=at_least_float32(a.dtype))
 
 
 PRIMITIVES: dict[str, Callable[..., jax.Array]] = {
