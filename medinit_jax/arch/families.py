@@ -36,6 +36,7 @@ class Member:
         builder: The family's builder.
         variant: What it builds.
         options: Further arguments of the builder.
+        channels: Input channels: 3, or 1 for a network of grayscale images.
         split: Split of the design space.
         index: Number in the split.
     """
@@ -44,12 +45,13 @@ class Member:
     builder: Callable[..., Program]
     variant: Any
     options: tuple[tuple[str, Any], ...] = ()
+    channels: int = 3
     split: str = ""
     index: int = 0
 
-    def program(self, image_size: int, num_classes: int, channels: int = 3) -> Program:
+    def program(self, image_size: int, num_classes: int) -> Program:
         """Returns the network for images of a size."""
-        shape = (image_size, image_size, channels)
+        shape = (image_size, image_size, self.channels)
         return self.builder(self.variant, shape, num_classes, **dict(self.options))
 
 

@@ -41,6 +41,8 @@ OWNED = {
 }
 
 FAMILY_SPLITS = ("train", "val", "test")
+# Share of the training networks of other families that take grayscale images.
+GRAYSCALE = 0.25
 Widening = Callable[["Space", Architecture, int, np.random.Generator], Architecture]
 
 
@@ -199,7 +201,9 @@ class Space:
         rng = _stream(self.name, "test" if split == "wide" else split, index)
         if self.families and split in FAMILY_SPLITS and rng.random() < self.families:
             member = draw_member(rng, self.image_size)
-            return dataclasses.replace(member, split=split, index=index)
+            # Held-out networks have three channels: none is drawn in gray either.
+            channels = 1 if split == "train" and rng.random() < GRAYSCALE else 3
+            return dataclasses.replace(member, split=split, index=index, channels=channels)
         while True:
             arch = self._draw(rng, ranges, OWNED[split])
             if arch is None:

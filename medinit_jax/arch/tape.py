@@ -59,6 +59,11 @@ def signatures(program: Program) -> list[Signature]:
     ]
 
 
+def grayscale(images: jax.Array) -> jax.Array:
+    """Returns the mean of the channels: (..., channels) -> (..., 1)."""
+    return images.mean(-1, keepdims=True)
+
+
 def _local(call: Call, module: str) -> str:
     return module[len(call.prefix) + 1 :] if call.prefix else module
 
@@ -89,6 +94,7 @@ class Tape:
         self.dtype = dtype
         self.compiled: dict[Signature, tuple[Callable, Callable]] = {}
         self._add = parallel.map(jnp.add)
+        self._grayscale = parallel.map(grayscale)
         weight = 1 / parallel.size
 
         wide = at_least_float32(dtype)
@@ -138,7 +144,7 @@ class Tape:
         Args:
             program: The network.
             raw: {module: what `prepare` takes}, copied to the devices.
-            images: Sharded images.
+            images: Sharded images; a network of one channel sees the mean of their channels.
             targets: Sharded integer targets.
 
         Returns:
@@ -181,7 +187,8 @@ class Tape:
         return *self.parallel.total((value, accuracy)), gradient
 
     def _forward(self, program, raw, images, keep):
-        values: list[Any] = [images]
+        gray = program.input_shape[-1] == 1 != images.shape[-1]
+        values: list[Any] = [self._grayscale(images) if gray else images]
         pullbacks = []
         uses = Counter(i for call in program.calls for i in call.inputs)
         for call, signature in zip(program.calls, signatures(program), strict=True):

@@ -20,7 +20,7 @@ import numpy as np
 from medinit_jax.arch.batching import node_bucket, to_jraph
 from medinit_jax.arch.graph import ArchGraph
 from medinit_jax.arch.program import OWN_INIT, Program, block_layout
-from medinit_jax.arch.tape import Raw, Signature, Tape
+from medinit_jax.arch.tape import Raw, Signature, Tape, grayscale
 from medinit_jax.core.parallel import Parallel
 from medinit_jax.hyper.decoder import (
     Decoder,
@@ -368,7 +368,8 @@ def loss_whole(module, theta, programs, graphs, images, targets, loss, bn_group)
             for leaf in leaves.keys() & OWN_INIT.keys():
                 own = {leaf: jnp.full(leaves[leaf], OWN_INIT[leaf])}
                 parameters[name] = parameters.get(name, {}) | own
-        logits = apply_with_batch_statistics(program, parameters, images, bn_group)
+        seen = grayscale(images) if program.input_shape[-1] == 1 else images
+        logits = apply_with_batch_statistics(program, parameters, seen, bn_group)
         values.append(loss(logits, targets))
     losses, accuracies = zip(*values, strict=True)
     return jnp.stack(losses).mean(), (losses, accuracies)

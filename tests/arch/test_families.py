@@ -89,6 +89,12 @@ def test_the_mixed_space_draws_both_and_the_same_again():
     assert space.sample("train", first) == drawn[first]
     assert (drawn[first].split, drawn[first].index) == ("train", first)
     assert space.program("train", first, 4).num_classes == 4
+    channels = Counter(arch.channels for arch in drawn if isinstance(arch, Member))
+    assert set(channels) == {1, 3} and channels[1] < channels[3]
+    gray = next(i for i, a in enumerate(drawn) if isinstance(a, Member) and a.channels == 1)
+    assert space.program("train", gray, 4).input_shape == (32, 32, 1)
+    judged = (space.sample("val", index) for index in range(60))
+    assert all(arch.channels == 3 for arch in judged if isinstance(arch, Member))
     plain = get_space("deepnets", 32)
     assert not any(isinstance(plain.sample("train", i), Member) for i in range(30))
     assert dataclasses.replace(drawn[first], index=0) != drawn[first]

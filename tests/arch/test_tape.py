@@ -139,6 +139,20 @@ def test_the_gradient_is_that_of_the_whole_program(wide, name):
     assert {leaf.dtype for leaf in jax.tree.leaves(gradient)} == {jnp.dtype("float64")}
 
 
+def test_a_network_of_one_channel_sees_the_mean_of_three(wide):
+    build = ProgramBuilder((6, 6, 1))
+    value = build(simple_stem(8, 3, False, False, True), (0,), "stem")
+    build(head_block(True, 0, CLASSES), (value,), "classifier")
+    program = build.build()
+    parameters, _, targets = draw(program, np.float64)
+    images = np.random.default_rng(1).normal(size=(BATCH, 6, 6, 3))
+    tape = Tape(Parallel(jax.devices()[:1]), GROUP, LOSS, dtype=jnp.float64)
+    found = run(tape, program, parameters, images, targets)
+    expected = run(tape, program, parameters, images.mean(-1, keepdims=True), targets)
+    assert float(found[0]) == pytest.approx(float(expected[0]), rel=1e-12)
+    assert_equal_trees(found[2], expected[2], 1e-12)
+
+
 def test_the_programs_hold_every_block_of_the_design_space():
     kinds = {s.kind for make in PROGRAMS.values() for c in make().calls for s in c.block.steps}
     assert kinds == {
