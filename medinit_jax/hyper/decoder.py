@@ -111,11 +111,11 @@ class Decoder(nn.Module):
     Kernels are stored in the order of Flax, so that no tile has to be transposed: `hidden_0` maps
     features to (height, width, 4d), `hidden_1` to 8d, `tile` to (in, out).
 
-    With a `rank` r, two layers take the place of `tile`: `left` maps the same 8d numbers to (in, r),
-    `right` to (r, out), and the tile at each position is the product of the two matrices. They have
+    With a `rank` r, two layers take the place of `tile`: `left` maps the same 8d inputs to (in, r),
+    `right` to (r, out), and the tile at a position is the product of the two matrices. They have
     8d r (in + out) weights where `tile` has 8d in out, so that `max_shape` can cover the channels
     of wide layers, whose filters then differ, where a small tile would be repeated. In exchange
-    the matrix of a position has no more than rank r. Initial tiles vary as much as without.
+    the matrix of a position has no more than rank r. Initial tiles vary about as much as without.
 
     Attributes:
         features: Width d of node features.
