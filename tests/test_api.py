@@ -105,7 +105,7 @@ def test_an_initializer_from_before_an_option_existed_and_one_with_it(folder, tm
         found = medinit_jax.initialize(network, jnp.zeros((1, 32, 32, 3)), initializer)["params"]
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
         kernels = {name: leaves["kernel"] for name, leaves in found.items() if "kernel" in leaves}
-        spread[rank] = {name: np.std(kernel) for name, kernel in kernels.items()}
+        spread[rank] = {name: float(np.std(kernel)) for name, kernel in kernels.items()}
     assert len(spread[4]) == 21
     for name, deviation in spread[4].items():
         assert deviation == pytest.approx(spread[0][name], rel=0.4), name

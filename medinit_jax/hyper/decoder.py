@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 
@@ -156,19 +157,26 @@ class Decoder(nn.Module):
                 f"decoder_rank must be an integer from 0 (the whole tile) to {min(out, in_)}, the "
                 f"smaller number of channels of max_shape, not {self.rank!r}"
             )
+        if self.rank and self.scale <= 0:
+            raise UsageError(
+                f"decoder_scale must be positive where decoder_rank is, not {self.scale!r}: "
+                "two factors of 0 have no gradient"
+            )
         self.hidden_0 = self._affine("hidden_0", d, (height, width, 4 * d))
         self.hidden_1 = self._affine("hidden_1", 4 * d, (8 * d,), center=True)
         if self.rank:
             # The variance of `tile`, which the product shall have: a layer leaves a third of the
             # mean square it reads, a ReLU a half, or where the mean is left out a half - 1 / 2pi.
             variance = (0.5 - 0.5 / math.pi if self.centered else 0.5) ** 2 / 27
-            options = {
-                "scale": math.sqrt(self.scale),
-                "gain": (self.rank * variance) ** -0.25,
-                "center": True,
-            }
-            self.left = self._affine("left", 8 * d, (in_, self.rank), **options)
-            self.right = self._affine("right", 8 * d, (self.rank, out), **options)
+            factor = functools.partial(
+                self._affine,
+                inputs=8 * d,
+                scale=math.sqrt(self.scale),
+                gain=(self.rank * variance) ** -0.25,
+                center=True,
+            )
+            self.left = factor("left", outputs=(in_, self.rank))
+            self.right = factor("right", outputs=(self.rank, out))
         else:
             self.tile = self._affine("tile", 8 * d, (in_, out), self.scale, center=True)
         self.class_kernel = self._affine("class_kernel", out, (self.num_classes,), self.scale)

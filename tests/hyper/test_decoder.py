@@ -223,6 +223,11 @@ def test_a_bad_rank_is_a_sentence(rank):
         _init(rank=rank)
 
 
+def test_a_scale_that_two_factors_cannot_share_is_a_sentence():
+    with pytest.raises(UsageError, match="decoder_scale must be positive where decoder_rank is"):
+        _init(rank=2, scale=0.0)
+
+
 def test_unknown_crop_is_a_sentence():
     with pytest.raises(UsageError, match="crop must be"):
         _init(crop="middle")
