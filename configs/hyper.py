@@ -113,6 +113,7 @@ def _default() -> ConfigDict:
             "crop": "corner",
             "decoder_scale": 1.0,
             "decoder_centered": True,
+            "decoder_rank": 0,
         }
     )
     config.optim = ConfigDict(

@@ -15,7 +15,7 @@ from medinit_jax.arch.program import BlockBuilder, ProgramBuilder
 from medinit_jax.arch.space import get_space
 from medinit_jax.core.checkpoint import save_params
 from medinit_jax.core.errors import UsageError
-from medinit_jax.hyper.hypernetwork import HyperInitializer, init_theta
+from medinit_jax.hyper.hypernetwork import HyperInitializer, from_config, init_theta
 from medinit_jax.models import zoo
 from medinit_jax.models.network import Network
 
@@ -89,6 +89,26 @@ def test_a_wrong_example_a_foreign_model_and_an_empty_folder_are_named(folder, t
         medinit_jax.load(folder, modality="xray")
     with pytest.raises(UsageError, match="no initializer"):
         medinit_jax.load(tmp_path)
+
+
+def test_an_initializer_from_before_an_option_existed_and_one_with_it(folder, tmp_path):
+    """Metadata holds no `decoder_rank`: the tile is written whole."""
+    old = medinit_jax.load(folder)
+    assert "decoder_rank" not in old.metadata["hyper"] and old.module.decoder_rank == 0
+    network, spread = zoo.resnet18(2, (32, 32, 3), stem="small"), {}
+    for rank in (0, 4):
+        options = {"max_shape": [32, 32, 3, 3], "decoder_rank": rank, "decoder_centered": True}
+        drawn = jax.device_get(init_theta(from_config(options), jax.random.key(2))["params"])
+        save_params(tmp_path / str(rank), drawn, {"hyper": options})
+        initializer = medinit_jax.load(tmp_path / str(rank))
+        assert initializer.module.decoder_rank == rank
+        found = medinit_jax.initialize(network, jnp.zeros((1, 32, 32, 3)), initializer)["params"]
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
+        kernels = {name: leaves["kernel"] for name, leaves in found.items() if "kernel" in leaves}
+        spread[rank] = {name: float(np.std(kernel)) for name, kernel in kernels.items()}
+    assert len(spread[4]) == 21
+    for name, deviation in spread[4].items():
+        assert deviation == pytest.approx(spread[0][name], rel=0.4), name
 
 
 class Twin(nn.Module):

@@ -35,9 +35,10 @@ from medinit_jax.hyper.initializer import predict
 from medinit_jax.hyper.tiles import finish, tile_shape
 from medinit_jax.models.network import apply_with_batch_statistics
 
+# Those that write kernels are named by `kernel_windows`.
 DECODER_LAYERS = {
     "vector": ("vector_0", "vector_1"),
-    "head_kernel": ("hidden_0", "hidden_1", "tile", "class_kernel"),
+    "head_kernel": ("class_kernel",),
     "head_bias": ("vector_0", "vector_1", "class_bias"),
 }
 
@@ -150,7 +151,11 @@ class Writer:
     def __init__(self, module: HyperInitializer):
         self.module = module
         self.decoder = Decoder(
-            module.hidden, module.max_shape, module.num_classes, module.crop, module.decoder_scale
+            module.hidden,
+            module.max_shape,
+            module.num_classes,
+            module.crop,
+            rank=module.decoder_rank,
         )
 
         def features(theta, graph):
@@ -173,10 +178,18 @@ class Writer:
     def _windows(self, key: tuple) -> Windows:
         """Returns which part of the decoder a call reads, and adds its gradient to."""
         kind, *size = key
-        if kind != "kernel":
-            return {name: {"kernel": (), "bias": ()} for name in DECODER_LAYERS[kind]}
-        height, width, out, in_ = size
-        return kernel_windows(self.module.max_shape, (height, width), out, in_, self.module.crop)
+        if kind == "kernel":
+            return self._kernel_windows(*size)
+        layers = DECODER_LAYERS[kind]
+        if kind == "head_kernel":
+            layers = (*self._kernel_windows(1, 1, *self.module.max_shape[:2]), *layers)
+        return {name: {"kernel": (), "bias": ()} for name in layers}
+
+    def _kernel_windows(self, height: int, width: int, out: int, in_: int) -> Windows:
+        module = self.module
+        return kernel_windows(
+            module.max_shape, (height, width), out, in_, module.crop, module.decoder_rank
+        )
 
     def _build_decode(self, key: tuple, count: int):
         kind, windows = key[0], self._windows(key)

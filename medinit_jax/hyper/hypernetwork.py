@@ -70,6 +70,9 @@ class HyperInitializer(nn.Module):
             unless it is 1, their biases start at 0.
         decoder_centered: Whether the decoder starts without the blur that a common mean of its
             inputs makes, see `Decoder`.
+        decoder_rank: Rank of the channel matrices of predicted kernels, written as products of two
+            factors, so that wide layers fit into `max_shape` at few parameters, see `Decoder`; 0 =
+            written whole.
 
     Source: GHN-2 (Knyazev et al. 2021), GHN-3 (2023) and the hyper-initializer paper (arXiv
     2206.03661); checked against `ghn.npz`.
@@ -97,6 +100,7 @@ class HyperInitializer(nn.Module):
     crop: str = "corner"
     decoder_scale: float = 1.0
     decoder_centered: bool = False
+    decoder_rank: int = 0
 
     @property
     def known_sizes(self) -> ShapeTables:
@@ -134,6 +138,7 @@ class HyperInitializer(nn.Module):
             crop=self.crop,
             scale=self.decoder_scale,
             centered=self.decoder_centered,
+            rank=self.decoder_rank,
         )
 
     def _init_norm(self, key: jax.Array) -> dict[str, jax.Array]:

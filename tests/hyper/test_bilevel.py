@@ -212,6 +212,38 @@ def test_written_parameters_are_those_of_predict(wide, theta):
                 np.testing.assert_allclose(own[leaf], leaves[leaf], rtol=1e-12, atol=1e-14)
 
 
+def test_the_writer_has_the_gradient_of_predict_at_low_rank(wide, monkeypatch):
+    """Tiles of several sizes, of all and of some channels, from the center of the whole."""
+    monkeypatch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=QUICK))
+    module = MODULE.clone(decoder_rank=2, crop="center")
+    theta = double(jax.device_get(init_theta(module, jax.random.key(0))["params"]))
+    build = ProgramBuilder((8, 8, 3))
+    b = BlockBuilder(1)
+    y = b("batch_norm", b.conv(0, "conv", 12, 3, stride=4), name="bn")
+    y = b.conv(b.conv(y, "depthwise", 12, 3, groups=12), "pointwise", 16, 1)
+    b("dense", b("global_pool", y), name="fc", features=CLASSES, bias=True)
+    build(b.build(), (0,), "all")
+    net = build.build()
+    graph, shapes = build_graph(net), net.parameter_shapes()
+    random = np.random.default_rng(0)
+    wanted = {n: {k: random.normal(size=s) for k, s in own.items()} for n, own in shapes.items()}
+
+    def product(parameters):
+        return sum(jax.tree.leaves(jax.tree.map(jnp.vdot, wanted, parameters)))
+
+    own = Writer(module)
+    (raw,), pull = own.write(theta, meta_batch([net], [graph], module))
+    gradient = jax.jit(
+        jax.grad(
+            lambda raw: product(
+                {n: prepare_leaves(raw[n], own, n == net.head) for n, own in shapes.items()}
+            )
+        )
+    )(raw)
+    expected = jax.jit(jax.grad(lambda theta: product(predict(module, theta, graph, shapes))))
+    assert_equal_per_tensor(pull([gradient]), expected(theta), 1e-10)
+
+
 def test_the_penalty_counts_once_on_several_devices(wide, theta):
     build = ProgramBuilder((8, 8, 3))
     b = BlockBuilder(1)

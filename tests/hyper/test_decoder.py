@@ -44,9 +44,10 @@ def test_raw_tiles_equal_the_reference(oracle):
     assert kinds == {True, False}
 
 
+@pytest.mark.parametrize("rank", [0, 2])
 @pytest.mark.parametrize("crop", ["corner", "center"])
-def test_a_part_equals_the_same_part_of_the_whole(crop):
-    module, variables, x = _init(crop=crop)
+def test_a_part_equals_the_same_part_of_the_whole(crop, rank):
+    module, variables, x = _init(crop=crop, rank=rank)
     decode = jax.jit(
         lambda kernel, out, in_: module.apply(
             variables, x, kernel, out, in_, method="decode_kernel"
@@ -75,15 +76,64 @@ def test_a_kernel_beyond_the_tile_is_resized():
     np.testing.assert_allclose(tall[:, 9], rows[:, 4], rtol=1e-5)
 
 
+@pytest.mark.parametrize("rank", [0, 2])
 @pytest.mark.parametrize("crop", ["corner", "center"])
-def test_a_kernel_needs_no_more_than_its_windows(crop):
-    module, variables, x = _init(crop=crop)
-    windows = kernel_windows(module.max_shape, (3, 2), 4, 3, crop)
+def test_a_kernel_needs_no_more_than_its_windows(crop, rank):
+    module, variables, x = _init(crop=crop, rank=rank)
+    windows = kernel_windows(module.max_shape, (3, 2), 4, 3, crop, rank)
     parts = cut(variables["params"], windows)
     assert parts["hidden_0"]["kernel"].shape[1:3] == parts["hidden_0"]["bias"].shape[:2] == (3, 2)
-    assert parts["tile"]["kernel"].shape[1:] == parts["tile"]["bias"].shape == (3, 4)
+    last = {"left": (3, 2), "right": (2, 4)} if rank else {"tile": (3, 4)}
+    assert parts.keys() == {"hidden_0", "hidden_1", *last}
+    for name, shape in last.items():
+        assert parts[name]["kernel"].shape[1:] == parts[name]["bias"].shape == shape
     whole = module.apply(variables, x, (3, 2), 4, 3, method="decode_kernel")
     np.testing.assert_array_equal(write_kernels(parts, x), whole)
+
+
+def test_tiles_of_low_rank_from_the_rule_in_float64():
+    with jax.enable_x64(True):
+        module, variables, x = _init(rank=2, max_shape=(4, 3, 3, 2))
+        variables, x = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), (variables, x))
+        tiles = module.apply(variables, x, (3, 2), 4, 3, method="decode_kernel")
+    p, x = jax.tree.map(np.asarray, (variables["params"], x))
+    assert tiles.shape == (2, 3, 2, 3, 4) and tiles.dtype == np.float64
+
+    def affine(layer, x, place):
+        kernel, bias = p[layer]["kernel"], p[layer]["bias"]
+        return sum(x[j] * kernel[(j, *place)] for j in range(len(x))) + bias[place]
+
+    for n, top, left, i, o in np.ndindex(tiles.shape):
+        h = [max(affine("hidden_0", x[n], (top, left, j)), 0) for j in range(16)]
+        h = [max(affine("hidden_1", h, (j,)), 0) for j in range(32)]
+        value = sum(affine("left", h, (i, k)) * affine("right", h, (k, o)) for k in range(2))
+        np.testing.assert_allclose(tiles[n, top, left, i, o], value, rtol=1e-11, atol=1e-15)
+
+
+@pytest.mark.parametrize("centered", [False, True])
+def test_filters_of_low_rank_differ_and_vary_as_whole_tiles_do(centered):
+    def tiles(rank):
+        options = {"features": 32, "max_shape": (48, 40, 3, 3), "centered": centered, "rank": rank}
+        module = Decoder(**options)
+        x = jax.nn.standardize(jax.random.normal(jax.random.key(0), (4, 32)))
+        variables = jax.jit(lambda key: module.init(key, x, method="decode_1d"))(jax.random.key(1))
+        size = sum(
+            variables["params"][n]["kernel"].size
+            for n in ("left", "right", "tile")
+            if n in variables["params"]
+        )
+        return np.asarray(module.apply(variables, x, (3, 3), 48, 40, method="decode_kernel")), size
+
+    (whole, many), (low, few) = tiles(0), tiles(8)
+    assert (many, few) == (256 * 48 * 40, 256 * 8 * (48 + 40))
+    assert low.std() == pytest.approx(whole.std(), rel=0.25)
+    ranks = np.linalg.matrix_rank(low, rtol=1e-5)
+    assert ranks.shape == (4, 3, 3) and (ranks == 8).all()
+    assert (np.linalg.matrix_rank(whole, rtol=1e-5) > 8).all()
+    filters = low.reshape(4, -1, 48)
+    gaps = np.linalg.norm(filters[..., :, None] - filters[..., None, :], axis=1)
+    gaps[:, np.arange(48), np.arange(48)] = np.inf
+    assert (gaps.min(-1) > 0.5 * np.linalg.norm(filters, axis=1)).all()
 
 
 def test_a_centered_decoder_does_not_start_with_a_blur():
@@ -144,9 +194,17 @@ def test_initial_scale_of_last_layers():
         assert float(jnp.abs(plain[name]["bias"]).min()) > 0
 
 
-def test_gradient_in_float64():
+def test_initial_scale_of_tiles_of_low_rank():
+    plain, scaled = (_init(scale=scale, rank=2)[1]["params"] for scale in (1.0, 0.25))
+    for name in ("left", "right"):
+        np.testing.assert_allclose(scaled[name]["kernel"], plain[name]["kernel"] / 2, rtol=1e-6)
+        assert not scaled[name]["bias"].any() and plain[name]["bias"].all()
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_gradient_in_float64(rank):
     with jax.enable_x64(True):
-        module, variables, x = _init()
+        module, variables, x = _init(rank=rank)
         variables, x = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), (variables, x))
 
         def loss(variables, x):
@@ -157,6 +215,17 @@ def test_gradient_in_float64():
             return jnp.sin(tile).sum() + jnp.sin(head).sum() + jnp.sin(bias).sum()
 
         check_grads(jax.jit(loss), (variables, x), order=1, modes=["rev"], rtol=1e-6, eps=1e-6)
+
+
+@pytest.mark.parametrize("rank", [-1, 6, 2.0, True, "2"])
+def test_a_bad_rank_is_a_sentence(rank):
+    with pytest.raises(UsageError, match="decoder_rank must be an integer from 0 .* to 5.*, not"):
+        _init(rank=rank)
+
+
+def test_a_scale_that_two_factors_cannot_share_is_a_sentence():
+    with pytest.raises(UsageError, match="decoder_scale must be positive where decoder_rank is"):
+        _init(rank=2, scale=0.0)
 
 
 def test_unknown_crop_is_a_sentence():
