@@ -319,42 +319,62 @@ _attend.defvjp(_attend_forward, _attend_backward)
 
 
 def _by_images(function, heads, x, *others):
-    """Runs a function of (heads, *arrays (batch, tokens, ...)); on CPUs a few images at a time."""
+    """Runs a function of (heads, heads at a time, *arrays (batch, tokens, ...)).
+
+    On CPUs a few images at a time, or of one image a few heads; elsewhere everything at once.
+    """
     batch, tokens, _ = x.shape
-    few = max(1, CACHE // (heads * tokens**2 * jnp.dtype(at_least_float32(x.dtype)).itemsize))
-    images = math.gcd(batch, 2 ** int(math.log2(few)))
-    function = functools.partial(function, heads)
+    room = max(1, CACHE // (tokens**2 * jnp.dtype(at_least_float32(x.dtype)).itemsize))
+    images = math.gcd(batch, 2 ** (max(1, room // heads).bit_length() - 1))
+    few = heads if room >= heads else math.gcd(heads, 2 ** (room.bit_length() - 1))
 
     def mapped(*arrays):
         parts = tuple(a.reshape(batch // images, images, *a.shape[1:]) for a in arrays)
-        found = lax.map(lambda part: function(*part), parts)
+        found = lax.map(lambda part: function(heads, few, *part), parts)
         return jax.tree.map(lambda a: a.reshape(batch, *a.shape[2:]), found)
 
-    return lax.platform_dependent(x, *others, cpu=mapped, default=function)
+    whole = functools.partial(function, heads, heads)
+    return lax.platform_dependent(x, *others, cpu=mapped, default=whole)
 
 
-def _attend_images(heads, x):
-    query, key, value = _split_heads(x, 3, heads)
-    scores = _scores(query, key)
-    most = scores.max(-1, keepdims=True)
-    weights = jnp.exp(scores - most)
-    total = weights.sum(-1, keepdims=True)
-    mixed = _einsum("bhqk,bhkd->bhqd", weights.astype(x.dtype), value) / total
-    return _join_heads(mixed[None]).astype(x.dtype), (most + jnp.log(total)).swapaxes(1, 2)
+def _over_heads(function, few, *arrays):
+    """Runs a function of arrays (batch, heads, tokens, ...), a few heads at a time."""
+    batch, heads = arrays[0].shape[:2]
+    if few == heads:
+        return function(*arrays)
+    parts = (a.reshape(batch, heads // few, few, *a.shape[2:]).swapaxes(0, 1) for a in arrays)
+    found = lax.map(lambda part: function(*part), tuple(parts))
+    return jax.tree.map(lambda a: a.swapaxes(0, 1).reshape(batch, heads, *a.shape[3:]), found)
 
 
-def _attend_images_backward(heads, x, mixed, normalizer, cotangent):
-    query, key, value = _split_heads(x, 3, heads)
+def _attend_images(heads, few, x):
+    def attend(query, key, value):
+        scores = _scores(query, key)
+        most = scores.max(-1, keepdims=True)
+        weights = jnp.exp(scores - most)
+        total = weights.sum(-1, keepdims=True)
+        mixed = _einsum("bhqk,bhkd->bhqd", weights.astype(x.dtype), value) / total
+        return mixed.astype(x.dtype), most + jnp.log(total)
+
+    mixed, normalizer = _over_heads(attend, few, *_split_heads(x, 3, heads))
+    return _join_heads(mixed[None]), normalizer.swapaxes(1, 2)
+
+
+def _attend_images_backward(heads, few, x, mixed, normalizer, cotangent):
+    def pull(query, key, value, mixed, normalizer, cotangent):
+        weights = jnp.exp(_scores(query, key) - normalizer)
+        dvalue = _einsum("bhqk,bhqd->bhkd", weights.astype(x.dtype), cotangent)
+        dweights = _einsum("bhqd,bhkd->bhqk", cotangent, value)
+        along = _einsum("bhqd,bhqd->bhq", mixed, cotangent)[..., None]
+        dscores = weights * (dweights - along) / math.sqrt(query.shape[-1])
+        dscores = dscores.astype(x.dtype)
+        dquery = _einsum("bhqk,bhkd->bhqd", dscores, key)
+        dkey = _einsum("bhqk,bhqd->bhkd", dscores, query)
+        return dquery, dkey, dvalue
+
     (mixed,), (cotangent,) = (_split_heads(a, 1, heads) for a in (mixed, cotangent))
-    weights = jnp.exp(_scores(query, key) - normalizer.swapaxes(1, 2))
-    dvalue = _einsum("bhqk,bhqd->bhkd", weights.astype(x.dtype), cotangent)
-    dweights = _einsum("bhqd,bhkd->bhqk", cotangent, value)
-    along = _einsum("bhqd,bhqd->bhq", mixed, cotangent)[..., None]
-    dscores = weights * (dweights - along) / math.sqrt(query.shape[-1])
-    dscores = dscores.astype(x.dtype)
-    dquery = _einsum("bhqk,bhkd->bhqd", dscores, key)
-    dkey = _einsum("bhqk,bhqd->bhkd", dscores, query)
-    return _join_heads(jnp.stack([dquery, dkey, dvalue])).astype(x.dtype)
+    parts = *_split_heads(x, 3, heads), mixed, normalizer.swapaxes(1, 2), cotangent
+    return _join_heads(jnp.stack(_over_heads(pull, few, *parts))).astype(x.dtype)
 
 
 def _split_heads(x, parts, heads):

@@ -421,7 +421,7 @@ def test_attention():
     np.testing.assert_allclose(own, expected, atol=1e-12)
 
 
-@pytest.mark.parametrize("cache", [1, 2**19], ids=["an image at a time", "all images"])
+@pytest.mark.parametrize("cache", [1, 2**11, 2**19], ids=["a head", "an image", "all"])
 def test_gradient_of_attention(form, cache, monkeypatch):
     """The weights are computed anew for it; against the derivative of the plain formula."""
     monkeypatch.setattr(ops, "CACHE", cache)
