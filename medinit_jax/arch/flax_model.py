@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from flax import nnx
+from jax.extend import core as jex
 
 from medinit_jax.arch.reader import View
 from medinit_jax.core.errors import UsageError
@@ -62,19 +64,54 @@ class Model(NamedTuple):
     label: str
 
 
-def linen_model(module: nn.Module, inputs: Sequence[Any], options: Mapping[str, Any]) -> Model:
-    """Returns a Linen module as a pure function.
+class Start(NamedTuple):
+    """The `init` of a Linen module, traced.
+
+    Attributes:
+        jaxpr: From a random key to the leaves of `shapes`.
+        shapes: ShapeDtypeStructs in the tree that `init` returns.
+    """
+
+    jaxpr: jex.ClosedJaxpr
+    shapes: Any
+
+    def drawn(self, key: jax.Array, wanted: Sequence[int]) -> list[jax.Array]:
+        """Draws some leaves, those with the numbers `wanted`, and computes nothing else."""
+        outer = self.jaxpr.jaxpr
+        outputs = [outer.outvars[number] for number in wanted]
+        needed = {variable for variable in outputs if not isinstance(variable, jex.Literal)}
+        equations = []
+        for equation in reversed(outer.eqns):
+            if needed.intersection(equation.outvars):
+                equations.append(equation)
+                needed.update(v for v in equation.invars if not isinstance(v, jex.Literal))
+        part = outer.replace(outvars=outputs, eqns=equations[::-1])
+        return jex.jaxpr_as_fun(self.jaxpr.replace(jaxpr=part))(key)
+
+
+def linen_start(module: nn.Module, inputs: Sequence[Any], options: Mapping[str, Any]) -> Start:
+    """Traces the `init` of a Linen module.
 
     Args:
         module: The module, unbound.
         inputs: Arrays or ShapeDtypeStructs of its call.
         options: Further keyword arguments of its call.
+
+    Raises:
+        UsageError: If the module fails on such inputs.
     """
-    label = type(module).__name__
-    keys = {name: jax.random.key(0) for name in ("params", "dropout")}
-    with explained(label):
-        variables = jax.eval_shape(lambda keys, *x: module.init(keys, *x, **options), keys, *inputs)
-    variables = dict(nn.meta.unbox(variables))
+
+    def init(key):
+        zeros = [jnp.zeros(x.shape, x.dtype) for x in inputs]
+        return module.init({"params": key, "dropout": key}, *zeros, **options)
+
+    with explained(type(module).__name__):
+        return Start(*jax.make_jaxpr(init, return_shape=True)(jax.random.key(0)))
+
+
+def linen_model(module: nn.Module, start: Start, options: Mapping[str, Any]) -> Model:
+    """Returns a Linen module as a pure function; arguments as those of `linen_start`."""
+    variables = dict(nn.meta.unbox(start.shapes))
     mutable = [name for name in variables if name != "params"]
 
     def run(variables, *inputs):
@@ -88,7 +125,7 @@ def linen_model(module: nn.Module, inputs: Sequence[Any], options: Mapping[str, 
         for path, _ in places
         if path[0].key == "params"
     }
-    return Model(run, variables, names, label)
+    return Model(run, variables, names, type(module).__name__)
 
 
 def nnx_model(module: nnx.Module, options: Mapping[str, Any]) -> Model:

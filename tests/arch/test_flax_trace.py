@@ -26,7 +26,8 @@ def traced(model, *inputs, options=None, **settings):
         if isinstance(model, nnx.Module):
             pure = flax_model.nnx_model(model, options or {})
         else:
-            pure = flax_model.linen_model(model, inputs, options or {})
+            start = flax_model.linen_start(model, inputs, options or {})
+            pure = flax_model.linen_model(model, start, options or {})
         return flax_trace.trace(pure, inputs, **settings)
 
 
