@@ -57,7 +57,7 @@ class ResNet(nn.Module):
         """Images (batch, height, width, channels) -> logits of two classes."""
         x = nn.Conv(64, (7, 7), 2, 3, use_bias=False)(x)
         x = nn.relu(nn.BatchNorm(use_running_average=True)(x))
-        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        x = nn.max_pool(x, (3, 3), (2, 2), "SAME")
         for stage, depth in enumerate(self.depths):
             for block in range(depth):
                 x = Bottleneck(64 * 2**stage, 2 if stage and not block else 1)(x)

@@ -243,7 +243,7 @@ def _program_traced(program: Any, activations: bool, only: str) -> Traced:
         graph = ancestors(graph, part)
         reasons |= {path: f"is outside {only}" for path in leaves if not inside(path, only)}
         tensors = {key: tensor for key, tensor in tensors.items() if inside(tensor.path, only)}
-    return Traced(graph, tensors, leaves, reasons, ())
+    return Traced(graph, tensors, leaves, reasons, (), {})
 
 
 def _network_variables(model: Network, values: Mapping[str, np.ndarray], key: jax.Array) -> dict:

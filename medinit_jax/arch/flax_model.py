@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.extend import core as jex
 
-from medinit_jax.arch.reader import View
+from medinit_jax.arch.reader import View, not_real
 from medinit_jax.core.errors import UsageError
 
 LAYERS: dict[type, str] = {
@@ -209,10 +210,26 @@ def parameter_views(model: Model) -> list[View | None]:
     """Returns a view for every array of the model that is a parameter, None for the others."""
     places, _ = jax.tree_util.tree_flatten_with_path(model.variables)
     names = [model.parameters.get(jax.tree_util.keystr(path)) for path, _ in places]
-    return [
-        None if name is None else View(name, None, tuple(leaf.shape))
-        for name, (_, leaf) in zip(names, places, strict=True)
-    ]
+    views: list[View | None] = []
+    for name, (_, leaf) in zip(names, places, strict=True):
+        lost = "" if jnp.issubdtype(leaf.dtype, jnp.floating) else not_real(leaf.dtype)
+        views.append(None if name is None else View(name, None, tuple(leaf.shape), lost=lost))
+    return views
+
+
+def stretched(layer: Layer, leaves: Mapping[str, tuple[int, ...]]) -> Iterator[tuple]:
+    """Yields lengths, kernels and summed axes of a Linen `WeightNorm`, see `Dataflow.stretch`."""
+    inner, axes = layer.module.layer_instance, layer.module.feature_axes
+    start, end = f"{layer.name}/{inner.name}/", "/scale"
+    for path in leaves:
+        kernel = "/".join((*inner.path, path[len(start) : -len(end)]))
+        if path.startswith(start) and path.endswith(end) and kernel in leaves:
+            shape = leaves[kernel]
+            given = () if axes is None else axes if isinstance(axes, Sequence) else (axes,)
+            kept = {axis % len(shape) for axis in given}
+            # Layers in a stack have one axis more than they know of.
+            if math.prod(leaves[path]) == math.prod(shape[axis] for axis in kept):
+                yield path, kernel, tuple(n for n in range(len(shape)) if n not in kept)
 
 
 @contextlib.contextmanager
@@ -237,6 +254,8 @@ def marked(table: Mapping[type, str], layers: list[Layer]) -> Iterator[None]:
         if context.method_name != "__call__":
             return following(*args, **kwargs)
         name = "/".join(context.module.path)
+        if isinstance(context.module, nn.WeightNorm):
+            layers.append(Layer(name, "weight_norm", context.module))
         return call(context.module, name, lambda: following(*args, **kwargs))
 
     def wrapped(original):
