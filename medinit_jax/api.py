@@ -208,8 +208,14 @@ def _traced(
 
 
 @functools.lru_cache(maxsize=64)
+def _linen_start(model, inputs, options) -> flax_model.Start:
+    return flax_model.linen_start(model, inputs, dict(options))
+
+
+@functools.lru_cache(maxsize=64)
 def _linen_traced(model, inputs, options, only, on_unknown, activations) -> Traced:
-    pure = flax_model.linen_model(model, inputs, dict(options))
+    start = _cached(_linen_start)(model, inputs, options)
+    pure = flax_model.linen_model(model, start, dict(options))
     on_unknown = on_unknown if isinstance(on_unknown, str) else dict(on_unknown)
     return flax_trace.trace(pure, inputs, on_unknown, activations, only)
 
@@ -237,7 +243,7 @@ def _program_traced(program: Any, activations: bool, only: str) -> Traced:
         graph = ancestors(graph, part)
         reasons |= {path: f"is outside {only}" for path in leaves if not inside(path, only)}
         tensors = {key: tensor for key, tensor in tensors.items() if inside(tensor.path, only)}
-    return Traced(graph, tensors, leaves, reasons, ())
+    return Traced(graph, tensors, leaves, reasons, (), {})
 
 
 def _network_variables(model: Network, values: Mapping[str, np.ndarray], key: jax.Array) -> dict:
@@ -248,7 +254,7 @@ def _network_variables(model: Network, values: Mapping[str, np.ndarray], key: ja
     own = initial_parameters(model.program, key, kept)
     params = {
         name: {
-            leaf: jnp.asarray(values[f"{name}/{leaf}"], jnp.result_type(float))
+            leaf: _array(values[f"{name}/{leaf}"], jnp.result_type(float))
             if f"{name}/{leaf}" in values
             else own[name][leaf]
             for leaf in leaves
@@ -267,34 +273,26 @@ def _linen_variables(
     key: jax.Array,
 ) -> Any:
     """Returns the tree of `model.init` with `values`; only what they leave out is drawn."""
-    replaced = frozenset(f"params/{path}" for path in values)
-    draw, shapes, definition = _cached(_linen_init)(
-        model, tuple(inputs), tuple(sorted(options.items())), replaced
+    values = {f"params/{path}": value for path, value in values.items()}
+    start, draw = _cached(_linen_init)(
+        model, tuple(inputs), tuple(sorted(options.items())), frozenset(values)
     )
-    drawn = draw(key)
+    flat, definition = jax.tree_util.tree_flatten_with_path(start.shapes)
+    drawn = iter(draw(key))
     leaves = [
-        jnp.asarray(values[name.removeprefix("params/")], shape.dtype)
-        if name in replaced
-        else drawn[name]
-        for name, shape in shapes.items()
+        _array(values[name], shape.dtype) if name in values else next(drawn)
+        for name, shape in _named(flat).items()
     ]
     return jax.tree_util.tree_unflatten(definition, leaves)
 
 
 @functools.lru_cache(maxsize=64)
 def _linen_init(model, inputs, options, replaced):
-    """Returns the drawing of what is not replaced, and names, shapes and structure of the tree."""
-
-    def init(key):
-        zeros = [jnp.zeros(x.shape, x.dtype) for x in inputs]
-        return model.init({"params": key, "dropout": key}, *zeros, **dict(options))
-
-    def kept(key):
-        flat, _ = jax.tree_util.tree_flatten_with_path(init(key))
-        return {name: leaf for name, leaf in _named(flat).items() if name not in replaced}
-
-    flat, definition = jax.tree_util.tree_flatten_with_path(jax.eval_shape(init, jax.random.key(0)))
-    return jax.jit(kept), _named(flat), definition
+    """Returns the traced `init`, and the drawing of what is not replaced."""
+    start = _cached(_linen_start)(model, inputs, options)
+    names = _named(jax.tree_util.tree_flatten_with_path(start.shapes)[0])
+    kept = [number for number, name in enumerate(names) if name not in replaced]
+    return start, jax.jit(lambda key: start.drawn(key, kept))
 
 
 def _cached(function: Any) -> Any:
@@ -322,6 +320,11 @@ def _by_value(value: Any) -> bool:
     return type(value).__hash__ is not object.__hash__
 
 
+def _array(value: np.ndarray, dtype: Any) -> jax.Array:
+    """Puts an array on the device; `jnp.asarray` would compile something for every shape."""
+    return jax.device_put(np.asarray(value, dtype))
+
+
 def _named(flat: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
     """Names the leaves of a tree as `flax_model.linen_model` does, with their collection first."""
     named = {}
@@ -340,6 +343,6 @@ def _nnx_module(model: nnx.Module, values: Mapping[str, np.ndarray]) -> nnx.Modu
         # Every variable is copied: a new module that shared some would change the given one.
         value = variable.get_value()
         if name in values:
-            value = jnp.asarray(values[name], value.dtype)
+            value = _array(values[name], value.dtype)
         leaves.append((path, variable.replace(value)))
     return nnx.merge(definition, nnx.from_flat_state(leaves))

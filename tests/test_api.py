@@ -290,6 +290,33 @@ def test_what_lies_beyond_the_depth_is_told(folder, capsys):
     assert capsys.readouterr().err.startswith("1 of 5 tensors predicted")
 
 
+class Normalized(nn.Module):
+    """A network with or without weight normalization."""
+
+    wrap: bool
+    axis: int | None = -1
+
+    @nn.compact
+    def __call__(self, x):
+        conv = nn.Conv(8, (3, 3), name="conv")
+        x = nn.WeightNorm(conv, feature_axes=self.axis)(x) if self.wrap else conv(x)
+        return nn.Dense(2)(nn.relu(x).mean((1, 2)))
+
+
+@pytest.mark.parametrize("axis", [-1, None])
+def test_a_normalized_kernel_is_the_predicted_one(folder, axis):
+    initializer = medinit_jax.load(folder)
+    plain = medinit_jax.initialize(Normalized(False), IMAGES, initializer)["params"]
+    model = Normalized(True, axis)
+    status = {row.path: row.status for row in medinit_jax.inspect(model, IMAGES).rows}
+    assert status["WeightNorm_0/conv/kernel/scale"] == "predicted"
+    found = medinit_jax.initialize(model, IMAGES, initializer)["params"]
+    np.testing.assert_array_equal(found["conv"]["kernel"], plain["conv"]["kernel"])
+    square = np.square(plain["conv"]["kernel"]).sum((0, 1, 2) if axis else None)
+    scale = found["WeightNorm_0"]["conv/kernel/scale"]
+    np.testing.assert_allclose(np.square(scale), square, rtol=1e-5)
+
+
 class Settings:
     width = 8
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import heapq
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -60,6 +60,9 @@ class Traced(NamedTuple):
         leaves: Shape of every parameter of the model, by its name, in the model's order.
         reasons: Why a parameter keeps the model's own value, by its name.
         notes: What the reader should know, one sentence each.
+        lengths: Parameters that hold the length of another in weight normalization, by name: that
+            other and the axes its squares are summed over. They are written so that the normalized
+            kernel is the predicted one.
     """
 
     graph: ArchGraph
@@ -67,6 +70,7 @@ class Traced(NamedTuple):
     leaves: dict[str, Shape]
     reasons: dict[str, str]
     notes: tuple[str, ...]
+    lengths: Mapping[str, tuple[str, tuple[int, ...]]]
 
     @property
     def shapes(self) -> dict[str, dict[str, Shape]]:
@@ -95,6 +99,7 @@ class Dataflow:
         self.nodes: list[Node] = []
         self.reasons: dict[str, str] = {}
         self.notes: list[str] = []
+        self.lengths: dict[str, tuple[str, tuple[int, ...]]] = {}
 
     def add(
         self,
@@ -121,6 +126,11 @@ class Dataflow:
     def keep(self, path: str, reason: str) -> None:
         """Says why a parameter keeps the model's own value; the first reason counts."""
         self.reasons.setdefault(path, reason)
+
+    def stretch(self, length: str, kernel: str, axes: tuple[int, ...]) -> None:
+        """Says that a parameter is the length of another, see `Traced.lengths`."""
+        self.lengths[length] = kernel, axes
+        self.keep(length, f"only changes {kernel}")
 
     def note(self, sentence: str) -> None:
         """Says something the user should know, once."""
@@ -265,14 +275,16 @@ class Dataflow:
         unused = {t.path for n, node in enumerate(self.nodes) if n not in used
                   for t in node.tensors.values()}  # fmt: skip
         found = {tensor.path for tensor in tensors.values()}
+        lengths = {length: (kernel, axes) for length, (kernel, axes) in self.lengths.items()
+                   if kernel in found and inside(length, only)}  # fmt: skip
         reasons = {}
         for path in leaves:
             if not inside(path, only):
                 reasons[path] = f"is outside {only}"
-            elif path not in found:
+            elif path not in found and path not in lengths:
                 lost = "does not lead to an output" if path in unused else UNUSED
                 reasons[path] = self.reasons.get(path, lost)
-        return Traced(graph, tensors, leaves, reasons, tuple(self.notes))
+        return Traced(graph, tensors, leaves, reasons, tuple(self.notes), lengths)
 
     def _ancestors(self, outputs: Iterable[int]) -> set[int]:
         used: set[int] = set()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from flax import nnx
+from jax.extend import core as jex
 
-from medinit_jax.arch.reader import View
+from medinit_jax.arch.reader import View, not_real
 from medinit_jax.core.errors import UsageError
 
 LAYERS: dict[type, str] = {
@@ -62,19 +65,54 @@ class Model(NamedTuple):
     label: str
 
 
-def linen_model(module: nn.Module, inputs: Sequence[Any], options: Mapping[str, Any]) -> Model:
-    """Returns a Linen module as a pure function.
+class Start(NamedTuple):
+    """The `init` of a Linen module, traced.
+
+    Attributes:
+        jaxpr: From a random key to the leaves of `shapes`.
+        shapes: ShapeDtypeStructs in the tree that `init` returns.
+    """
+
+    jaxpr: jex.ClosedJaxpr
+    shapes: Any
+
+    def drawn(self, key: jax.Array, wanted: Sequence[int]) -> list[jax.Array]:
+        """Draws some leaves, those with the numbers `wanted`, and computes nothing else."""
+        outer = self.jaxpr.jaxpr
+        outputs = [outer.outvars[number] for number in wanted]
+        needed = {variable for variable in outputs if not isinstance(variable, jex.Literal)}
+        equations = []
+        for equation in reversed(outer.eqns):
+            if needed.intersection(equation.outvars):
+                equations.append(equation)
+                needed.update(v for v in equation.invars if not isinstance(v, jex.Literal))
+        part = outer.replace(outvars=outputs, eqns=equations[::-1])
+        return jex.jaxpr_as_fun(self.jaxpr.replace(jaxpr=part))(key)
+
+
+def linen_start(module: nn.Module, inputs: Sequence[Any], options: Mapping[str, Any]) -> Start:
+    """Traces the `init` of a Linen module.
 
     Args:
         module: The module, unbound.
         inputs: Arrays or ShapeDtypeStructs of its call.
         options: Further keyword arguments of its call.
+
+    Raises:
+        UsageError: If the module fails on such inputs.
     """
-    label = type(module).__name__
-    keys = {name: jax.random.key(0) for name in ("params", "dropout")}
-    with explained(label):
-        variables = jax.eval_shape(lambda keys, *x: module.init(keys, *x, **options), keys, *inputs)
-    variables = dict(nn.meta.unbox(variables))
+
+    def init(key):
+        zeros = [jnp.zeros(x.shape, x.dtype) for x in inputs]
+        return module.init({"params": key, "dropout": key}, *zeros, **options)
+
+    with explained(type(module).__name__):
+        return Start(*jax.make_jaxpr(init, return_shape=True)(jax.random.key(0)))
+
+
+def linen_model(module: nn.Module, start: Start, options: Mapping[str, Any]) -> Model:
+    """Returns a Linen module as a pure function; arguments as those of `linen_start`."""
+    variables = dict(nn.meta.unbox(start.shapes))
     mutable = [name for name in variables if name != "params"]
 
     def run(variables, *inputs):
@@ -88,7 +126,7 @@ def linen_model(module: nn.Module, inputs: Sequence[Any], options: Mapping[str, 
         for path, _ in places
         if path[0].key == "params"
     }
-    return Model(run, variables, names, label)
+    return Model(run, variables, names, type(module).__name__)
 
 
 def nnx_model(module: nnx.Module, options: Mapping[str, Any]) -> Model:
@@ -172,10 +210,26 @@ def parameter_views(model: Model) -> list[View | None]:
     """Returns a view for every array of the model that is a parameter, None for the others."""
     places, _ = jax.tree_util.tree_flatten_with_path(model.variables)
     names = [model.parameters.get(jax.tree_util.keystr(path)) for path, _ in places]
-    return [
-        None if name is None else View(name, None, tuple(leaf.shape))
-        for name, (_, leaf) in zip(names, places, strict=True)
-    ]
+    views: list[View | None] = []
+    for name, (_, leaf) in zip(names, places, strict=True):
+        lost = "" if jnp.issubdtype(leaf.dtype, jnp.floating) else not_real(leaf.dtype)
+        views.append(None if name is None else View(name, None, tuple(leaf.shape), lost=lost))
+    return views
+
+
+def stretched(layer: Layer, leaves: Mapping[str, tuple[int, ...]]) -> Iterator[tuple]:
+    """Yields lengths, kernels and summed axes of a Linen `WeightNorm`, see `Dataflow.stretch`."""
+    inner, axes = layer.module.layer_instance, layer.module.feature_axes
+    start, end = f"{layer.name}/{inner.name}/", "/scale"
+    for path in leaves:
+        kernel = "/".join((*inner.path, path[len(start) : -len(end)]))
+        if path.startswith(start) and path.endswith(end) and kernel in leaves:
+            shape = leaves[kernel]
+            given = () if axes is None else axes if isinstance(axes, Sequence) else (axes,)
+            kept = {axis % len(shape) for axis in given}
+            # Layers in a stack have one axis more than they know of.
+            if math.prod(leaves[path]) == math.prod(shape[axis] for axis in kept):
+                yield path, kernel, tuple(n for n in range(len(shape)) if n not in kept)
 
 
 @contextlib.contextmanager
@@ -200,6 +254,8 @@ def marked(table: Mapping[type, str], layers: list[Layer]) -> Iterator[None]:
         if context.method_name != "__call__":
             return following(*args, **kwargs)
         name = "/".join(context.module.path)
+        if isinstance(context.module, nn.WeightNorm):
+            layers.append(Layer(name, "weight_norm", context.module))
         return call(context.module, name, lambda: following(*args, **kwargs))
 
     def wrapped(original):

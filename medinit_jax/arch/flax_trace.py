@@ -28,10 +28,11 @@ from medinit_jax.arch.flax_model import (
     explained,
     marked,
     parameter_views,
+    stretched,
 )
 from medinit_jax.arch.graph import conv_type
 from medinit_jax.arch.layout import Layout, reshape, shape_after, transpose
-from medinit_jax.arch.reader import NORMS, PARTS, Reader, Value, View, owner
+from medinit_jax.arch.reader import NORMS, PARTS, Reader, Value, View, owner, unruled
 
 VOLUME = "is a kernel of three dimensions"
 STACK = "is a stack of kernels for a stack of inputs"
@@ -97,6 +98,10 @@ def trace(
     results = [walker.producer(value) for value in found]
     outputs = [node for node in results if node is not None]
     leaves = {view.path: view.shape for view in parameter_views(model) if view is not None}
+    for layer in layers:
+        if layer.rule == "weight_norm":
+            for length, kernel, axes in stretched(layer, leaves):
+                flow.stretch(length, kernel, axes)
     traced = flow.finish(outputs, leaves, model.label, only)
     if on_unknown == "error":
         refuse_unknown(traced, model.label, only)
@@ -247,7 +252,7 @@ class _Walker(Reader):
             return self._raw_conv(equation, value, view)
         if name == "dot_general":
             return self._raw_dense(equation, value, view, position)
-        return self.refused(value, view, f"is used by the operation {name}, which has no rule")
+        return self.refused(value, view, unruled(name))
 
     def _raw_conv(self, equation, value: Value, view: View) -> Value:
         settings = equation.params

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from medinit_jax.arch.dataflow import Dataflow, Shape, Tensor
 from medinit_jax.arch.layout import Layout, reshape, shape_after
@@ -278,9 +278,19 @@ class Reader:
         if whole and name not in ARITHMETIC:
             whole[0] = whole[0]._replace(lost=f"is changed by the operation {name}")
         for path in paths - {view.path for view in whole[:1]}:
-            other = f"only changes {whole[0].path}" if whole else "is used apart from the input"
+            other = f"only changes {whole[0].path}" if whole else unruled(name)
             self.flow.keep(path, other)
         return Value(view=whole[0]) if whole else Value()
+
+
+def unruled(operation: str) -> str:
+    """Returns why a parameter that an operation uses is not predicted."""
+    return f"is used by the operation {operation}, which has no rule"
+
+
+def not_real(kind: Any) -> str:
+    """Returns why a parameter of a dtype that holds no real numbers is not predicted."""
+    return f"holds numbers of type {str(kind).removeprefix('torch.')}"
 
 
 def is_vector(view: View, channels: int) -> bool:

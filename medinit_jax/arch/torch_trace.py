@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,8 @@ import torch
 from medinit_jax.arch.dataflow import UNUSED, Dataflow, Shape, Traced, refuse_unknown
 from medinit_jax.arch.graph import conv_type
 from medinit_jax.arch.layout import Layout, reshape, shape_after, transpose
-from medinit_jax.arch.reader import PARTS, Reader, Value, View
+from medinit_jax.arch.reader import PARTS, Reader, Value, View, not_real, unruled
+from medinit_jax.arch.torch_export import exported
 from medinit_jax.core.errors import UsageError
 
 CONVOLUTIONS = frozenset(("conv1d", "conv2d", "conv3d", "convolution"))
@@ -34,13 +35,19 @@ SAME = frozenset(
     ("view", "reshape", "unsqueeze", "squeeze", "expand", "flatten", "unflatten", "contiguous",
      "clone", "to", "_to_copy", "detach", "alias", "type_as", "expand_as", "view_as",
      "reshape_as", "lift_fresh_copy", "dropout", "feature_dropout", "_unsafe_view",
-     "_assert_tensor_metadata", "float", "half", "mT")
+     "_assert_tensor_metadata", "float", "half", "mT", "repeat", "tile", "broadcast_to")
 ) | PERMUTED  # fmt: skip
 LOOKUPS = frozenset(
     ("index", "index_select", "gather", "select", "slice", "narrow", "split", "chunk",
      "split_with_sizes", "embedding", "unbind", "getitem")
 )  # fmt: skip
 ADDITIONS = frozenset(("add", "sub", "rsub"))
+# What reads its first argument as data, even where that is a parameter such as a learned query.
+READERS = CONVOLUTIONS | TRANSPOSED | {"linear", "layer_norm"}
+SPECTRAL = (
+    "Spectral norms follow their weights in training mode only: call the model there some times "
+    "before it is used."
+)
 ACTIVATIONS = {
     "relu": "relu",
     "relu6": "relu",
@@ -88,9 +95,10 @@ def trace(
 
     def read(training: bool) -> Traced:
         flow = Dataflow()
-        with _mode(model, training):
-            program = _exported(model, inputs, options)
+        program = exported(model, inputs, options, training)
         outputs = _Walker(flow, activations, aliases).run_program(program)
+        if any(type(module).__name__ == "_SpectralNorm" for module in model.modules()):
+            flow.note(SPECTRAL)
         return flow.finish(outputs, leaves, label, only)
 
     traced = read(training=False)
@@ -103,38 +111,6 @@ def trace(
     if on_unknown == "error":
         refuse_unknown(traced, label, only)
     return traced
-
-
-def _exported(
-    model: torch.nn.Module, inputs: Sequence[torch.Tensor], options: Mapping[str, Any]
-) -> Any:
-    try:
-        return torch.export.export(model, tuple(inputs), dict(options) or None, strict=False)
-    except Exception as error:
-        line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UsageError(
-            f"{type(model).__name__} cannot be exported by torch.export with this example: "
-            f"{type(error).__name__}: {line.rstrip('.')}. Check the example's shape, dtype and "
-            "device; decisions that depend on values must be taken out of forward."
-        ) from error
-
-
-@contextlib.contextmanager
-def _mode(model: torch.nn.Module, training: bool) -> Iterator[None]:
-    """Puts a model into one mode, and every module back into its own afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    fast = torch.backends.mha.get_fastpath_enabled()
-    # Not `train()`, which some modules use to rewrite their parameters.
-    for module in modes:
-        module.training = training
-    # The fused form of attention hides which parameter does what.
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-        for module, mode in modes.items():
-            module.training = mode
 
 
 class _Walker(Reader):
@@ -153,7 +129,9 @@ class _Walker(Reader):
             if node.op != "placeholder":
                 continue
             if node.name in names:
-                view = View(self.names[names[node.name]], None, _shape(node))
+                kind = node.meta["val"].dtype
+                lost = "" if kind.is_floating_point else not_real(kind)
+                view = View(self.names[names[node.name]], None, _shape(node), lost=lost)
                 self.values[node] = Value(view=view)
             elif node.name in given and _shape(node):
                 self.values[node] = Value(producer=self.flow.add("input", name=node.name))
@@ -175,6 +153,8 @@ class _Walker(Reader):
 
     def _call(self, node: Any) -> Value:
         name = _operation(node)
+        if name in READERS and (token := self._view(node.args[0])) is not None:
+            self.values[node.args[0]] = self.token(token)
         sources = [self._read(source) for source in node.all_input_nodes]
         live = [value for value in sources if value.producer is not None]
         views = [value.view for value in sources if value.view is not None]
@@ -212,12 +192,21 @@ class _Walker(Reader):
             return Value(view=views[0]._replace(lost=PARTS))
         if name in ("cat", "stack"):
             return self.merged(views)
+        if name == "_weight_norm" and len(views) == 2:
+            return self._weight_norm(views[0], views[1], _at(node.args, 2, 0))
         pairs = [
             (value.view, _shape(source))
             for value, source in zip(values, node.all_input_nodes, strict=True)
             if value.view is not None
         ]
         return self.changed(pairs, out, root, name)
+
+    def _weight_norm(self, direction: View, length: View, axis: int) -> Value:
+        """A kernel whose length is a parameter of its own; -1 = one length for all of it."""
+        count = len(direction.shape)
+        summed = tuple(n for n in range(count) if axis < 0 or n != axis)
+        self.flow.stretch(length.path, direction.path, summed)
+        return Value(view=direction)
 
     def _known(self, node, name, live, views) -> Value | None:
         """Operations with a rule of their own; None = it has none."""
@@ -293,7 +282,7 @@ class _Walker(Reader):
             if name in LOOKUPS and self._read(node.args[0]).view is not None:
                 return self.looked_up(value, view)
             for other in views:
-                self.flow.keep(other.path, f"is used by the operation {name}, which has no rule")
+                self.flow.keep(other.path, unruled(name))
         elif name in ("matmul", "bmm", "mm", "baddbmm", "einsum") and len(live) > 1:
             return self.attended(live[-2:] if name == "baddbmm" else live)
         elif name in ("matmul", "bmm") and node.args[0] is node.args[1]:
@@ -383,7 +372,9 @@ def _shape(node: Any) -> Shape:
     value: Any = node.meta.get("val") if isinstance(node, torch.fx.Node) else None
     while isinstance(value, (list, tuple)):
         value = value[0] if value else None
-    return tuple(int(n) for n in value.shape) if hasattr(value, "shape") else ()
+    # A size that depends on values is no number.
+    sizes = value.shape if hasattr(value, "shape") else ()
+    return tuple(n if isinstance(n, int) else 0 for n in sizes)
 
 
 def _squeezed(shape: Shape, value: Value) -> bool:

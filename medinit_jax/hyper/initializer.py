@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import jraph
 import numpy as np
 from jax.core import Tracer
@@ -213,7 +212,9 @@ def predict(
         if key[0] == "1d":
             tile = tile[0 if slot.kind == "scale" else 1]
         value = finish(tile, slot.shape, slot.kind, module.normalize)
-        parameters.setdefault(slot.module, {})[slot.leaf] = jnp.asarray(value)
+        parameters.setdefault(slot.module, {})[slot.leaf] = (
+            jax.device_put(value) if plain else value
+        )
     return parameters
 
 

@@ -100,6 +100,7 @@ def coverage(
         written: Names of the parameters that were written; None = all that can be.
     """
     places = {tensor.path: key for key, tensor in traced.tensors.items()}
+    places |= {path: places[kernel] for path, (kernel, _) in traced.lengths.items()}
     heads = _heads(traced)
     rows = []
     for path, shape in traced.leaves.items():
@@ -177,4 +178,8 @@ def write(
             found[path] = values[None]
         elif len(values) == traced.leaves[path][0]:
             found[path] = np.stack([values[index] for index in sorted(values)])
+    for path, (kernel, axes) in traced.lengths.items():
+        if kernel in found:
+            length = np.sqrt(np.square(found[kernel]).sum(axes))
+            found[path] = length.reshape(traced.leaves[path])
     return found

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from medinit_jax.api import Initializer
 from medinit_jax.arch.dataflow import Traced
@@ -26,6 +27,8 @@ except ImportError as error:
     ) from error
 
 from medinit_jax.arch.torch_trace import trace  # noqa: E402
+
+WRAPPERS = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
 
 
 def inspect(
@@ -46,6 +49,7 @@ def inspect(
     Raises:
         UsageError: If the model cannot be exported.
     """
+    model = _unwrapped(model)
     return coverage(_traced(model, example, options, only, on_unknown, False))
 
 
@@ -73,7 +77,8 @@ def initialize(
     are. Nothing is written if anything fails.
 
     Args:
-        model: Any `torch.nn.Module` that `torch.export` takes.
+        model: Any `torch.nn.Module` that `torch.export` takes; of `DataParallel` and the like, and
+            of what `torch.compile` returns, it is the model inside.
         example: A tensor, or a tuple of tensors, batch first, on the model's device.
         initializer: From `medinit_jax.load`.
         options: Further keyword arguments of the model's call.
@@ -95,27 +100,65 @@ def initialize(
         UsageError: If the model cannot be exported, an option is out of range, or the head has
             another number of classes than the initializer.
     """
-    module = initializer.module
+    module, model = initializer.module, _unwrapped(model)
+    parameters = dict(model.named_parameters())
+    if empty := [name for name, parameter in parameters.items() if parameter.is_meta]:
+        raise UsageError(
+            f"{empty[0]} is on the meta device and has no memory to be written; move the model "
+            "with model.to_empty(device='cpu') before, and set its buffers."
+        )
     traced = _traced(model, example, options, only, on_unknown, module.activations)
     transfer = Transfer(head, depth_fraction, init_noise, orthogonal)
     key = jax.random.key(seed)
     values = write(module, initializer.theta, traced, key, transfer, unknown_types)
     found = coverage(traced, head, values)
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, value in values.items():
-            parameters[name].copy_(torch.tensor(value))
+    _copy(values, parameters)
     if not quiet:
         print(advice(found), file=sys.stderr)
     return found
 
 
-def _traced(model, example, options, only, on_unknown, activations) -> Traced:
+def _copy(values: Mapping[str, np.ndarray], parameters: Mapping[str, torch.nn.Parameter]) -> None:
+    """Copies all values into their parameters, or none."""
+    written: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
+    with torch.no_grad():
+        try:
+            for name, value in values.items():
+                own = parameters[name]
+                before = own.clone()
+                own.copy_(torch.tensor(value))
+                written.append((own, before))
+        except RuntimeError as error:
+            for own, before in reversed(written):
+                own.copy_(before)
+            raise UsageError(
+                f"The parameter {name} cannot be written: {str(error).splitlines()[0]} Nothing "
+                "was changed; give the model a parameter with memory of its own."
+            ) from error
+
+
+def _unwrapped(model: Any) -> torch.nn.Module:
+    """Returns the module itself, and refuses what cannot be exported or written."""
     if not isinstance(model, torch.nn.Module):
         raise UsageError(
             f"initialize does not understand a {type(model).__name__}: give a torch.nn.Module; "
             "for Flax modules use medinit_jax.initialize."
         )
+    while isinstance(model, WRAPPERS) or hasattr(model, "_orig_mod"):
+        model = model.module if isinstance(model, WRAPPERS) else model._orig_mod
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UsageError(
+                f"{name or 'The model'} is a ScriptModule, which hides its layers; give the module "
+                "that it was compiled from."
+            )
+    for name, array in (*model.named_parameters(), *model.named_buffers()):
+        if torch.nn.parameter.is_lazy(array):
+            raise UsageError(f"{name} has no shape yet; call the model once before.")
+    return model
+
+
+def _traced(model, example, options, only, on_unknown, activations) -> Traced:
     inputs = example if isinstance(example, tuple) else (example,)
     for part in inputs:
         if not isinstance(part, torch.Tensor):
@@ -123,6 +166,4 @@ def _traced(model, example, options, only, on_unknown, activations) -> Traced:
                 f"The example holds a {type(part).__name__}; give a tensor or a tuple of tensors, "
                 "batch first."
             )
-    if any(isinstance(p, torch.nn.UninitializedParameter) for p in model.parameters()):
-        raise UsageError("The model has layers without a shape yet; call it once before.")
     return trace(model, inputs, options or {}, on_unknown, activations, only)

@@ -26,7 +26,8 @@ def traced(model, *inputs, options=None, **settings):
         if isinstance(model, nnx.Module):
             pure = flax_model.nnx_model(model, options or {})
         else:
-            pure = flax_model.linen_model(model, inputs, options or {})
+            start = flax_model.linen_start(model, inputs, options or {})
+            pure = flax_model.linen_model(model, start, options or {})
         return flax_trace.trace(pure, inputs, **settings)
 
 
@@ -420,6 +421,26 @@ def test_a_product_of_two_vectors_keeps_both_poolings():
     assert counts(traced(function(body))) == {
         "input": 1, "conv": 4, "bias": 4, "glob_avg": 2, "mul": 1,
     }  # fmt: skip
+
+
+def test_a_table_of_embeddings_and_outputs_by_name():
+    def body(self, x):
+        y = nn.relu(nn.Dense(8)(nn.Embed(11, 8)(x)))
+        return {"one": nn.Dense(2)(y), "others": (nn.Dense(3)(y.mean(1)), x)}
+
+    words = jax.ShapeDtypeStruct((2, 7), jnp.int32)
+    found = traced(function(body), words)
+    assert found.reasons == {"Embed_0/embedding": "is a table of embeddings"}
+    assert counts(found) == {"input": 1, "embed": 1, "conv": 3, "bias": 3, "glob_avg": 1}
+    assert found.graph.head.sum() == 4
+
+
+def test_parameters_that_are_no_real_numbers():
+    def body(self, x):
+        steps = self.param("steps", lambda key: jnp.arange(3))
+        return nn.Conv(2, (1, 1))(x + steps)
+
+    assert traced(function(body)).reasons == {"steps": "holds numbers of type int32"}
 
 
 class Encoder(nn.Module):

@@ -2,7 +2,6 @@
 
 from collections import Counter
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,24 +13,14 @@ import flax.linen as linen  # noqa: E402
 from torch import nn  # noqa: E402
 
 import medinit_jax  # noqa: E402
-from medinit_jax.api import Initializer  # noqa: E402
 from medinit_jax.arch import layout  # noqa: E402
 from medinit_jax.arch.torch_trace import trace  # noqa: E402
 from medinit_jax.arch.vocabulary import NODE_TYPES  # noqa: E402
 from medinit_jax.core.errors import UsageError  # noqa: E402
-from medinit_jax.hyper.hypernetwork import HyperInitializer, init_theta  # noqa: E402
+from medinit_jax.hyper.hypernetwork import HyperInitializer  # noqa: E402
 from medinit_jax.interop.torch import initialize, inspect  # noqa: E402
 
 IMAGE = torch.zeros(2, 3, 16, 16)
-
-
-@pytest.fixture(scope="module")
-def initializer():
-    module = HyperInitializer(
-        hidden=8, max_shape=(8, 8, 3, 3), num_classes=4, node_types=len(NODE_TYPES)
-    )
-    theta = jax.device_get(init_theta(module, jax.random.key(2))["params"])
-    return Initializer(module, theta, {}, "")
 
 
 def counts(traced):
