@@ -293,7 +293,7 @@ def _attention(step, leaves, x):
 
 
 # Bytes of attention weights that are computed at a time on CPUs: what a core's cache holds.
-CACHE = 2**19
+CACHE = 2**20
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
