@@ -1,6 +1,8 @@
 """Networks by name."""
 
+import hashlib
 import math
+from collections import Counter
 from pathlib import Path
 
 import jax
@@ -11,8 +13,10 @@ import pytest
 
 import medinit_jax
 from medinit_jax.api import Initializer
+from medinit_jax.arch.graph import build_graph
 from medinit_jax.arch.space import get_space
 from medinit_jax.arch.tape import Tape
+from medinit_jax.arch.vocabulary import NODE_TYPES
 from medinit_jax.core.config import read_command_line
 from medinit_jax.core.errors import UsageError
 from medinit_jax.core.parallel import Parallel
@@ -52,6 +56,118 @@ def test_bfloat16_stays_bfloat16_in_every_block(name):
         assert value.dtype == jnp.bfloat16, call
         assert value.shape == (2, *program.shapes[index + 1])
         values.append(value)
+
+
+ENDS = {"input": 1, "glob_avg": 1}
+# {name: (counts by type, edges, digest of types and edges)}. Edges are one less than nodes, plus
+# one for every further input of a sum, concatenation or gate, minus one for every further source.
+GRAPHS = {
+    # 16 blocks of three convolutions, four projections, stem and head.
+    "resnet50": (
+        {**ENDS, "conv": 3 * 16 + 4 + 2, "bn": 3 * 16 + 4 + 1, "max_pool": 1, "sum": 16, "bias": 1},
+        126 + 16,
+        "7e6a8cfd284d278a",
+    ),
+    "resnet101": (
+        {**ENDS, "conv": 3 * 33 + 4 + 2, "bn": 3 * 33 + 4 + 1, "max_pool": 1, "sum": 33, "bias": 1},
+        245 + 33,
+        "8a57219996981f41",
+    ),
+    # 27 blocks with two 1x1 convolutions, a grouped one and a gate of two layers.
+    "regnet_y_1_6gf": (
+        {**ENDS, "conv": 4 * 27 + 4 + 2, "bn": 3 * 27 + 4 + 1, "group_conv": 27, "cse": 27}
+        | {"sum": 27, "bias": 2 * 27 + 1},
+        337 + 27 + 27,
+        "05f2ed0c788784f4",
+    ),
+    # 17 blocks, the first without expansion, 10 of them residual.
+    "mobilenet_v2": (
+        {**ENDS, "conv": 17 + 16 + 3, "sep_conv": 17, "bn": 2 * 17 + 16 + 2, "sum": 10, "bias": 1},
+        117 + 10,
+        "54f0aea51802d8ed",
+    ),
+    # 15 blocks, the first without expansion, 8 with a gate; a head of two layers.
+    "mobilenet_v3_large": (
+        {**ENDS, "conv": 15 + 14 + 2 * 8 + 4, "sep_conv": 15, "bn": 2 * 15 + 14 + 2, "sum": 10}
+        | {"cse": 8, "bias": 2 * 8 + 2},
+        147 + 10 + 8,
+        "ac41eff601e8556e",
+    ),
+    # 16 blocks with a gate, the first without expansion.
+    "efficientnet_b0": (
+        {**ENDS, "conv": 16 + 15 + 2 * 16 + 3, "sep_conv": 16, "bn": 2 * 16 + 15 + 2, "sum": 9}
+        | {"cse": 16, "bias": 2 * 16 + 1},
+        190 + 9 + 16,
+        "41a5fd53c59a4e94",
+    ),
+    # 58 layers of two convolutions, three transitions, stem and head.
+    "densenet121": (
+        {**ENDS, "conv": 2 * 58 + 3 + 2, "bn": 2 * 58 + 3 + 2, "concat": 58, "avg_pool": 3}
+        | {"max_pool": 1, "bias": 1},
+        306 + 58,
+        "26f5d4aa8112fc53",
+    ),
+    "resnetv2_50x1_bit": (
+        {**ENDS, "conv": 3 * 16 + 4 + 2, "gn": 3 * 16 + 1, "max_pool": 1, "sum": 16, "bias": 1},
+        122 + 16,
+        "3d749b5babc55e13",
+    ),
+    # A chain.
+    "vgg16_bn": (
+        {"input": 1, "conv": 13 + 3, "bias": 13 + 3, "bn": 13, "max_pool": 5},
+        50,
+        "37b5438a8473884e",
+    ),
+    # 18 blocks of a depthwise and two dense layers, a stem, three transitions, a head.
+    "convnext_tiny": (
+        {**ENDS, "sep_conv": 18, "conv": 2 * 18 + 5, "bias": 3 * 18 + 5, "ln": 18 + 5}
+        | {"layer_scale": 18, "sum": 18},
+        178 + 18,
+        "52eb5c988be22f6f",
+    ),
+    # 12 blocks of four dense layers, patches, head; the class token and positions are sources.
+    "vit_small_patch16_224": (
+        {"input": 1, "embed": 1, "pos_enc": 1, "conv": 4 * 12 + 2, "bias": 4 * 12 + 2, "concat": 1}
+        | {"sum": 2 * 12 + 1, "ln": 2 * 12 + 1, "msa": 12},
+        165 + 25 + 1 - 2,
+        "8a1db179e9468000",
+    ),
+    # Nine times two convolutions and a head; four ways down and up.
+    "unet": (
+        {"input": 1, "conv": 18 + 1, "bn": 18, "max_pool": 4, "conv_t": 4, "concat": 4}
+        | {"bias": 4 + 1},
+        54 + 4,
+        "421da25c612afa21",
+    ),
+    # A ResNet-18 without its end, five times two convolutions, a head.
+    "unet_resnet18": (
+        {"input": 1, "conv": 20 + 10 + 1, "bn": 20 + 10, "max_pool": 1, "sum": 8, "upsample": 5}
+        | {"concat": 4, "bias": 1},
+        80 + 8 + 4,
+        "1b16248248573daa",
+    ),
+    # A ResNet-50 without its end, six convolutions of the pyramid, three of the decoder, a head.
+    "deeplabv3plus_resnet50": (
+        {**ENDS, "conv": 53 + 6 + 3 + 1, "bn": 53 + 6 + 3, "max_pool": 1, "sum": 16, "upsample": 3}
+        | {"concat": 2, "bias": 1},
+        # Five branches meet in the first concatenation, two in the second.
+        149 + 16 + 4 + 1,
+        "8af223a36fdf1ea8",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_golden_graph(name):
+    """Counts follow from the architecture; the digest holds the order of nodes and the edges."""
+    graph = build_graph(zoo.build(name, 1000).program)
+    types = [NODE_TYPES[kind] for kind in graph.node_type]
+    direct = graph.distance == 1
+    edges = np.stack([graph.senders[direct], graph.receivers[direct]], 1).tolist()
+    counts, number, digest = GRAPHS[name]
+    assert (Counter(types), len(edges)) == (counts, number)
+    text = " ".join(types) + "|" + " ".join(f"{a}>{b}" for a, b in edges)
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == digest
 
 
 CLASSES, BATCH, STEPS, RATE = 3, 6, 50, 0.01
