@@ -22,7 +22,8 @@ from medinit_jax.core.errors import UsageError
 from medinit_jax.core.parallel import Parallel
 from medinit_jax.hyper.hypernetwork import from_config
 from medinit_jax.hyper.starts import untrained_theta
-from medinit_jax.models import zoo
+from medinit_jax.models import resnet, unet, vit, zoo
+from medinit_jax.models.network import Network
 from medinit_jax.models.ops import apply_block, batch_norm_over_groups
 
 
@@ -171,6 +172,14 @@ def test_golden_graph(name):
 
 
 CLASSES, BATCH, STEPS, RATE = 3, 6, 50, 0.01
+IMAGE = (16, 16, 3)
+SMALL = {
+    "resnet": resnet.resnet(resnet.Variant((1, 1), False), IMAGE, CLASSES, "small", 8),
+    "unet": unet.unet(unet.Variant((16,)), IMAGE, CLASSES),
+    "vit": vit.vit(vit.Variant(16, 2, 2, 8), IMAGE, CLASSES),
+}
+# Each layer of an untrained hypernetwork writes 0.07 of He's scale, and no norm makes up for it.
+FADING = ("vgg11", "vgg16")
 
 
 @pytest.fixture(scope="module")
@@ -196,13 +205,11 @@ def descend(params, gradient):
     return jax.tree.map(lambda p, g: p - rate * g, params, gradient)
 
 
-def losses_of_training(program, params, images):
+def losses_of_training(tape, program, params, images):
     """Returns the loss before every step and after the last, on one batch with its statistics."""
-    parallel = Parallel(jax.devices()[:1])
-    tape = Tape(parallel, BATCH, cross_entropy)
     params, images, targets = (
-        parallel.copy(params),
-        *parallel.shard((images, np.arange(BATCH, dtype=np.int32) % CLASSES)),
+        tape.parallel.copy(params),
+        *tape.parallel.shard((images, np.arange(BATCH, dtype=np.int32) % CLASSES)),
     )
     losses = []
     for _ in range(STEPS):
@@ -212,40 +219,48 @@ def losses_of_training(program, params, images):
     return [*losses, float(tape.loss(program, params, images, targets)[0])]
 
 
-def check_start(name, size, initializer, spreads, images):
-    """Checks spread and training from both starts and prints a row of docs/results.md.
+def check_starts(program, initializer, spreads, images):
+    """Checks spread and training from both starts; returns what a row of docs/results.md says.
 
     Labels are balanced: a network that cannot tell the images apart does not fall below ln 3.
     """
-    network = zoo.build(name, CLASSES, (size, size, 3))
-    batch = images(BATCH, (size, size, 3))
-    cells, found, losses = [name, size], {}, []
+    network, batch = Network(program), images(BATCH, program.input_shape)
+    tape = Tape(Parallel(jax.devices()[:1]), BATCH, cross_entropy)
+    cells, found, losses = [], {}, {}
     for start, share in (("own", 0.0), ("predicted", 1.0)):
         params = medinit_jax.initialize(
             network, batch, initializer, depth_fraction=share, quiet=True
         )["params"]
-        spread = spreads(network.program, params, batch)
-        loss = losses_of_training(network.program, params, batch)
+        spread = spreads(program, params, batch)
+        loss = losses_of_training(tape, program, params, batch)
         low, high = min(spread.values()), max(spread.values())
         cells += [f"{low:.2g} to {high:.2g}", f"{loss[0]:.3f} to {loss[-1]:.3f}"]
         found |= {(start, *place): value for place, value in spread.items()}
-        losses.append(loss)
-    print("|", " | ".join(map(str, cells)), "|", flush=True)
-    assert {place: s for place, s in found.items() if not 1e-3 < s < 1e3} == {}
-    for loss in losses:
-        assert np.isfinite(loss).all() and loss[-1] < min(loss[0], math.log(CLASSES)), loss
+        losses[start] = loss
+    wrong = [(*place, value) for place, value in found.items() if not 1e-3 < value < 1e3]
+    for start, loss in losses.items():
+        if not np.isfinite(loss).all() or loss[-1] >= min(loss[0], math.log(CLASSES)):
+            wrong.append((start, loss))
+    return cells, wrong
 
 
-@pytest.mark.parametrize("name", ["resnet18"])
-def test_spread_and_training(name, initializer, spreads, images):
-    check_start(name, 32, initializer, spreads, images)
+@pytest.mark.parametrize("family", SMALL)
+def test_spread_and_training(family, initializer, spreads, images):
+    assert check_starts(SMALL[family], initializer, spreads, images)[1] == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", zoo.MODELS)
 def test_spread_and_training_of_every_network(name, initializer, spreads, images):
-    # The classic U-Net works at full size on many channels.
-    check_start(name, 32 if name == "unet" else 64, initializer, spreads, images)
+    # The classic U-Net has many channels at the size of the image.
+    size = 32 if name == "unet" else 64
+    program = zoo.build(name, CLASSES, (size, size, 3)).program
+    cells, wrong = check_starts(program, initializer, spreads, images)
+    print("|", " | ".join([name, str(size), *cells]), "|", flush=True)
+    if name in FADING and wrong:
+        assert {start for start, *_ in wrong} == {"predicted"}
+        pytest.xfail("predicted by an untrained hypernetwork, without norm: the signal fades")
+    assert wrong == [] and name not in FADING
 
 
 def test_small_images_have_small_stems():
