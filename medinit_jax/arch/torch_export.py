@@ -14,7 +14,7 @@ import torch
 
 from medinit_jax.core.errors import UsageError
 
-LIBRARY = str(Path(torch.__file__).parent)
+LIBRARY = str(Path(str(torch.__file__)).parent)
 LONGEST = 200
 
 

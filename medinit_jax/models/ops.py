@@ -318,7 +318,7 @@ def _attend_backward(heads, residuals, cotangent):
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _by_images(function, heads, x, *others):
+def _by_images(function, heads, x, *others) -> Any:
     """Runs a function of (heads, heads at a time, *arrays (batch, tokens, ...)).
 
     On CPUs a few images at a time, or of one image a few heads; elsewhere everything at once.
