@@ -288,7 +288,7 @@ def _subsample(step, leaves, x):
 
 def _attention(step, leaves, x):
     batch, *places, channels = x.shape
-    mixed = _attend(x.reshape(batch, -1, channels), step.heads)
+    mixed: Any = _attend(x.reshape(batch, -1, channels), step.heads)
     return mixed.reshape(batch, *places, channels // 3)
 
 
@@ -318,7 +318,7 @@ def _attend_backward(heads, residuals, cotangent):
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _by_images(function, heads, x, *others) -> Any:
+def _by_images(function, heads, x, *others):
     """Runs a function of (heads, heads at a time, *arrays (batch, tokens, ...)).
 
     On CPUs a few images at a time, or of one image a few heads; elsewhere everything at once.
