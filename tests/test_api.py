@@ -180,6 +180,7 @@ def test_what_was_done_is_told_once(folder, capsys):
     medinit_jax.initialize(Twin(), IMAGES, initializer)
     told = capsys.readouterr()
     assert told.err.startswith("3 of 5 tensors predicted (92.8%).") and "learning rate" in told.err
+    assert "no normalization" not in told.err
     medinit_jax.initialize(Twin(), IMAGES, initializer, quiet=True)
     assert capsys.readouterr() == ("", "")
 
@@ -245,6 +246,12 @@ def test_inspect_lists_every_parameter():
     assert (
         "mix" in text and "own: is the classifier" in text and f"{len(found.rows)} tensors" in text
     )
+
+
+def test_a_network_without_normalization_comes_with_a_warning():
+    (note,) = medinit_jax.inspect(zoo.build("vgg11", 2, IMAGES.shape[1:]), IMAGES).notes
+    assert "no normalization layer" in note
+    assert not medinit_jax.inspect(zoo.build("vgg11_bn", 2, IMAGES.shape[1:]), IMAGES).notes
 
 
 class Net(nnx.Module):

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from medinit_jax.arch import layout
 from medinit_jax.arch.dataflow import Traced
-from medinit_jax.arch.vocabulary import known_types
+from medinit_jax.arch.vocabulary import NODE_TYPES, known_types
 from medinit_jax.hyper.hypernetwork import HyperInitializer, Theta
 from medinit_jax.hyper.initializer import predict
 from medinit_jax.hyper.starts import WHOLE, Transfer, enter
@@ -86,6 +86,11 @@ ADVICE = (
     "by up to 17 times (docs/results.md). Batch statistics start at mean 0, variance 1: estimate "
     "them before the network is used untrained."
 )
+NO_NORM = (
+    "The model has no normalization layer: predicted kernels are smaller than common random ones, "
+    "and its signal may fade from layer to layer (docs/results.md). Look at the spread of its "
+    "outputs before you train it."
+)
 STATUSES = ("predicted", "fallback", "excluded")
 
 
@@ -115,13 +120,16 @@ def coverage(
             status = "predicted"
         rows.append(Row(path, shape, status, reason))
     edges = int((traced.graph.distance == 1).sum())
-    return Coverage(tuple(rows), len(traced.graph.node_type), edges, traced.notes)
+    types = {NODE_TYPES[kind] for kind in traced.graph.node_type}
+    notes = traced.notes if types & {"bn", "ln", "gn", "in"} else (*traced.notes, NO_NORM)
+    return Coverage(tuple(rows), len(traced.graph.node_type), edges, notes)
 
 
 def advice(found: Coverage) -> str:
-    """Returns one line on what was predicted and two on how to train what comes of it."""
+    """Returns what was predicted, how to train what comes of it, and what else is to be known."""
     count = sum(row.status == "predicted" for row in found.rows)
-    return f"{count} of {len(found.rows)} tensors predicted ({found.share():.1%}). {ADVICE}"
+    predicted = f"{count} of {len(found.rows)} tensors predicted ({found.share():.1%})."
+    return " ".join((predicted, ADVICE, *found.notes))
 
 
 def _heads(traced: Traced) -> set[str]:
