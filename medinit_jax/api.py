@@ -134,8 +134,9 @@ def initialize(
         quiet: Whether to print nothing.
 
     Returns:
-        Linen: exactly the tree of `model.init(key, example)`; batch statistics are mean 0,
-        variance 1. NNX: a new module with the predicted parameters; the given one stays as it is.
+        Linen: exactly the tree of `model.init(key, zeros of the example)`; batch statistics are
+        mean 0, variance 1. NNX: a new module with the predicted parameters; the given one stays as
+        it is.
 
     Raises:
         UsageError: If the model cannot be traced, the example does not fit it, an option is out of
@@ -196,6 +197,10 @@ def _traced(
     if isinstance(model, nnx.Module):
         pure = flax_model.nnx_model(model, options)
         return flax_trace.trace(pure, inputs, on_unknown, activations, only)
+    if isinstance(model, nn.Module) and model.scope is not None:
+        raise UsageError(
+            f"This {type(model).__name__} is bound to variables; give the module itself, unbound."
+        )
     if not isinstance(model, nn.Module):
         raise UsageError(
             f"initialize does not understand a {type(model).__name__}: give a Flax module (Linen "
@@ -207,14 +212,18 @@ def _traced(
     )
 
 
+def _kind(key: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(key.shape, key.dtype)
+
+
 @functools.lru_cache(maxsize=64)
-def _linen_start(model, inputs, options) -> flax_model.Start:
-    return flax_model.linen_start(model, inputs, dict(options))
+def _linen_start(model, inputs, options, kind) -> flax_model.Start:
+    return flax_model.linen_start(model, inputs, dict(options), kind)
 
 
 @functools.lru_cache(maxsize=64)
 def _linen_traced(model, inputs, options, only, on_unknown, activations) -> Traced:
-    start = _cached(_linen_start)(model, inputs, options)
+    start = _cached(_linen_start)(model, inputs, options, _kind(jax.random.key(0)))
     pure = flax_model.linen_model(model, start, dict(options))
     on_unknown = on_unknown if isinstance(on_unknown, str) else dict(on_unknown)
     return flax_trace.trace(pure, inputs, on_unknown, activations, only)
@@ -275,7 +284,7 @@ def _linen_variables(
     """Returns the tree of `model.init` with `values`; only what they leave out is drawn."""
     values = {f"params/{path}": value for path, value in values.items()}
     start, draw = _cached(_linen_init)(
-        model, tuple(inputs), tuple(sorted(options.items())), frozenset(values)
+        model, tuple(inputs), tuple(sorted(options.items())), frozenset(values), _kind(key)
     )
     flat, definition = jax.tree_util.tree_flatten_with_path(start.shapes)
     drawn = iter(draw(key))
@@ -287,9 +296,9 @@ def _linen_variables(
 
 
 @functools.lru_cache(maxsize=64)
-def _linen_init(model, inputs, options, replaced):
+def _linen_init(model, inputs, options, replaced, kind):
     """Returns the traced `init`, and the drawing of what is not replaced."""
-    start = _cached(_linen_start)(model, inputs, options)
+    start = _cached(_linen_start)(model, inputs, options, kind)
     names = _named(jax.tree_util.tree_flatten_with_path(start.shapes)[0])
     kept = [number for number, name in enumerate(names) if name not in replaced]
     return start, jax.jit(lambda key: start.drawn(key, kept))
@@ -311,8 +320,12 @@ def _by_value(value: Any) -> bool:
     if isinstance(value, nn.Module):
         fields = (f.name for f in dataclasses.fields(value) if f.name not in ("parent", "name"))
         return all(_by_value(getattr(value, name, None)) for name in fields)
-    if callable(value) or value is None:
+    if isinstance(value, jax.ShapeDtypeStruct) or value is None:
         return True
+    if callable(value):
+        # Functions and classes, and those of libraries; other objects may hold a state.
+        known = ("builtins", "functools", "numpy", "jax", "jaxlib")
+        return type(value).__module__.partition(".")[0] in known
     try:
         hash(value)
     except TypeError:

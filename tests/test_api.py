@@ -62,6 +62,27 @@ def test_initialize_returns_exactly_the_tree_of_init(folder, norm):
     assert network.apply(found, IMAGES).shape == (2, 2)
 
 
+@pytest.mark.parametrize(
+    "key", [jax.random.PRNGKey(3), jax.random.key(3, impl="rbg"), np.array([0, 3], np.uint32)],
+    ids=["raw", "rbg", "numpy"],
+)  # fmt: skip
+def test_keys_of_every_kind_draw_what_init_draws(folder, key):
+    found = medinit_jax.initialize(Twin(), IMAGES, medinit_jax.load(folder), key=key, quiet=True)
+    own = Twin().init(key, IMAGES)["params"]
+    assert jax.tree.map(jnp.shape, found["params"]) == jax.tree.map(jnp.shape, own)
+    kernels = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(own) if leaf.ndim == 2]
+    drawn = [leaf for leaf in jax.tree.leaves(found["params"]) if leaf.ndim == 2]
+    assert kernels
+    for a, b in zip(drawn, kernels, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_bound_module_is_refused(folder):
+    bound = Twin().bind(Twin().init(jax.random.key(0), IMAGES))
+    with pytest.raises(UsageError, match="is bound to variables"):
+        medinit_jax.initialize(bound, IMAGES, medinit_jax.load(folder))
+
+
 def test_nothing_predicted_is_the_models_own_init(folder):
     key = jax.random.key(6)
     found = medinit_jax.initialize(

@@ -90,13 +90,16 @@ class Start(NamedTuple):
         return jex.jaxpr_as_fun(self.jaxpr.replace(jaxpr=part))(key)
 
 
-def linen_start(module: nn.Module, inputs: Sequence[Any], options: Mapping[str, Any]) -> Start:
+def linen_start(
+    module: nn.Module, inputs: Sequence[Any], options: Mapping[str, Any], key: Any
+) -> Start:
     """Traces the `init` of a Linen module.
 
     Args:
         module: The module, unbound.
         inputs: Arrays or ShapeDtypeStructs of its call.
         options: Further keyword arguments of its call.
+        key: ShapeDtypeStruct of the random key that will be drawn with.
 
     Raises:
         UsageError: If the module fails on such inputs.
@@ -107,7 +110,7 @@ def linen_start(module: nn.Module, inputs: Sequence[Any], options: Mapping[str, 
         return module.init({"params": key, "dropout": key}, *zeros, **options)
 
     with explained(type(module).__name__):
-        return Start(*jax.make_jaxpr(init, return_shape=True)(jax.random.key(0)))
+        return Start(*jax.make_jaxpr(init, return_shape=True)(key))
 
 
 def linen_model(module: nn.Module, start: Start, options: Mapping[str, Any]) -> Model:

@@ -204,7 +204,7 @@ class _Walker(Reader):
     def _weight_norm(self, direction: View, length: View, axis: int) -> Value:
         """A kernel whose length is a parameter of its own; -1 = one length for all of it."""
         count = len(direction.shape)
-        summed = tuple(n for n in range(count) if axis < 0 or n != axis)
+        summed = tuple(n for n in range(count) if axis == -1 or n != axis % count)
         self.flow.stretch(length.path, direction.path, summed)
         return Value(view=direction)
 

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -24,8 +25,14 @@ def directory(path: str | os.PathLike[str] | None = None) -> Path:
 
 def in_use() -> Path | None:
     """Returns the folder that JAX keeps compiled programs in, None if it keeps none."""
-    chosen = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    config: Any = jax.config
+    chosen = config.jax_compilation_cache_dir if config.jax_enable_compilation_cache else None
     return Path(chosen) if chosen else None
+
+
+def entries(place: Path) -> int:
+    """Returns how many compiled programs a folder holds."""
+    return sum(1 for _ in place.glob("*-cache"))
 
 
 def enable(path: str | os.PathLike[str] | None = None) -> Path:

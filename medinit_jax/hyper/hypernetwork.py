@@ -221,6 +221,10 @@ def from_config(options: Mapping[str, Any]) -> HyperInitializer:
         raise UsageError(f"config.hyper has no key {unknown[0]!r}; it knows {sorted(known)}")
     if "max_shape" in values:
         values["max_shape"] = tuple(values["max_shape"])
+        if len(values["max_shape"]) != 4:
+            raise UsageError(
+                f"config.hyper.max_shape={values['max_shape']} must be (out, in, height, width)."
+            )
     if values.get("tables") is not None:
         values["tables"] = ShapeTables(*(tuple(sizes) for sizes in values["tables"]))
     return HyperInitializer(**values)

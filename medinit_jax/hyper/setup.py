@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import importlib.metadata
 import itertools
 import os
 import time
@@ -143,7 +144,8 @@ def warm_up(bilevel: Bilevel, console: Console) -> float:
     cache = compilation_cache.in_use()
     done = Ledger(cache / WARMED_UP, source_digest()) if cache else None
     subject = _what_is_compiled(bilevel)
-    if done is not None and subject in done:
+    # Entries may have been removed since.
+    if cache and done and subject in done and compilation_cache.entries(cache) >= done[subject]:
         console.print("Compiled operations are in the cache and load when they are met.")
         return time.monotonic() - started
     wanted = frequent_signatures(bilevel.space, bilevel.module.num_classes, train.warm_up_networks)[
@@ -158,8 +160,8 @@ def warm_up(bilevel: Bilevel, console: Console) -> float:
             threads=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2,
             report=lambda: bar.update(next(count)),
         )
-    if done is not None:
-        done.add(subject, len(wanted))
+    if cache and done:
+        done.add(subject, compilation_cache.entries(cache))
     return time.monotonic() - started
 
 
@@ -167,7 +169,8 @@ def _what_is_compiled(bilevel: Bilevel) -> str:
     """Returns a digest of all that the compiled blocks of a warm-up depend on."""
     train, space = bilevel.config.train, bilevel.space
     parts = (
-        jax.__version__,
+        (jax.__version__, importlib.metadata.version("jaxlib"), jax.config.read("jax_enable_x64")),
+        os.environ.get("XLA_FLAGS", ""),
         [device.device_kind for device in bilevel.parallel.devices],
         dataclasses.astuple(bilevel.pretext),
         (space.name, space.image_size, space.families, space.widen.__qualname__),

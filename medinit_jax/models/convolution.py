@@ -1,6 +1,6 @@
-"""Convolution in the forms that are fast on CPUs, and `lax`'s elsewhere.
+"""Convolution in the forms that are fast on CPUs; where they differ from `lax`'s, those elsewhere.
 
-Both forms compute the same function (tests/models/test_ops.py).
+All forms compute the same function (tests/models/test_ops.py).
 """
 
 from __future__ import annotations

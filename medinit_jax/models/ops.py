@@ -1,8 +1,8 @@
 """Primitive operations of a block, each in the form that is fast on the platform it runs on.
 
-Images are (batch, height, width, channels). Convolutions (`models.convolution`) and pools that XLA
-runs slowly on a CPU have their own forward and backward; on other platforms the plain `lax` forms
-are used. Both forms compute the same function (tests/models/test_ops.py).
+Images are (batch, height, width, channels). What XLA runs slowly on a CPU has a form or a gradient
+of its own; where another is better on other platforms (`models.convolution`, attention), the
+platform decides. All forms compute the same function (tests/models/test_ops.py).
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def by_name(name: str, num_classes: int, space: Space) -> Network:
         space: The design space; its image size is that of every network.
 
     Raises:
-        UsageError: If the name means nothing.
+        UsageError: If the name means nothing, or a network of grayscale images.
     """
     first, _, second = name.partition(":")
     size = space.image_size
@@ -107,7 +107,10 @@ def by_name(name: str, num_classes: int, space: Space) -> Network:
     if name in MODELS:
         return build(name, num_classes, (size, size, 3))
     if first in space.splits and second.isdigit():
-        return space_network(space, first, int(second), num_classes)
+        network = space_network(space, first, int(second), num_classes)
+        if network.program.input_shape[-1] == 3:
+            return network
+        raise UsageError(f"network {name!r} takes grayscale images: name another one")
     raise UsageError(
         f"there is no network {name!r}: name it SPLIT:INDEX with a split of space {space.name!r} "
         f"({', '.join(space.splits)}), or one of {', '.join(MODELS)}"

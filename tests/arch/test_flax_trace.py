@@ -26,7 +26,7 @@ def traced(model, *inputs, options=None, **settings):
         if isinstance(model, nnx.Module):
             pure = flax_model.nnx_model(model, options or {})
         else:
-            start = flax_model.linen_start(model, inputs, options or {})
+            start = flax_model.linen_start(model, inputs, options or {}, jax.random.key(0))
             pure = flax_model.linen_model(model, start, options or {})
         return flax_trace.trace(pure, inputs, **settings)
 

@@ -70,3 +70,13 @@ print(sum(name.endswith("compilation_cache/cache_hits") for name in hits))
     assert hits() == 0
     assert list((tmp_path / "xla").iterdir())
     assert hits() >= 1
+
+
+def test_what_is_in_use(unset, tmp_path):
+    assert compilation_cache.in_use() is None
+    place = compilation_cache.enable(tmp_path)
+    assert compilation_cache.in_use() == place and compilation_cache.entries(place) == 0
+    jax.jit(lambda x: x + 1)(jax.numpy.ones(3)).block_until_ready()
+    jax.config.update("jax_enable_compilation_cache", False)
+    assert compilation_cache.in_use() is None
+    jax.config.update("jax_enable_compilation_cache", True)

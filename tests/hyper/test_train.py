@@ -268,6 +268,8 @@ def test_the_preset_of_the_paper(make_config, tmp_path):
     ("options", "words"),
     [
         ({"train__bn_group": 12}, ["batch_size=16", "bn_group=12"]),
+        ({"train__bn_group": 0}, ["config.train.bn_group=0", "at least 1"]),
+        ({"hyper__max_shape": (8, 8, 5)}, ["config.hyper.max_shape=(8, 8, 5)", "height, width"]),
         ({"train__batch_size": 18, "train__bn_group": 9}, ["batch_size=18", "multiple of 4"]),
         ({"train__dtype": "float8"}, ["config.train.dtype='float8'", "float32"]),
         ({"pretext__name": "jigsaw"}, ["config.pretext.name='jigsaw'", "rotation"]),
@@ -353,6 +355,7 @@ def test_nothing_is_compiled_twice(make_config, caplog, monkeypatch, devices):
 
 def test_what_the_cache_holds_is_not_compiled_ahead_again(make_config, monkeypatch, tmp_path):
     monkeypatch.setattr(setup.compilation_cache, "in_use", lambda: tmp_path)
+    (entry := tmp_path / "block-cache").touch()
     options = {"train__warm_up_networks": 1, "train__warm_up_signatures": 2}
 
     def warmed_up(**changes):
@@ -368,4 +371,7 @@ def test_what_the_cache_holds_is_not_compiled_ahead_again(make_config, monkeypat
     assert warmed_up(train__warm_up_signatures=1)[0] == 1
     assert warmed_up(train__bn_group=8)[0] == 2
     monkeypatch.setattr(setup, "source_digest", lambda: "another version")
+    assert warmed_up()[0] == 2
+    # What was kept is gone.
+    entry.unlink()
     assert warmed_up()[0] == 2

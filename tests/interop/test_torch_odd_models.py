@@ -37,9 +37,9 @@ def reasons(model, *inputs):
     return {row.path: row.reason for row in rows if row.status == "fallback"}
 
 
-def old_weight_norm(layer):
+def old_weight_norm(layer, dim=0):
     with pytest.warns(FutureWarning):
-        return nn.utils.weight_norm(layer)
+        return nn.utils.weight_norm(layer, dim=dim)
 
 
 CHANGES = {
@@ -47,6 +47,7 @@ CHANGES = {
     "one length": lambda layer: parametrizations.weight_norm(layer, dim=None),
     "inputs": lambda layer: parametrizations.weight_norm(layer, dim=1),
     "old": old_weight_norm,
+    "from the end": lambda layer: old_weight_norm(layer, -2),
 }
 
 
