@@ -4,7 +4,11 @@ import os
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-_DEVICES = "--xla_force_host_platform_device_count=4"
+_DEVICES = (
+    "--xla_force_host_platform_device_count=4"
+    # Four devices on two busy cores may wait for each other longer than the usual 40 seconds.
+    " --xla_cpu_collective_call_terminate_timeout_seconds=600"
+)
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
