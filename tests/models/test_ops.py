@@ -17,7 +17,7 @@ from medinit_jax.arch.cell_blocks import (
     simple_stem,
 )
 from medinit_jax.arch.program import Step, block_layout, output_shape
-from medinit_jax.models import bit, convnext, deeplab, mobilenet, ops, regnet, unet, vit
+from medinit_jax.models import attention, bit, convnext, deeplab, mobilenet, ops, regnet, unet, vit
 from medinit_jax.models.ops import PRIMITIVES, apply_block, batch_norm_over_groups, normalize_with
 
 FORMS = ("cpu", "default")
@@ -424,7 +424,7 @@ def test_attention():
 @pytest.mark.parametrize("cache", [1, 2**11, 2**19], ids=["a head", "an image", "all"])
 def test_gradient_of_attention(form, cache, monkeypatch):
     """The weights are computed anew for it; against the derivative of the plain formula."""
-    monkeypatch.setattr(ops, "CACHE", cache)
+    monkeypatch.setattr(attention, "CACHE", cache)
     step, (batch, tokens, heads, size) = Step("attention", (0,), heads=3), (4, 7, 3, 2)
 
     def plain(x):
