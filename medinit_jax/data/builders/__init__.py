@@ -1,0 +1,6 @@
+"""The datasets that can be prepared, by name."""
+
+from medinit_jax.data.builders.base import Builder
+from medinit_jax.data.builders.drive import MedinitDrive
+
+BUILDERS: dict[str, type[Builder]] = {"medinit_drive": MedinitDrive}

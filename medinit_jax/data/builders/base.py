@@ -1,0 +1,404 @@
+"""What the builders of all datasets share.
+
+A builder reads tables and folders first, into items: small, picklable descriptions of examples.
+Only then are files decoded, one item at a time, by `example`. So everything that is wrong with a
+layout is known within seconds, and decoding runs in as many processes as there are cores.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, NoReturn
+
+import cv2
+import numpy as np
+import tensorflow_datasets as tfds
+from etils import epath
+from PIL import Image
+
+from medinit_jax.data.decode import DecodeError, decode
+from medinit_jax.data.layout import DatasetLayoutError, Tree, locate, pointer_kind
+
+EYES = ("left", "right", "unknown")
+# Share of the files that may be left out with on_corrupt="skip".
+MAX_SKIPPED = 0.001
+JPEG_QUALITY = 92
+UNLABELLED = -1
+
+
+@dataclasses.dataclass(kw_only=True)
+class Config(tfds.core.BuilderConfig):
+    """One way to prepare a dataset.
+
+    Attributes:
+        shorter: Shorter side of stored images in pixels, larger images are reduced to it; 0 keeps
+            every image as it is.
+        square: Side to which images are stretched, 0: none. Masks follow by nearest neighbor.
+        split_seed: Seed of divisions that the dataset does not make itself.
+        rule: Which images and labels it takes, where a builder knows several.
+    """
+
+    shorter: int = 0
+    square: int = 0
+    split_seed: int = 0
+    rule: str = ""
+
+
+class Item(NamedTuple):
+    """What an example is made of.
+
+    Attributes:
+        key: "<split>/<stem>", unique within the dataset.
+        files: {feature: file} of what must be decoded.
+        values: {feature: value} of what need not.
+    """
+
+    key: str
+    files: dict[str, epath.Path]
+    values: dict[str, Any]
+
+
+class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # pyright: ignore
+    """A dataset of which a folder was downloaded by hand.
+
+    Class attributes, beside tfds' own:
+        HOMEPAGE, LICENSE, CITATION: For `DatasetInfo` and the table of datasets.
+        SIZE: What a download weighs, as text.
+        EXPECTED: What a root folder holds, in one line.
+        MARKERS: Alternatives; a folder that holds all names of one of them is the root.
+        COUNTS: {config: {split: number of examples}} of the published dataset.
+        KNOWN_CORRUPT: Keys of published files that nobody can read; they are left out and counted.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    HOMEPAGE: ClassVar[str] = ""
+    LICENSE: ClassVar[str] = ""
+    CITATION: ClassVar[str] = ""
+    SIZE: ClassVar[str] = ""
+    EXPECTED: ClassVar[str] = ""
+    MARKERS: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    COUNTS: ClassVar[Mapping[str, Mapping[str, int]]] = {}
+    KNOWN_CORRUPT: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(
+        self,
+        *,
+        strict_counts: bool = True,
+        on_corrupt: str = "error",
+        file_format: Any = "array_record",
+        **options: Any,
+    ):
+        """Makes a builder.
+
+        Args:
+            strict_counts: Whether numbers other than the published ones, and labels without file,
+                are an error.
+            on_corrupt: "error", or "skip": files that cannot be read are left out and listed, up to
+                0.1 % of all.
+            file_format: As tfds has it.
+            **options: `data_dir`, `config` and `version`, see tfds.
+        """
+        super().__init__(file_format=file_format, **options)
+        self.strict_counts, self.on_corrupt = strict_counts, on_corrupt
+        self.ignored: list[str] = []
+        self._own_options = {"strict_counts": strict_counts, "on_corrupt": on_corrupt}
+
+    def __getstate__(self):
+        return {**super().__getstate__(), "own": self._own_options}
+
+    def __setstate__(self, state):
+        self.__init__(**state["_original_state"], **state["own"])
+
+    # What a dataset defines.
+
+    def features(self) -> dict[str, Any]:
+        """Returns the features of an example beside `common_features`."""
+        raise NotImplementedError
+
+    def items(self, tree: Tree) -> dict[str, list[Item]]:
+        """Reads labels and folders.
+
+        Returns:
+            The items of every split, files not yet opened.
+        """
+        raise NotImplementedError
+
+    def example(self, item: Item) -> dict[str, Any]:
+        """Decodes one item.
+
+        Returns:
+            The features, images encoded.
+        """
+        image = self.read_image(item.files["image"])
+        return {**item.values, **self.stored_image(image, item.files["image"])}
+
+    # What tfds calls.
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=(type(self).__doc__ or "").strip(),
+            features=tfds.features.FeaturesDict({**common_features(), **self.features()}),
+            homepage=self.HOMEPAGE,
+            license=self.LICENSE,
+            citation=self.CITATION,
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+        splits = self.checked_items(self.locate(dl_manager.manual_dir))
+        return {split: self._generate_examples(items) for split, items in splits.items()}
+
+    def _generate_examples(self, items: Sequence[Item]) -> Iterator[tuple[str, dict[str, Any]]]:
+        skipped = 0
+        for item in items:
+            example = self.example_or_reason(item)
+            if isinstance(example, str):
+                skipped += item.key not in self.KNOWN_CORRUPT
+                logging.warning("%s is left out: %s", item.key, example)
+            else:
+                yield item.key, example
+        refuse_many_skipped(self.name, skipped, len(items))
+
+    # What preparing needs.
+
+    def locate(self, folder: epath.PathLike) -> Tree:
+        """Finds the dataset's root in the user's folder."""
+        return locate(self.name, folder, self.is_root, self.EXPECTED, self.HOMEPAGE, self.recognize)
+
+    @classmethod
+    def is_root(cls, tree: Tree) -> bool:
+        """Says whether a folder is the root of this dataset."""
+        return any(tree.has(*names) for names in cls.MARKERS)
+
+    def recognize(self, tree: Tree) -> str | None:
+        """Returns the name of another dataset whose root the folder is."""
+        from medinit_jax.data.builders import BUILDERS
+
+        for name, other in BUILDERS.items():
+            if not isinstance(self, other) and other.is_root(tree):
+                return name
+        return None
+
+    def checked_items(self, tree: Tree) -> dict[str, list[Item]]:
+        """Returns `items`, after the numbers and keys were checked.
+
+        Raises:
+            DatasetLayoutError: E_COUNT, or whatever `items` finds.
+        """
+        splits = self.items(tree)
+        keys = [item.key for items in splits.values() for item in items]
+        if len(set(keys)) != len(keys):
+            raise AssertionError(f"{self.name}: two examples have the same key")
+        found = {split: len(items) for split, items in splits.items()}
+        wanted = self.COUNTS.get(self.builder_config.name.partition("_seed")[0], {})
+        differing = [split for split in wanted if found.get(split) != wanted[split]]
+        if differing and self.strict_counts:
+            tree.fail(
+                "E_COUNT",
+                "the number of examples is not the published one",
+                found=[f"{split} {found.get(split, 0)}" for split in differing],
+                expected=", ".join(f"{split} {wanted[split]}" for split in differing),
+                fix="Finish the download; --any-count prepares what is there.",
+            )
+        return splits
+
+    def refuse_orphans(self, tree: Tree, missing: Sequence[str], total: int, what: str) -> None:
+        """Raises E_ORPHAN if labels (or images) have no file; without strict counts, notes them.
+
+        Args:
+            tree: Where the files should be.
+            missing: Names without file.
+            total: Number of all names.
+            what: What is missing, as "image" or "vessel mask".
+        """
+        if not missing:
+            return
+        if not self.strict_counts:
+            self.ignored += [f"{name}: no {what}" for name in missing]
+            logging.warning("%d of %d have no %s: left out.", len(missing), total, what)
+            return
+        tree.fail(
+            "E_ORPHAN",
+            f"{len(missing)} of {total} have no {what}",
+            found=[f"none for {name}" for name in missing],
+            expected=f"one {what} for each",
+            fix="Unpacking was interrupted, or this is another part; --any-count leaves them out.",
+        )
+
+    def example_or_reason(self, item: Item) -> dict[str, Any] | str:
+        """Returns the example, or why its file is left out."""
+        try:
+            return self.example(item)
+        except DatasetLayoutError as error:
+            unreadable = error.code in ("E_DECODE", "E_LFS")
+            if unreadable and (self.on_corrupt == "skip" or item.key in self.KNOWN_CORRUPT):
+                return str(error).splitlines()[0]
+            raise
+
+    # What examples are made with.
+
+    def read_image(self, path: epath.Path) -> np.ndarray:
+        """Returns uint8 (H, W, 3).
+
+        Raises:
+            DatasetLayoutError: E_DECODE or E_LFS.
+        """
+        content = path.read_bytes()
+        try:
+            return decode(content)
+        except DecodeError as error:
+            self.unreadable(path, content, str(error))
+
+    def read_gray(self, path: epath.Path) -> np.ndarray:
+        """Returns uint8 (H, W): a mask's gray levels, whatever palette they are stored with.
+
+        Raises:
+            DatasetLayoutError: E_DECODE or E_LFS.
+        """
+        content = path.read_bytes()
+        try:
+            with Image.open(io.BytesIO(content)) as image:
+                return np.array(image.convert("L"))
+        except Exception as error:
+            # What a damaged file raises depends on the decoder and on the damage.
+            self.unreadable(path, content, str(error))
+
+    def read_mask(self, path: epath.Path, size: tuple[int, int], most: float = 0.001) -> np.ndarray:
+        """Returns a mask of two classes, uint8 (H, W) of 0 and 1: gray above 127 is 1.
+
+        Args:
+            path: The mask.
+            size: Height and width of its image.
+            most: Share of the pixels that may be neither black nor white.
+
+        Raises:
+            DatasetLayoutError: E_MASK_VALUES, E_DECODE or E_LFS.
+        """
+        gray = self.read_gray(path)
+        # Files of DRIVE's second observer hold 3 and 253.
+        self.check_mask(path, gray, size, (0, 255), most, near=16)
+        return (gray > 127).astype(np.uint8)
+
+    def check_mask(
+        self,
+        path: epath.Path,
+        gray: np.ndarray,
+        size: tuple[int, int],
+        levels: Sequence[int],
+        most: float = 0.001,
+        near: int = 0,
+    ) -> None:
+        """Raises E_MASK_VALUES unless a mask has its image's size and (nearly) these levels."""
+        distance = np.min([np.abs(np.arange(256) - level) for level in levels], axis=0)
+        strange = float((distance[gray] > near).mean())
+        if gray.shape == tuple(size) and strange <= most:
+            return
+        values, counts = np.unique(gray, return_counts=True)
+        common = np.argsort(-counts)[:5]
+        self.fail(
+            "E_MASK_VALUES",
+            f"{path.name} has {strange:.2%} pixels of other gray levels and the size {gray.shape}",
+            path,
+            found=[f"level {values[i]}: {counts[i]} pixels" for i in common],
+            expected=f"levels {', '.join(map(str, levels))} and the size {tuple(size)}",
+            fix="The mask was saved as JPEG or resized; take the original file.",
+        )
+
+    def unreadable(self, path: epath.Path, content: bytes, reason: str) -> NoReturn:
+        """Raises E_LFS or E_DECODE for a file with this content."""
+        kind = pointer_kind(content[:200])
+        self.fail(
+            "E_LFS" if kind else "E_DECODE",
+            f"{path.name} is {kind}" if kind else f"{path.name} cannot be read ({reason})",
+            path,
+            found=[f"{len(content)} bytes"],
+            expected="an image",
+            fix="Download the file again; --on-corrupt=skip leaves up to 0.1 % of the files out.",
+        )
+
+    def fail(self, code, what, path, found=(), expected="", fix="") -> NoReturn:
+        """Raises a DatasetLayoutError of this dataset."""
+        raise DatasetLayoutError(code, self.name, path, what, list(found), expected, fix)
+
+    def stored_image(self, image: np.ndarray, path: epath.Path) -> dict[str, Any]:
+        """Returns `image`, encoded at the size of the config, and `orig_size`."""
+        smaller = self.resized(image)
+        config = self.builder_config
+        lossless = not (config.shorter or config.square)
+        return {
+            "image": png(smaller) if lossless else jpeg(smaller),
+            "orig_size": np.array(image.shape[:2], np.int32),
+        }
+
+    def resized(self, image: np.ndarray, nearest: bool = False) -> np.ndarray:
+        """Returns an image, or with `nearest` a mask, at the size of the config."""
+        height, width = image.shape[:2]
+        config = self.builder_config
+        if config.square:
+            new = (config.square, config.square)
+        elif config.shorter and min(height, width) > config.shorter:
+            scale = config.shorter / min(height, width)
+            new = (round(width * scale), round(height * scale))
+        else:
+            return image
+        larger = new[0] > width or new[1] > height
+        method = cv2.INTER_CUBIC if larger else cv2.INTER_AREA
+        return cv2.resize(image, new, interpolation=cv2.INTER_NEAREST if nearest else method)
+
+
+def common_features() -> dict[str, Any]:
+    """Returns the features that every dataset has."""
+    return {
+        "image": tfds.features.Image(shape=(None, None, 3)),
+        "image_id": tfds.features.Text(),
+        "patient_id": tfds.features.Text(),
+        "eye": tfds.features.ClassLabel(names=list(EYES)),
+        "orig_size": tfds.features.Tensor(shape=(2,), dtype=np.int32),
+    }
+
+
+def png(array: np.ndarray) -> bytes:
+    """Encodes uint8 (H, W), (H, W, 1) or RGB (H, W, 3) without loss."""
+    return _encode(".png", array, [cv2.IMWRITE_PNG_COMPRESSION, 3])
+
+
+def jpeg(array: np.ndarray, quality: int = JPEG_QUALITY) -> bytes:
+    """Encodes uint8 RGB (H, W, 3)."""
+    return _encode(".jpg", array, [cv2.IMWRITE_JPEG_QUALITY, quality])
+
+
+def _encode(suffix: str, array: np.ndarray, options: list[int]) -> bytes:
+    if array.ndim == 3 and array.shape[2] == 3:
+        array = cv2.cvtColor(array, cv2.COLOR_RGB2BGR)
+    done, encoded = cv2.imencode(suffix, array, options)
+    if not done:
+        raise AssertionError(f"cannot encode {array.dtype} {array.shape} as {suffix}")
+    return encoded.tobytes()
+
+
+def divide(names: Sequence[str], first: int, seed: int) -> tuple[list[str], list[str]]:
+    """Divides names at random into `first` of them and the rest, both sorted.
+
+    The permutation is `PCG64(seed)`'s of the sorted names.
+    """
+    names = sorted(names)
+    order = np.random.Generator(np.random.PCG64(seed)).permutation(len(names))
+    parts = order[:first], order[first:]
+    return tuple([names[i] for i in sorted(part)] for part in parts)  # type: ignore[return-value]
+
+
+def refuse_many_skipped(dataset: str, skipped: int, total: int) -> None:
+    """Raises E_DECODE if more than 0.1 % of the files were left out."""
+    if skipped > MAX_SKIPPED * total:
+        raise DatasetLayoutError(
+            "E_DECODE",
+            dataset,
+            "the files listed above",
+            f"{skipped} of {total} files cannot be read, more than 0.1 %",
+            [f"{total - skipped} readable files"],
+            f"at least {total - int(MAX_SKIPPED * total)}",
+            "Download the dataset again.",
+        )

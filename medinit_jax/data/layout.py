@@ -1,0 +1,296 @@
+"""The folder that a user downloaded: found, searched and, where something is wrong, explained.
+
+Names are compared without case, with blanks, underscores and "%20" as one, because copies differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal, NoReturn
+
+from etils import epath
+
+from medinit_jax.core.errors import UsageError
+
+Code = Literal[
+    "E_MISSING_ROOT",
+    "E_MISSING_FILE",
+    "E_ARCHIVE",
+    "E_COLUMNS",
+    "E_ORPHAN",
+    "E_COUNT",
+    "E_DECODE",
+    "E_MASK_VALUES",
+    "E_LABEL_RANGE",
+    "E_LFS",
+    "E_MISPLACED",
+    "E_NO_TEST_GT",
+]
+ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".7z", ".rar", ".001")
+# Left by operating systems and unpackers; "Illustration" comes with REFUGE.
+_JUNK = frozenset({"__macosx", ".ds store", "thumbs.db", "illustration"})
+_MOST_NAMES = 5
+
+
+class DatasetLayoutError(UsageError, RuntimeError):
+    """A dataset's folder is not as expected; the message has four lines and ends with what to do.
+
+    Attributes:
+        code: What kind of defect it is.
+        dataset: Name of the dataset.
+        path: Where it was looked for.
+        found: What was there instead.
+        expected: What should have been there.
+        fix: What to do.
+    """
+
+    def __init__(
+        self,
+        code: Code,
+        dataset: str,
+        path: epath.PathLike,
+        what: str,
+        found: Sequence[object],
+        expected: str,
+        fix: str,
+    ):
+        names = [str(name) for name in found]
+        more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+        shown = ", ".join(names[:_MOST_NAMES]) + more if names else "nothing"
+        super().__init__(
+            f"{dataset}: {what} [{code}]\n  in {path}\n"
+            f"  found {shown}; expected {expected}\n  {fix}"
+        )
+        self.code, self.dataset, self.path = code, dataset, str(path)
+        self.found, self.expected, self.fix = names, expected, fix
+
+    def __reduce__(self):
+        """Survives the way from a worker process."""
+        return _restore, (self.args, dict(self.__dict__))
+
+
+def _restore(args, state):
+    error = DatasetLayoutError.__new__(DatasetLayoutError)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+def normal(name: str) -> str:
+    """Returns a file name as it is compared: no case, one kind of blank."""
+    return " ".join(name.replace("%20", " ").replace("_", " ").casefold().split())
+
+
+class Tree:
+    """A folder of a dataset.
+
+    Attributes:
+        dataset: Name of the dataset, for messages.
+        path: The folder.
+        outside: Links that lead out of the downloaded folder; they are not followed. Shared by all
+            folders of one tree.
+    """
+
+    def __init__(
+        self,
+        dataset: str,
+        path: epath.PathLike,
+        _root: epath.Path | None = None,
+        _outside: list[str] | None = None,
+    ):
+        self.dataset, self.path = dataset, epath.Path(path)
+        self._root = self.path.resolve() if _root is None else _root
+        self.outside: list[str] = [] if _outside is None else _outside
+        self._entries: dict[str, epath.Path] | None = None
+
+    @property
+    def entries(self) -> dict[str, epath.Path]:
+        """What lies in the folder, {normal name: path}, sorted, without junk."""
+        if self._entries is None:
+            self._entries = {}
+            for place in sorted(self.path.iterdir(), key=lambda place: place.name):
+                name = normal(place.name)
+                if name in _JUNK or place.name.startswith("."):
+                    continue
+                if not place.resolve().is_relative_to(self._root):
+                    self.outside.append(str(place))
+                    continue
+                self._entries[name] = place
+        return self._entries
+
+    def find(self, *names: str) -> epath.Path | None:
+        """Returns the first of `names` ("a/b" for a path) that exists; None if none does."""
+        for name in names:
+            first, _, rest = name.partition("/")
+            place = self.entries.get(normal(first))
+            if place is not None and rest:
+                place = self._sub(place).find(rest) if place.is_dir() else None
+            if place is not None:
+                return place
+        return None
+
+    def _sub(self, place: epath.Path) -> Tree:
+        return Tree(self.dataset, place, self._root, self.outside)
+
+    def folder(self, *names: str, fix: str = "") -> Tree:
+        """Returns the folder of one of these names.
+
+        Raises:
+            DatasetLayoutError: E_MISSING_FILE, or E_ARCHIVE if it is still packed.
+        """
+        for name in names:
+            place = self.find(name)
+            if place is not None and place.is_dir():
+                return self._sub(place)
+        self.missing(f"the folder {names[0]}", names, fix)
+
+    def has(self, *names: str) -> bool:
+        """Says whether all of these names exist."""
+        return all(self.find(name) is not None for name in names)
+
+    def file(self, *names: str, fix: str = "") -> epath.Path:
+        """Returns the file of one of these names; a folder that holds its namesake counts as it.
+
+        Raises:
+            DatasetLayoutError: E_MISSING_FILE, or E_ARCHIVE if it is still packed.
+        """
+        for name in names:
+            place = self.find(name)
+            if place is not None and place.is_dir():
+                place = self._sub(place).find(place.name)
+            if place is not None and not place.is_dir():
+                return place
+        self.missing(names[0], names, fix)
+
+    def files(self, *suffixes: str) -> dict[str, epath.Path]:
+        """Returns the files with these suffixes (".jpg"), {name without suffix: path}, sorted."""
+        return {
+            place.name[: -len(suffix)]: place
+            for place in self.entries.values()
+            for suffix in suffixes
+            if place.name.lower().endswith(suffix)
+        }
+
+    def missing(self, what: str, names: Sequence[str], fix: str = "") -> NoReturn:
+        """Raises E_ARCHIVE if archives of that name lie here, E_MISSING_FILE otherwise."""
+        wanted = [normal(name.rpartition("/")[2]) for name in names]
+        packed = [
+            place.name
+            for name, place in self.entries.items()
+            if name.endswith(ARCHIVES) and any(name.startswith(one) for one in wanted)
+        ]
+        if packed:
+            self.fail(
+                "E_ARCHIVE",
+                f"{what} is still packed",
+                found=packed,
+                expected=" or ".join(names),
+                fix=unpacking(packed, self.path),
+            )
+        self.fail(
+            "E_MISSING_FILE",
+            f"{what} is missing",
+            found=[place.name for place in self.entries.values()],
+            expected=" or ".join(names),
+            fix=fix or f"Put {what} there; `python -m medinit_jax.data info` shows the whole tree.",
+        )
+
+    def fail(
+        self,
+        code: Code,
+        what: str,
+        *,
+        fix: str,
+        found: Iterable[object] = (),
+        expected: str = "",
+        path: epath.PathLike | None = None,
+    ) -> NoReturn:
+        """Raises a DatasetLayoutError of this dataset, at this folder unless `path` says else."""
+        raise DatasetLayoutError(
+            code, self.dataset, path or self.path, what, list(found), expected, fix
+        )
+
+
+def unpacking(packed: Sequence[str], folder: epath.Path) -> str:
+    """Returns the command that unpacks archives."""
+    parts = sorted(name for name in packed if name.lower().endswith(".001"))
+    if parts:
+        whole = parts[0][: -len(".001")]
+        return (
+            f"Join the parts first: cd {folder} && cat {whole}.0* > {whole}; then unpack {whole}."
+        )
+    return f"Unpack it: python -m medinit_jax.data unpack {folder / sorted(packed)[0]}"
+
+
+def locate(
+    dataset: str,
+    folder: epath.PathLike,
+    is_root: Callable[[Tree], bool],
+    expected: str,
+    where_from: str,
+    recognize: Callable[[Tree], str | None] = lambda tree: None,
+) -> Tree:
+    """Finds the root of a dataset in the folder that the user named, at most two levels below.
+
+    Args:
+        dataset: Name of the dataset.
+        folder: The user's folder.
+        is_root: Says whether a folder is the dataset's root.
+        expected: What a root holds, for the message.
+        where_from: Where the files can be had.
+        recognize: Folder -> name of another dataset that it looks like.
+
+    Raises:
+        DatasetLayoutError: E_MISSING_ROOT, E_ARCHIVE, E_MISPLACED or E_MISSING_FILE.
+    """
+    path = epath.Path(folder)
+    download = f"Download by hand from {where_from} and unpack it there."
+    if not path.is_dir():
+        raise DatasetLayoutError(
+            "E_MISSING_ROOT", dataset, path, "no such folder", [], expected, download
+        )
+    tree = Tree(dataset, path)
+    if not tree.entries:
+        tree.fail("E_MISSING_ROOT", "the folder is empty", expected=expected, fix=download)
+    top = tree
+    for _ in range(3):
+        if is_root(tree):
+            return tree
+        other = recognize(tree)
+        if other:
+            tree.fail(
+                "E_MISPLACED",
+                f"this looks like {other}",
+                found=[place.name for place in tree.entries.values()],
+                expected=expected,
+                fix=f"Prepare it as {other}, or name the folder of {dataset} with --from.",
+            )
+        folders = [place for place in tree.entries.values() if place.is_dir()]
+        if len(folders) != 1:
+            break
+        tree = tree._sub(folders[0])
+    packed = [place.name for name, place in top.entries.items() if name.endswith(ARCHIVES)]
+    if packed:
+        top.fail(
+            "E_ARCHIVE",
+            "the files are still packed",
+            found=packed,
+            expected=expected,
+            fix=unpacking(packed, top.path),
+        )
+    top.fail(
+        "E_MISSING_FILE",
+        "the folder does not hold this dataset",
+        found=[place.name for place in top.entries.values()],
+        expected=expected,
+        fix=f"Name the folder that holds these with --from. {download}",
+    )
+
+
+def pointer_kind(start: bytes) -> str | None:
+    """Says whether a file's first bytes are those of a git-lfs pointer or of a web page."""
+    if start.startswith(b"version https://git-lfs"):
+        return "a git-lfs pointer, not the data"
+    if start.lstrip()[:5].lower() in (b"<!doc", b"<html"):
+        return "a web page (of a login, perhaps), not the data"
+    return None
