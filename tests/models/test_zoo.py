@@ -311,8 +311,10 @@ def test_spread_and_training(family, initializer):
 def test_spread_and_training_of_every_network(name, initializer):
     # The classic U-Net has many channels at the size of the image.
     size = 32 if name == "unet" else 64
+    # At 0.003 the loss of the deepest network still jumps up and down.
+    rate = 0.001 if name == "resnet152" else 0.01
     program = zoo.build(name, CLASSES, (size, size, 3)).program
-    cells, wrong = check_starts(program, 0.01, initializer)
+    cells, wrong = check_starts(program, rate, initializer)
     print("\n|", " | ".join([name, str(size), *cells]), "|", flush=True)
     # What was compiled for 29 networks would fill the memory.
     jax.clear_caches()
