@@ -49,8 +49,9 @@ class Parallel:
 
     def check_batch(self, batch: int, group: int) -> None:
         """Raises UsageError unless groups of `group` fill `batch` and spread over the devices."""
-        if group < 1:
-            raise UsageError(f"config.train.bn_group={group} must be at least 1.")
+        for name, value in (("batch_size", batch), ("bn_group", group)):
+            if value < 1:
+                raise UsageError(f"config.train.{name}={value} must be at least 1.")
         if batch % group or (batch // group) % self.size:
             raise UsageError(
                 f"config.train.batch_size={batch} does not divide into groups of "

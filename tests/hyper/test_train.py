@@ -268,6 +268,7 @@ def test_the_preset_of_the_paper(make_config, tmp_path):
     ("options", "words"),
     [
         ({"train__bn_group": 12}, ["batch_size=16", "bn_group=12"]),
+        ({"train__batch_size": 0}, ["config.train.batch_size=0", "at least 1"]),
         ({"train__bn_group": 0}, ["config.train.bn_group=0", "at least 1"]),
         ({"hyper__max_shape": (8, 8, 5)}, ["config.hyper.max_shape=(8, 8, 5)", "height, width"]),
         ({"train__batch_size": 18, "train__bn_group": 9}, ["batch_size=18", "multiple of 4"]),
