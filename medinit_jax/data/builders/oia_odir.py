@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,31 +10,17 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from medinit_jax.data.builders.base import Builder, Config, Item
+from medinit_jax.data.builders.odir_keywords import (
+    CLASSES,
+    NO_FUNDUS,
+    eye_classes,
+    is_normal,
+    is_normal_by_substring,
+    keywords,
+)
 from medinit_jax.data.layout import Tree
 from medinit_jax.data.tables import Row, integer, read_table
 
-CLASSES = ("N", "D", "G", "C", "A", "H", "M", "O")
-# A keyword that contains one of these names the class; any other disease is O.
-_PARTS = {
-    "D": ("diabetic retinopathy", "proliferative retinopathy"),
-    "G": ("glaucoma",),
-    "C": ("cataract",),
-    "A": ("macular degeneration",),
-    "H": ("hypertensive retinopathy",),
-    "M": ("myopi",),
-}
-_NORMAL, _DUST, _NO_FUNDUS = "normal fundus", "lens dust", "anterior segment image"
-# These tell of the photograph, not of the eye.
-_QUALITY = frozenset(
-    {
-        _DUST,
-        _NO_FUNDUS,
-        "no fundus image",
-        "low image quality",
-        "optic disk photographically invisible",
-        "image offset",
-    }
-)
 # Photographs with a huge black background, which some authors leave out.
 ODD = frozenset(
     "2174_right 2175_left 2176_left 2177_left 2177_right 2178_right 2179_left 2179_right "
@@ -62,47 +47,6 @@ _EYES = ("left", "right")
 _DEPTHS = ("", "ODIR-5K/", "ODIR-5K/ODIR-5K/")
 _TABLES_5K = ("ODIR-5K_Training_Annotations(Updated)_V2.xlsx", "data.xlsx")
 _FOLDERS_5K = ("ODIR-5K_Training_Dataset", "ODIR-5K_Training_Images", "Training Images")
-
-
-def keywords(text: str) -> list[str]:
-    """Returns the keywords of an eye, lower case; the tables separate them by full-width commas."""
-    words = (" ".join(word.split()).casefold() for word in re.split("[,，]", text))
-    return [word for word in words if word]
-
-
-def is_normal(text: str) -> bool:
-    """Says whether an eye's keywords call it normal: "normal fundus" is one, or dust is all."""
-    words = keywords(text)
-    return _NORMAL in words or words == [_DUST]
-
-
-def is_normal_by_substring(text: str) -> bool:
-    """Says the same by the SWCL authors' rule, which looks for "normal fundus" anywhere.
-
-    Source: https://github.com/BPYap/SWCL, script/2_preprocess_odir.py.
-    """
-    return _NORMAL in text or [word.strip() for word in text.split(",")] == [_DUST]
-
-
-def eye_classes(text: str) -> list[int]:
-    """Returns which of CLASSES an eye's keywords name.
-
-    Keywords that tell of the photograph name none. So an eye of which nothing else is said has no
-    class at all, as in the patients' labels, unless it is called normal.
-
-    Args:
-        text: Keywords of one eye.
-
-    Returns:
-        8 values 0 or 1 in the order of CLASSES.
-    """
-    found = {"N"} if is_normal(text) else set()
-    for word in keywords(text):
-        named = {name for name, parts in _PARTS.items() if any(part in word for part in parts)}
-        if not named and word != _NORMAL and word not in _QUALITY:
-            named = {"O"}
-        found |= named
-    return [int(name in found) for name in CLASSES]
 
 
 class MedinitOiaOdir(Builder):
@@ -242,9 +186,9 @@ class MedinitOiaOdir(Builder):
         self._left_out[split] = 0
         for patient, row in patients.items():
             eyes = [eye for eye in _EYES if f"{patient}_{eye}" in files]
-            if any(_NO_FUNDUS in row[f"{eye} keywords"].casefold() for eye in _EYES):
+            if any(NO_FUNDUS in row[f"{eye} keywords"].casefold() for eye in _EYES):
                 self._left_out[split] += len(eyes)
-                self.ignored.append(f"{patient}: {_NO_FUNDUS} ({len(eyes)} images)")
+                self.ignored.append(f"{patient}: {NO_FUNDUS} ({len(eyes)} images)")
                 continue
             items += [self._item(files, split, patient, eye, row) for eye in eyes]
         if self._left_out[split]:
@@ -252,7 +196,7 @@ class MedinitOiaOdir(Builder):
                 "%d images of the %s set are left out with pairs of which one is an %s.",
                 self._left_out[split],
                 _SOURCES[split],
-                _NO_FUNDUS,
+                NO_FUNDUS,
             )
         return items
 
@@ -270,7 +214,7 @@ class MedinitOiaOdir(Builder):
             row.update({f"{eye} keywords": str(row[f"{eye} keywords"]) for eye in _EYES})
             stems = [str(row[eye]).casefold().rpartition(".")[0] for eye in _EYES]
             patient = stems[0].partition("_")[0]
-            wrong = [eye for eye in _EYES if not keywords(row[f"{eye} keywords"])]
+            wrong = [f"{eye} keywords" for eye in _EYES if not keywords(row[f"{eye} keywords"])]
             if row["sex"] not in _SEXES:
                 wrong.append("sex")
             if not patient.isdecimal() or stems != [f"{patient}_{eye}" for eye in _EYES]:

@@ -9,14 +9,7 @@ from fake_trees.oia_odir import (
 )
 
 from medinit_jax.data.builders.base import jpeg
-from medinit_jax.data.builders.oia_odir import (
-    ODD,
-    MedinitOiaOdir,
-    eye_classes,
-    is_normal,
-    is_normal_by_substring,
-    keywords,
-)
+from medinit_jax.data.builders.oia_odir import ODD, MedinitOiaOdir
 from medinit_jax.data.decode import decode
 from medinit_jax.data.layout import DatasetLayoutError
 from medinit_jax.data.prepare import prepare
@@ -36,66 +29,11 @@ def read(root, config="default", strict=False):
     return builder, {item.values["image_id"]: item.values for item in items}
 
 
-def test_keywords_are_separated_by_commas_of_both_kinds():
-    assert keywords(" Lens dust，normal  fundus, ，drusen") == [
-        "lens dust",
-        "normal fundus",
-        "drusen",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("text", "by_words", "by_substring"),
-    [
-        ("normal fundus", True, True),
-        ("lens dust", True, True),
-        ("lens dust，normal fundus", True, True),
-        ("normal fundus，drusen", True, True),
-        ("lens dust，drusen", False, False),
-        ("lens dust，low image quality", False, False),
-        ("low image quality", False, False),
-        ("cataract", False, False),
-        # Where the rules would differ.
-        ("abnormal fundus", False, True),
-        ("Normal Fundus", True, False),
-        ("lens dust，lens dust", False, False),
-        ("lens dust，", True, False),
-    ],
-)
-def test_normal_or_not(text, by_words, by_substring):
-    assert is_normal(text) is by_words
-    assert is_normal_by_substring(text) is by_substring
-
-
-@pytest.mark.parametrize(
-    ("text", "classes"),
-    [
-        ("normal fundus", "N"),
-        ("lens dust", "N"),
-        ("lens dust，normal fundus", "N"),
-        ("mild nonproliferative retinopathy", "D"),
-        ("moderate non proliferative retinopathy，laser spot", "DO"),
-        ("severe proliferative diabetic retinopathy", "D"),
-        ("suspected glaucoma", "G"),
-        ("cataract，glaucoma", "GC"),
-        ("dry age-related macular degeneration", "A"),
-        ("hypertensive retinopathy，diabetic retinopathy", "DH"),
-        ("pathological myopia", "M"),
-        ("myopic maculopathy，drusen", "MO"),
-        ("macular epiretinal membrane", "O"),
-        ("refractive media opacity，lens dust", "O"),
-        ("low image quality", ""),
-        ("optic disk photographically invisible，cataract", "C"),
-        ("abnormal fundus", "O"),
-    ],
-)
-def test_classes_of_an_eye(text, classes):
-    assert eye_classes(text) == [int(name in classes) for name in "NDGCAHMO"]
-
-
 def test_labels_and_pixels(fake, tmp_path):
     builder = MedinitOiaOdir(data_dir=tmp_path, strict_counts=False)
     manifest = prepare(builder, fake, workers=0)
+    assert manifest["ignored"] == ["1706: anterior segment image (2 images)"]
+    assert manifest["notes"] == ["the two keyword rules agree on 18 of 18 eyes"]
     sources = {split: list(builder.as_data_source(split)) for split in manifest["splits"]}
     by_name = {one["image_id"].decode(): one for part in sources.values() for one in part}
     # By hand from the keywords: N D G C A H M O, eyes of each set.
@@ -206,8 +144,8 @@ def test_an_eye_without_file_leaves_the_other(tmp_path):
 @pytest.mark.parametrize(
     ("row", "what"),
     [
-        ((69, "Female", "", "normal fundus", "00010000"), "row 2 has unusable left"),
-        ((69, "Female", "cataract", "，", "00010000"), "row 2 has unusable right"),
+        ((69, "Female", "", "normal fundus", "00010000"), "row 2 has unusable left keywords"),
+        ((69, "Female", "cataract", "，", "00010000"), "row 2 has unusable right keywords"),
         ((69, "Frau", "cataract", "cataract", "00010000"), "row 2 has unusable sex"),
         (("old", "Female", "cataract", "cataract", "00010000"), "row 2 has age 'old'"),
         ((69, "Female", "cataract", "cataract", "00030000"), "row 2 has C 3"),
