@@ -82,8 +82,11 @@ def test_errata_are_applied_once(tmp_path):
     assert "20051020_64007_0100_PP: grade corrected from 1 to 3 (published erratum)" in (
         builder.notes
     )
+    before = {name: one["fold_swcl"] for name, one in read("swcl", root, False)[1].items()}
     corrected = {name: (grade, 0) for name, grade in names.items()}
     write_annotation(annotation(root, "Base11"), {**GRADED["Base11"], **corrected})
+    # The authors' folds are those of the published grades, whatever the table holds now.
+    assert {name: one["fold_swcl"] for name, one in read("swcl", root, False)[1].items()} == before
     builder, values = read("raw", root, strict=False)
     assert {name: values[name]["dr"] for name in names} == names
     assert "20051020_64007_0100_PP: grade was already 3 (published erratum)" in builder.notes
@@ -100,6 +103,10 @@ def test_published_numbers_and_what_is_left_out(whole):
     numbers = "41076 48287 48575 48586 54547 54783 55457 55484 55562 55582 55626".split()
     listed = [f"20051202_{number}" for number in numbers] + ["20051205_32966", "20051205_32981"]
     assert DUPLICATES.keys() == {f"{one}_0400_PP" for one in listed}
+    numbers = "40508 41034 41238 41260 54530 54555 54611 54744 55498 55607".split()
+    listed = [f"20051202_{number}" for number in numbers]
+    listed += ["20051205_33025", "20051205_35099", "20051205_35110"]
+    assert {*DUPLICATES.values()} == {f"{one}_0400_PP" for one in listed}
     _, raw = read("raw", whole)
     clean_builder, clean = read("clean", whole)
     swcl_builder, swcl = read("swcl", whole)
