@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fake_trees.drive import make_drive
+from fake_trees.messidor import make_messidor
+from fake_trees.oia_odir import make_oia_odir
 
 
 class FakeTree(NamedTuple):
@@ -29,5 +31,20 @@ FAKE_TREES = {
         make_drive,
         {"default": {"train": 4, "test": 3}, "train_only": {"train": 3, "test": 1}},
         (*COMMON, "E_ARCHIVE", "E_ORPHAN", "E_MASK_VALUES", "E_MISPLACED", "E_NO_TEST_GT"),
+    ),
+    "medinit_messidor": FakeTree(
+        make_messidor,
+        {"clean": {"train": 17}, "swcl": {"train": 17}, "raw": {"train": 18}},
+        (*COMMON, "E_ARCHIVE", "E_COLUMNS", "E_ORPHAN", "E_LABEL_RANGE", "E_MISPLACED"),
+    ),
+    "medinit_oia_odir": FakeTree(
+        make_oia_odir,
+        {
+            "default": {"train": 8, "validation": 4, "test": 6},
+            "all": {"train": 18},
+            "odir5k_train": {"train": 8},
+            "compat_code": {"train": 8, "validation": 4, "test": 6},
+        },
+        (*COMMON, "E_ARCHIVE", "E_COLUMNS", "E_ORPHAN", "E_LABEL_RANGE", "E_MISPLACED"),
     ),
 }

@@ -104,6 +104,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # pyrig
         super().__init__(file_format=file_format, **options)
         self.strict_counts, self.on_corrupt = strict_counts, on_corrupt
         self.ignored: list[str] = []
+        self.notes: list[str] = []
         self._own_options = {"strict_counts": strict_counts, "on_corrupt": on_corrupt}
 
     def __getstate__(self):
@@ -188,11 +189,12 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # pyrig
         Raises:
             DatasetLayoutError: E_COUNT, or whatever `items` finds.
         """
+        self.ignored, self.notes = [], []
         splits = self.items(tree)
         keys = [item.key for items in splits.values() for item in items]
         if len(set(keys)) != len(keys):
             raise AssertionError(f"{self.name}: two examples have the same key")
-        found = {split: len(items) for split, items in splits.items()}
+        found = self.counted(splits)
         wanted = self.COUNTS.get(self.builder_config.name.partition("_seed")[0], {})
         differing = [split for split in wanted if found.get(split) != wanted[split]]
         if differing and self.strict_counts:
@@ -204,6 +206,10 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # pyrig
                 fix="Finish the download; --any-count prepares what is there.",
             )
         return splits
+
+    def counted(self, splits: Mapping[str, Sequence[Item]]) -> dict[str, int]:
+        """Returns the numbers that are compared with COUNTS; those of the items by default."""
+        return {split: len(items) for split, items in splits.items()}
 
     def refuse_orphans(self, tree: Tree, missing: Sequence[str], total: int, what: str) -> None:
         """Raises E_ORPHAN if labels (or images) have no file; without strict counts, notes them.

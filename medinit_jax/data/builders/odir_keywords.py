@@ -1,0 +1,69 @@
+"""What a doctor's keywords for an eye of OIA-ODIR say: normal or not, and which classes."""
+
+from __future__ import annotations
+
+import re
+
+CLASSES = ("N", "D", "G", "C", "A", "H", "M", "O")
+# A keyword that contains one of these names the class; any other disease is O.
+_PARTS = {
+    "D": ("diabetic retinopathy", "proliferative retinopathy"),
+    "G": ("glaucoma",),
+    "C": ("cataract",),
+    "A": ("macular degeneration",),
+    "H": ("hypertensive retinopathy",),
+    "M": ("myopi",),
+}
+_NORMAL, _DUST, NO_FUNDUS = "normal fundus", "lens dust", "anterior segment image"
+# These tell of the photograph, not of the eye.
+_QUALITY = frozenset(
+    {
+        _DUST,
+        NO_FUNDUS,
+        "no fundus image",
+        "low image quality",
+        "optic disk photographically invisible",
+        "image offset",
+    }
+)
+
+
+def keywords(text: str) -> list[str]:
+    """Returns the keywords of an eye, lower case; the tables separate them by full-width commas."""
+    words = (" ".join(word.split()).casefold() for word in re.split("[,，]", text))
+    return [word for word in words if word]
+
+
+def is_normal(text: str) -> bool:
+    """Says whether an eye's keywords call it normal: "normal fundus" is one, or dust is all."""
+    words = keywords(text)
+    return _NORMAL in words or words == [_DUST]
+
+
+def is_normal_by_substring(text: str) -> bool:
+    """Says the same by the SWCL authors' rule, which looks for "normal fundus" anywhere.
+
+    Source: https://github.com/BPYap/SWCL, script/2_preprocess_odir.py.
+    """
+    return _NORMAL in text or [word.strip() for word in text.split(",")] == [_DUST]
+
+
+def eye_classes(text: str) -> list[int]:
+    """Returns which of CLASSES an eye's keywords name.
+
+    Keywords that tell of the photograph name none. So an eye of which nothing else is said has no
+    class at all, as in the patients' labels, unless it is called normal.
+
+    Args:
+        text: Keywords of one eye.
+
+    Returns:
+        8 values 0 or 1 in the order of CLASSES.
+    """
+    found = {"N"} if is_normal(text) else set()
+    for word in keywords(text):
+        named = {name for name, parts in _PARTS.items() if any(part in word for part in parts)}
+        if not named and word != _NORMAL and word not in _QUALITY:
+            named = {"O"}
+        found |= named
+    return [int(name in found) for name in CLASSES]
