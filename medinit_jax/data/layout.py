@@ -133,7 +133,7 @@ class Tree:
         return Tree(self.dataset, place, self._root, self.outside)
 
     def folder(self, *names: str, fix: str = "") -> Tree:
-        """Returns the folder of one of these names.
+        """Returns the folder of one of these names; one that holds only its namesake stands for it.
 
         Raises:
             DatasetLayoutError: E_MISSING_FILE, or E_ARCHIVE if it is still packed.
@@ -141,7 +141,11 @@ class Tree:
         for name in names:
             place = self.find(name)
             if place is not None and place.is_dir():
-                return self._sub(place)
+                found = self._sub(place)
+                if list(found.entries) == [normal(place.name)]:
+                    inner = found.entries[normal(place.name)]
+                    return self._sub(inner) if inner.is_dir() else found
+                return found
         self.missing(f"the folder {names[0]}", names, fix)
 
     def has(self, *names: str) -> bool:
@@ -263,7 +267,8 @@ def locate(
                 f"this looks like {other}",
                 found=[place.name for place in tree.entries.values()],
                 expected=expected,
-                fix=f"Prepare it as {other}, or name the folder of {dataset} with --from.",
+                fix=(f"Prepare it as {other}, or name" if other.startswith("medinit_") else "Name")
+                + f" the folder of {dataset} with --from.",
             )
         folders = [place for place in tree.entries.values() if place.is_dir()]
         if len(folders) != 1:

@@ -219,6 +219,7 @@ def _finish(
         "splits": {split: info.num_examples for split, info in splits.items()},
         "skipped": skipped,
         "ignored": builder.ignored,
+        "remarks": builder.remarks,
         "links_not_followed": outside,
         "shards": [
             {name: note[name] for name in ("file", "examples", "bytes", "sha256")} for note in notes
