@@ -38,9 +38,7 @@ def decode(source: Path | bytes, at_least: int = 0) -> np.ndarray:
     return decode_with_size(source, at_least)[0]
 
 
-def decode_with_size(
-    source: Path | bytes, at_least: int = 0
-) -> tuple[np.ndarray, tuple[int, int]]:
+def decode_with_size(source: Path | bytes, at_least: int = 0) -> tuple[np.ndarray, tuple[int, int]]:
     """Reads one image as `decode` does.
 
     Returns:

@@ -5,6 +5,7 @@ Names are compared without case, with blanks, underscores and "%20" as one, beca
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, NoReturn
 
@@ -112,7 +113,9 @@ class Tree:
                 name = normal(place.name)
                 if name in _JUNK or place.name.startswith("."):
                     continue
-                if not place.resolve().is_relative_to(self._root):
+                # Only links are resolved, which is slow: a folder can hold 50,000 files.
+                linked = os.path.islink(place)
+                if linked and not place.resolve().is_relative_to(self._root):
                     self.outside.append(str(place))
                     continue
                 self._entries[name] = place

@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-
 from fake_trees.images import LFS_POINTER, cut_short, photograph, save
 
 GRADES = (0, 0, 2, 1, 2, 0, 4, 3, 0, 2)

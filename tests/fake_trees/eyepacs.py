@@ -4,7 +4,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-
 from fake_trees.images import LFS_POINTER, cut_short, photograph, save
 
 LEVELS = (0, 0, 1, 0, 2, 2, 0, 3, 4, 0, 0, 1, 0)

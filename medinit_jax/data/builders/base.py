@@ -264,9 +264,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # pyrig
         """
         return self.read_sized(path)[0]
 
-    def read_sized(
-        self, path: epath.Path, at_least: int = 0
-    ) -> tuple[np.ndarray, tuple[int, int]]:
+    def read_sized(self, path: epath.Path, at_least: int = 0) -> tuple[np.ndarray, tuple[int, int]]:
         """Returns uint8 (H, W, 3) and the height and width of the file.
 
         Args:
@@ -357,7 +355,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # pyrig
     def stored_image(
         self, image: np.ndarray, path: epath.Path, size: tuple[int, int] | None = None
     ) -> dict[str, Any]:
-        """Returns `image`, encoded at the size of the config, and `orig_size`: `size`, or its own."""
+        """Returns `image`, encoded at the size of the config, and its `orig_size`, if not `size`."""
         smaller = self.resized(image)
         config = self.builder_config
         lossless = not (config.shorter or config.square)

@@ -38,7 +38,9 @@ class MedinitIdrid(Builder):
     "train+validation". A prediction is right jointly if it gets both grades.
     """
 
-    HOMEPAGE = "https://ieee-dataport.org/open-access/indian-diabetic-retinopathy-image-dataset-idrid"
+    HOMEPAGE = (
+        "https://ieee-dataport.org/open-access/indian-diabetic-retinopathy-image-dataset-idrid"
+    )
     LICENSE = "CC BY 4.0"
     CITATION = "Porwal et al., Indian Diabetic Retinopathy Image Dataset (IDRiD), Data 3(3), 2018."
     SIZE = "1 GB"
