@@ -96,11 +96,12 @@ class Tree:
         self,
         dataset: str,
         path: epath.PathLike,
-        _root: epath.Path | None = None,
+        _root: str | None = None,
         _outside: list[str] | None = None,
     ):
         self.dataset, self.path = dataset, epath.Path(path)
-        self._root = self.path.resolve() if _root is None else _root
+        # epath's own `resolve` does not follow links.
+        self._root = os.path.realpath(self.path) if _root is None else _root
         self.outside: list[str] = [] if _outside is None else _outside
         self._entries: dict[str, epath.Path] | None = None
 
@@ -114,12 +115,15 @@ class Tree:
                 if name in _JUNK or place.name.startswith("."):
                     continue
                 # Only links are resolved, which is slow: a folder can hold 50,000 files.
-                linked = os.path.islink(place)
-                if linked and not place.resolve().is_relative_to(self._root):
+                if os.path.islink(place) and not self._inside(place):
                     self.outside.append(str(place))
                     continue
                 self._entries[name] = place
         return self._entries
+
+    def _inside(self, place: epath.Path) -> bool:
+        target = os.path.realpath(place)
+        return os.path.commonpath((self._root, target)) == self._root
 
     def find(self, *names: str) -> epath.Path | None:
         """Returns the first of `names` ("a/b" for a path) that exists; None if none does."""
@@ -197,7 +201,8 @@ class Tree:
         self.fail(
             "E_MISSING_FILE",
             f"{what} is missing",
-            found=[place.name for place in self.entries.values()],
+            found=[f"{link} (a link out of the folder, not followed)" for link in self.outside]
+            + [place.name for place in self.entries.values()],
             expected=" or ".join(names),
             fix=fix or f"Put {what} there; `python -m medinit_jax.data info` shows the whole tree.",
         )

@@ -44,7 +44,7 @@ class MedinitAptos2019(Builder):
         Config(name="default", description="3,662 graded, 1,928 without grade.", shorter=512),
         Config(
             name="paper",
-            description="The graded ones, divided 80 to 20 at random.",
+            description="The graded ones, divided 80 to 20 at random; the papers name no seed.",
             shorter=512,
             rule="paper",
         ),

@@ -355,7 +355,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # pyrig
     def stored_image(
         self, image: np.ndarray, path: epath.Path, size: tuple[int, int] | None = None
     ) -> dict[str, Any]:
-        """Returns `image`, encoded at the size of the config, and its `orig_size`, if not `size`."""
+        """Returns `image` encoded at the size of the config, and `orig_size`: `size` or its own."""
         smaller = self.resized(image)
         config = self.builder_config
         lossless = not (config.shorter or config.square)

@@ -20,9 +20,9 @@ def whole(tmp_path_factory):
 
 
 @pytest.fixture
-def fake(tmp_path):
+def fake(whole, tmp_path):
     """A tree that a test may damage."""
-    return make_eyepacs(tmp_path / "fake")
+    return shutil.copytree(whole, tmp_path / "fake")
 
 
 def items_of(root, tmp_path, config="default", **options):
@@ -186,6 +186,27 @@ def test_a_damaged_solution(fake, tmp_path, old, new, code):
     builder, splits = items_of(fake, tmp_path)
     assert len(splits["validation"]) == 1
     assert builder.ignored == ["1000_left: no image", "101_left.jpeg: no label"]
+
+
+def test_links_out_of_the_tree_are_not_followed(fake, tmp_path):
+    inside, outside = fake / "train/1_left.jpeg", tmp_path / "outside.jpeg"
+    inside.rename(outside)
+    inside.symlink_to(outside)
+    assert refusal(fake, tmp_path, strict_counts=True).code == "E_ORPHAN"
+    builder = MedinitEyepacs(data_dir=tmp_path / "data", strict_counts=False)
+    manifest = prepare(builder, fake, workers=0)
+    assert manifest["links_not_followed"] == [str(inside)]
+    assert manifest["ignored"] == ["1_left: no image"]
+    # Links within the tree are.
+    inside.unlink()
+    outside.rename(fake / "moved.jpeg")
+    inside.symlink_to(fake / "moved.jpeg")
+    _, splits = items_of(fake, tmp_path)
+    assert len(splits["train"]) == 13
+    (fake / "train").rename(tmp_path / "train")
+    (fake / "train").symlink_to(tmp_path / "train")
+    error = refusal(fake, tmp_path)
+    assert error.code == "E_MISSING_FILE" and "train (a link out of the folder" in error.found[0]
 
 
 def test_one_photograph_in_both_folders(fake, tmp_path):
