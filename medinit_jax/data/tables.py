@@ -97,7 +97,7 @@ def unique_rows(tree: Tree, path: Any, table: Sequence[Row], name: str) -> dict[
                 fix="Restore the original table, or delete the wrong row.",
             )
     if repeated:
-        logging.warning("%s: %d rows repeat another one: counted once.", path, repeated)
+        logging.warning("%s: repeated rows are counted once: %d.", path, repeated)
     return rows
 
 

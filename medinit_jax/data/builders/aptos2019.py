@@ -114,8 +114,8 @@ class MedinitAptos2019(Builder):
         several = [group for group in groups if len(group) > 1]
         differing = [g for g in several if len({item.values["label"] for item in g}) > 1]
         self.remarks.append(
-            f"{len(several)} groups of photographs that look alike, {len(differing)} of them with "
-            "different grades"
+            f"groups of photographs that look alike: {len(several)}, with different grades: "
+            f"{len(differing)}"
         )
         for group in differing:
             told = (f"{item.values['image_id']} has grade {item.values['label']}" for item in group)

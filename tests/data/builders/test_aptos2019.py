@@ -89,7 +89,7 @@ def test_contradictory_grades_are_counted_and_listed(whole, tmp_path):
     builder = MedinitAptos2019(data_dir=tmp_path, config="paper_dedupe", strict_counts=False)
     first, second = (GRADED[number] for number in SAME)
     assert prepare(builder, whole, workers=0)["remarks"] == [
-        "1 groups of photographs that look alike, 1 of them with different grades",
+        "groups of photographs that look alike: 1, with different grades: 1",
         f"look alike: {first} has grade 1, {second} has grade 2",
     ]
 

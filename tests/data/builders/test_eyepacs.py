@@ -155,7 +155,7 @@ def test_rows_that_occur_twice(fake, tmp_path, caplog):
     labels.write_text(text + "1_left,0\n")
     with caplog.at_level(logging.WARNING):
         _, splits = items_of(fake, tmp_path)
-    assert len(splits["train"]) == 13 and "1 rows repeat another one" in caplog.text
+    assert len(splits["train"]) == 13 and "repeated rows are counted once: 1" in caplog.text
     labels.write_text(text + "1_left,3\n")
     error = refusal(fake, tmp_path)
     assert error.code == "E_LABEL_RANGE" and "rows 2 and 15" in str(error)
