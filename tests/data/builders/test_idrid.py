@@ -55,6 +55,10 @@ def test_a_fifth_of_the_training_set_is_for_validation(fake, tmp_path):
         splits = items_of(fake, tmp_path, Config(name=f"grading_seed{seed}", split_seed=seed))
         (held_out,) = (item.values["image_id"] for item in splits["validation"])
         assert held_out not in {item.values["image_id"] for item in splits["train"]}
+        for split, items in splits.items():
+            assert [item.key for item in items] == [
+                f"{split}/{item.values['image_id']}" for item in items
+            ]
         chosen.add(held_out)
     assert len(chosen) > 1
     assert [i.key for i in items_of(fake, tmp_path)["validation"]] == [
