@@ -35,11 +35,27 @@ def decode(source: Path | bytes, at_least: int = 0) -> np.ndarray:
     Raises:
         DecodeError: The file is no image or is cut short.
     """
+    return decode_with_size(source, at_least)[0]
+
+
+def decode_with_size(source: Path | bytes, at_least: int = 0) -> tuple[np.ndarray, tuple[int, int]]:
+    """Reads one image as `decode` does.
+
+    Returns:
+        uint8 (H, W, 3), and the height and width that the file has without `at_least`.
+
+    Raises:
+        DecodeError: The file is no image or is cut short.
+    """
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            width, height = image.size
             if at_least:
                 image.draft("RGB", (2 * at_least, 2 * at_least))
-            return _to_rgb(ImageOps.exif_transpose(image))
+            upright = ImageOps.exif_transpose(image)
+            if upright.size != image.size:
+                width, height = height, width
+            return _to_rgb(upright), (height, width)
     except Exception as error:
         # What a damaged file raises depends on the decoder and on the damage: it can be anything.
         reason = str(error).splitlines() or [type(error).__name__]

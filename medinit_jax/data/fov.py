@@ -48,7 +48,19 @@ def circle_crop(image: np.ndarray) -> np.ndarray:
     Returns:
         uint8 (S, S, 3), S the longer side of the field's bounding box.
     """
-    mask, _ = fov_mask(image)
+    return crop_to(image, fov_mask(image)[0])
+
+
+def crop_to(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Cuts an image to the square around a field, padded with black.
+
+    Args:
+        image: uint8 (H, W, 3).
+        mask: bool (H, W), not empty.
+
+    Returns:
+        uint8 (S, S, 3), S the longer side of the field's bounding box.
+    """
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
     height, width = int(bottom - top), int(right - left)

@@ -5,6 +5,7 @@ Names are compared without case, with blanks, underscores and "%20" as one, beca
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, NoReturn
 
@@ -95,11 +96,12 @@ class Tree:
         self,
         dataset: str,
         path: epath.PathLike,
-        _root: epath.Path | None = None,
+        _root: str | None = None,
         _outside: list[str] | None = None,
     ):
         self.dataset, self.path = dataset, epath.Path(path)
-        self._root = self.path.resolve() if _root is None else _root
+        # epath's own `resolve` does not follow links.
+        self._root = os.path.realpath(self.path) if _root is None else _root
         self.outside: list[str] = [] if _outside is None else _outside
         self._entries: dict[str, epath.Path] | None = None
 
@@ -112,11 +114,16 @@ class Tree:
                 name = normal(place.name)
                 if name in _JUNK or place.name.startswith("."):
                     continue
-                if not place.resolve().is_relative_to(self._root):
+                # Only links are resolved, which is slow: a folder can hold 50,000 files.
+                if os.path.islink(place) and not self._inside(place):
                     self.outside.append(str(place))
                     continue
                 self._entries[name] = place
         return self._entries
+
+    def _inside(self, place: epath.Path) -> bool:
+        target = os.path.realpath(place)
+        return os.path.commonpath((self._root, target)) == self._root
 
     def find(self, *names: str) -> epath.Path | None:
         """Returns the first of `names` ("a/b" for a path) that exists; None if none does."""
@@ -133,7 +140,7 @@ class Tree:
         return Tree(self.dataset, place, self._root, self.outside)
 
     def folder(self, *names: str, fix: str = "") -> Tree:
-        """Returns the folder of one of these names.
+        """Returns the folder of one of these names; one that holds only its namesake stands for it.
 
         Raises:
             DatasetLayoutError: E_MISSING_FILE, or E_ARCHIVE if it is still packed.
@@ -141,7 +148,11 @@ class Tree:
         for name in names:
             place = self.find(name)
             if place is not None and place.is_dir():
-                return self._sub(place)
+                found = self._sub(place)
+                if list(found.entries) == [normal(place.name)]:
+                    inner = found.entries[normal(place.name)]
+                    return self._sub(inner) if inner.is_dir() else found
+                return found
         self.missing(f"the folder {names[0]}", names, fix)
 
     def has(self, *names: str) -> bool:
@@ -190,7 +201,8 @@ class Tree:
         self.fail(
             "E_MISSING_FILE",
             f"{what} is missing",
-            found=[place.name for place in self.entries.values()],
+            found=[f"{link} (a link out of the folder, not followed)" for link in self.outside]
+            + [place.name for place in self.entries.values()],
             expected=" or ".join(names),
             fix=fix or f"Put {what} there; `python -m medinit_jax.data info` shows the whole tree.",
         )
@@ -263,7 +275,8 @@ def locate(
                 f"this looks like {other}",
                 found=[place.name for place in tree.entries.values()],
                 expected=expected,
-                fix=f"Prepare it as {other}, or name the folder of {dataset} with --from.",
+                fix=(f"Prepare it as {other}, or name" if other.startswith("medinit_") else "Name")
+                + f" the folder of {dataset} with --from.",
             )
         folders = [place for place in tree.entries.values() if place.is_dir()]
         if len(folders) != 1:

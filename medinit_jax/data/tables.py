@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -69,6 +70,35 @@ def read_table(
             row[name] = "" if cell is None else cell.strip() if isinstance(cell, str) else cell
         table.append(row)
     return table
+
+
+def unique_rows(tree: Tree, path: Any, table: Sequence[Row], name: str) -> dict[str, Row]:
+    """Returns {what stands in the column `name`: row}; rows that say the same count once.
+
+    Raises:
+        DatasetLayoutError: E_LABEL_RANGE: a name is blank, or two rows of one name differ.
+    """
+    rows: dict[str, Row] = {}
+    repeated = 0
+    for row in table:
+        key = str(row[name])
+        known = rows.setdefault(key, row)
+        repeated += known is not row
+        differ = {**known, "row": 0} != {**row, "row": 0}
+        if not key or differ:
+            tree.fail(
+                "E_LABEL_RANGE",
+                f"rows {known['row']} and {row['row']} say different things of {key}"
+                if differ
+                else f"row {row['row']} has no {name}",
+                path=path,
+                found=[str({key: value for key, value in row.items() if key != "row"})],
+                expected=f"one row for each {name}",
+                fix="Restore the original table, or delete the wrong row.",
+            )
+    if repeated:
+        logging.warning("%s: repeated rows are counted once: %d.", path, repeated)
+    return rows
 
 
 def integer(tree: Tree, path: Any, row: Row, name: str, allowed: Sequence[int]) -> int:

@@ -4,7 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from fake_trees.aptos2019 import make_aptos2019
 from fake_trees.drive import make_drive
+from fake_trees.eyepacs import make_eyepacs
+from fake_trees.idrid import make_idrid
 from fake_trees.messidor import make_messidor
 from fake_trees.oia_odir import make_oia_odir
 
@@ -16,17 +19,33 @@ class FakeTree(NamedTuple):
         make: `make(root, seed, defects)` writes it.
         counts: {config: {split: examples}}.
         defects: Codes of the errors that it can be made to cause.
+        dark: Ids of photographs that are all black.
     """
 
     make: Callable[..., Path]
     counts: dict[str, dict[str, int]]
     defects: tuple[str, ...]
+    dark: tuple[str, ...] = ()
 
 
 # Every tree knows these.
 COMMON = ("E_MISSING_ROOT", "E_MISSING_FILE", "E_DECODE", "E_LFS")
 
+# Trees with a table of labels know these, too.
+LABELLED = ("E_ARCHIVE", "E_COLUMNS", "E_LABEL_RANGE", "E_MISPLACED", "E_ORPHAN")
+
+_EYEPACS = {"train": 13, "validation": 2, "test": 6, "sample": 1}
+
 FAKE_TREES = {
+    "medinit_aptos2019": FakeTree(
+        make_aptos2019,
+        {
+            "default": {"train": 10, "test": 3},
+            "paper": {"train": 8, "test": 2},
+            "paper_dedupe": {"train": 8, "test": 2},
+        },
+        (*COMMON, *LABELLED),
+    ),
     "medinit_drive": FakeTree(
         make_drive,
         {"default": {"train": 4, "test": 3}, "train_only": {"train": 3, "test": 1}},
@@ -46,5 +65,21 @@ FAKE_TREES = {
             "compat_code": {"train": 8, "validation": 4, "test": 6},
         },
         (*COMMON, "E_ARCHIVE", "E_COLUMNS", "E_ORPHAN", "E_LABEL_RANGE", "E_MISPLACED"),
+    ),
+    "medinit_eyepacs": FakeTree(
+        make_eyepacs,
+        {
+            **dict.fromkeys(("default", "pretrain448", "cls350", "btgraham300"), _EYEPACS),
+            "paper": {"train": 12, "test": 6},
+            "all": {"train": 21},
+            "gradable": {"train": 11, "validation": 2, "test": 5},
+        },
+        (*COMMON, *LABELLED),
+        dark=("492_right",),
+    ),
+    "medinit_idrid": FakeTree(
+        make_idrid,
+        {"grading": {"train": 4, "validation": 1, "test": 3}},
+        (*COMMON, *LABELLED),
     ),
 }

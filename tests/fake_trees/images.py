@@ -1,8 +1,10 @@
 """What all fake trees are drawn with: small phantoms, saved in the formats of the real files."""
 
+import functools
 import io
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -14,11 +16,16 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1
 
 def photograph(name: str, width: int, height: int, eye: int = 1) -> dict[str, np.ndarray]:
     """Draws a fundus phantom of its own for every name: image and masks of height x width."""
-    drawn = fundus.render(zlib.crc32(name.encode()), eye, 64)
+    drawn = _drawn(name, eye)
     rows = np.arange(height) * 64 // height
     columns = np.arange(width) * 64 // width
     planes = {"image": drawn["image"], **drawn["masks"]}
     return {key: plane[rows[:, None], columns] for key, plane in planes.items()}
+
+
+@functools.cache
+def _drawn(name: str, eye: int) -> dict[str, Any]:
+    return fundus.render(zlib.crc32(name.encode()), eye, 64)
 
 
 def save(path: Path, array: np.ndarray, mode: str | None = None, **options) -> None:

@@ -1,12 +1,18 @@
 """The datasets that can be prepared, by name."""
 
+from medinit_jax.data.builders.aptos2019 import MedinitAptos2019
 from medinit_jax.data.builders.base import Builder
 from medinit_jax.data.builders.drive import MedinitDrive
+from medinit_jax.data.builders.eyepacs import MedinitEyepacs
+from medinit_jax.data.builders.idrid import MedinitIdrid
 from medinit_jax.data.builders.messidor import MedinitMessidor
 from medinit_jax.data.builders.oia_odir import MedinitOiaOdir
 
 BUILDERS: dict[str, type[Builder]] = {
+    "medinit_aptos2019": MedinitAptos2019,
     "medinit_drive": MedinitDrive,
+    "medinit_eyepacs": MedinitEyepacs,
+    "medinit_idrid": MedinitIdrid,
     "medinit_messidor": MedinitMessidor,
     "medinit_oia_odir": MedinitOiaOdir,
 }
