@@ -27,7 +27,11 @@ COMMON = ("E_MISSING_ROOT", "E_MISSING_FILE", "E_DECODE", "E_LFS")
 FAKE_TREES = {
     "medinit_drive": FakeTree(
         make_drive,
-        {"default": {"train": 4, "test": 3}, "train_only": {"train": 3, "test": 1}},
+        {
+            "default": {"train": 4, "test": 3},
+            "validation": {"train": 3, "validation": 1, "test": 3},
+            "train_only": {"train": 3, "test": 1},
+        },
         (*COMMON, "E_ARCHIVE", "E_ORPHAN", "E_MASK_VALUES", "E_MISPLACED", "E_NO_TEST_GT"),
     ),
 }
