@@ -4,7 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from fake_trees.chase_db1 import make_chase_db1
 from fake_trees.drive import make_drive
+from fake_trees.stare import make_stare
 
 
 class FakeTree(NamedTuple):
@@ -25,6 +27,15 @@ class FakeTree(NamedTuple):
 COMMON = ("E_MISSING_ROOT", "E_MISSING_FILE", "E_DECODE", "E_LFS")
 
 FAKE_TREES = {
+    "medinit_chase_db1": FakeTree(
+        make_chase_db1,
+        {
+            "first": {"train": 4, "test": 2},
+            "bob8": {"train": 4, "test": 2},
+            "validation": {"train": 2, "validation": 2, "test": 2},
+        },
+        (*COMMON, "E_ARCHIVE", "E_ORPHAN", "E_MASK_VALUES", "E_MISPLACED"),
+    ),
     "medinit_drive": FakeTree(
         make_drive,
         {
@@ -33,5 +44,15 @@ FAKE_TREES = {
             "train_only": {"train": 3, "test": 1},
         },
         (*COMMON, "E_ARCHIVE", "E_ORPHAN", "E_MASK_VALUES", "E_MISPLACED", "E_NO_TEST_GT"),
+    ),
+    "medinit_stare": FakeTree(
+        make_stare,
+        {
+            "ah": {"train": 4, "test": 3},
+            "vk": {"train": 4, "test": 3},
+            "loo": {"train": 7},
+            "validation": {"train": 3, "validation": 1, "test": 3},
+        },
+        (*COMMON, "E_ARCHIVE", "E_ORPHAN", "E_MASK_VALUES", "E_MISPLACED"),
     ),
 }

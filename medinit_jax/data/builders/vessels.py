@@ -13,10 +13,10 @@ from medinit_jax.data.builders.base import Builder, Config, Item, carve, png
 from medinit_jax.data.fov import fov_mask
 from medinit_jax.data.layout import Tree
 
-VESSELS = ("background", "vessel")
 # Share of the pixels that a field of view covers at least, and vessels at most; vessels cover
 # about a tenth.
 _BETWEEN = 0.4
+_NAMES = {"image": "image", "mask": "vessel mask", "fov": "field of view"}
 Files = Mapping[str, epath.Path]
 
 
@@ -46,12 +46,10 @@ class VesselBuilder(Builder, skip_registration=True):  # pyright: ignore
         `fov_source` says whether the field of view comes from a file; `fov_found` is 0 where it was
         computed in vain and is the whole image.
         """
-        mask = tfds.features.LabeledImage(labels=list(VESSELS), shape=(None, None, 1))
+        vessels = {"labels": ["background", "vessel"], "shape": (None, None, 1)}
         return {
-            "mask": mask,
-            "mask2": tfds.features.Sequence(
-                tfds.features.LabeledImage(labels=list(VESSELS), shape=(None, None, 1))
-            ),
+            "mask": tfds.features.LabeledImage(**vessels),
+            "mask2": tfds.features.Sequence(tfds.features.LabeledImage(**vessels)),
             "fov": tfds.features.Image(shape=(None, None, 1)),
             "fov_found": tfds.features.Scalar(np.uint8),
             "fov_source": tfds.features.ClassLabel(names=["file", "computed"]),
@@ -76,7 +74,7 @@ class VesselBuilder(Builder, skip_registration=True):  # pyright: ignore
         needed = {"image": images, "mask": first}
         if fields is not None:
             needed["fov"] = fields
-        for feature, what in (("image", "image"), ("mask", "vessel mask"), ("fov", "field of view")):
+        for feature, what in _NAMES.items():
             missing = [name for name in names if name not in needed.get(feature, names)]
             self.refuse_orphans(tree, missing, len(names), what)
         self.ignored += [
