@@ -10,6 +10,7 @@ from PIL import Image
 
 from medinit_jax.data.builders import base
 from medinit_jax.data.builders.stare import TEST, TRAIN, MedinitStare
+from medinit_jax.data.fov import fov_mask
 from medinit_jax.data.layout import DatasetLayoutError
 from medinit_jax.data.prepare import prepare
 
@@ -139,15 +140,13 @@ def test_the_real_download(tmp_path):
         assert example["image"].shape == (605, 700, 3)
         assert 0.04 < example["mask"].mean() < 0.13 and example["mask2"] == []
         assert example["fov_source"] == 0 and 0.65 < (example["fov"] > 0).mean() < 0.85
-        computed, found = base_field(example["image"])
+        computed, found = fov_mask(example["image"], MedinitStare.FIELD_SHARE)
         drawn = example["fov"][..., 0] > 0
         assert found
         overlaps.append((computed & drawn).sum() / (computed | drawn).sum())
     # What is computed where no masks are.
     assert min(overlaps) > 0.95 and np.mean(overlaps) > 0.965
-
-
-def base_field(image):
-    from medinit_jax.data.fov import fov_mask
-
-    return fov_mask(image, MedinitStare.FIELD_SHARE)
+    with pytest.raises(DatasetLayoutError) as raised:
+        vk = MedinitStare(data_dir=tmp_path, config="vk")
+        vk.checked_items(vk.locate(REAL))
+    assert raised.value.code == "E_MISSING_FILE"
