@@ -28,7 +28,7 @@ Code = Literal[
 ]
 ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".7z", ".rar", ".001")
 # Left by operating systems and unpackers; "Illustration" comes with REFUGE.
-_JUNK = frozenset({"__macosx", ".ds store", "thumbs.db", "illustration"})
+_JUNK = frozenset({"macosx", ".ds store", "thumbs.db", "illustration"})
 _MOST_NAMES = 5
 
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from fake_trees.chase_db1 import make_chase_db1
 from fake_trees.drive import make_drive
+from fake_trees.refuge import make_refuge, make_refuge2
 from fake_trees.stare import make_stare
 
 
@@ -25,6 +26,15 @@ class FakeTree(NamedTuple):
 
 # Every tree knows these.
 COMMON = ("E_MISSING_ROOT", "E_MISSING_FILE", "E_DECODE", "E_LFS")
+_REFUGE = (
+    "E_ARCHIVE",
+    "E_COLUMNS",
+    "E_ORPHAN",
+    "E_MASK_VALUES",
+    "E_LABEL_RANGE",
+    "E_MISPLACED",
+    "E_NO_TEST_GT",
+)
 
 FAKE_TREES = {
     "medinit_chase_db1": FakeTree(
@@ -44,6 +54,22 @@ FAKE_TREES = {
             "train_only": {"train": 3, "test": 1},
         },
         (*COMMON, "E_ARCHIVE", "E_ORPHAN", "E_MASK_VALUES", "E_MISPLACED", "E_NO_TEST_GT"),
+    ),
+    "medinit_refuge": FakeTree(
+        make_refuge,
+        dict.fromkeys(
+            ("default", "seg514", "cls350", "seg512"), {"train": 5, "validation": 3, "test": 3}
+        ),
+        (*COMMON, *_REFUGE),
+    ),
+    "medinit_refuge2": FakeTree(
+        make_refuge2,
+        {
+            "default": {"train": 11, "validation": 2, "test": 2},
+            "seg512": {"train": 11, "validation": 2, "test": 2},
+            "paper": {"train": 8, "test": 3},
+        },
+        (*COMMON, *_REFUGE),
     ),
     "medinit_stare": FakeTree(
         make_stare,
