@@ -17,7 +17,11 @@ class MedinitDrive(VesselBuilder):
     CITATION = "Staal et al., Ridge-based vessel segmentation in color images of the retina, 2004."
     SIZE = "30 MB"
     EXPECTED = "training/ and test/, each with images/, mask/ and 1st_manual/"
-    MARKERS = (("training", "test"), ("training/images", "training/mask"))
+    MARKERS = (
+        ("training/1st_manual",),
+        ("training/mask",),
+        ("training/images", "test/images"),
+    )
     MANUAL_DOWNLOAD_INSTRUCTIONS = f"Download DRIVE from {HOMEPAGE}; {EXPECTED}."
     BUILDER_CONFIGS = [
         Config(name="default", description="20 training, 20 test photographs."),

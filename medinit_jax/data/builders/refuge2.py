@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from medinit_jax.data.builders.base import Config, Item
-from medinit_jax.data.builders.refuge import PARTS, Known, MedinitRefuge
+from medinit_jax.data.builders.refuge import MedinitRefuge
+from medinit_jax.data.builders.refuge_layouts import PARTS, Known, by_class
 from medinit_jax.data.layout import Tree
 
 _IMAGES = {"Validation": ("Images",), "Test": ("refuge2-test", "Images")}
@@ -72,10 +73,10 @@ class MedinitRefuge2(MedinitRefuge):
 
     def _later(self, tree: Tree, name: str, split: str, masks: bool = False) -> list[Item]:
         place = tree.folder(name)
-        images, _ = self._by_class(place.folder(*_IMAGES[name]), ".jpg", ".jpeg")
+        images, _ = by_class(place.folder(*_IMAGES[name]), ".jpg", ".jpeg")
         drawn = None
         if any(map(place.has, _MASKS)):
-            drawn, _ = self._by_class(place.folder(*_MASKS), ".png", ".bmp")
+            drawn, _ = by_class(place.folder(*_MASKS), ".png", ".bmp")
         elif masks:
             place.fail(
                 "E_NO_TEST_GT",

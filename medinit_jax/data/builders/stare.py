@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -92,18 +93,27 @@ class MedinitStare(VesselBuilder):
             self._known(self._vessels(tree, other)),
             self._known(_fields(tree.folder("masks"))) if tree.has("masks") else None,
         )
-        order = sorted(TRAIN + TEST)
-        items = {}
-        for number, files in photographs.items():
-            values = {"image_id": f"im{number}", "patient_id": "", "eye": "unknown"}
-            if self.builder_config.rule == "loo":
-                values["fold"] = order.index(number)
-            test = number in TEST and self.builder_config.rule != "loo"
-            items[number] = Item(f"{'test' if test else 'train'}/im{number}", files, values)
         if self.builder_config.rule == "loo":
-            return {"train": list(items.values())}
-        train, test = ([items[n] for n in part if n in items] for part in (TRAIN, TEST))
-        return self.divided(train, test)
+            return {"train": self._items(photographs, "train", sorted(TRAIN + TEST), fold=True)}
+        return self.divided(
+            self._items(photographs, "train", TRAIN), self._items(photographs, "test", TEST)
+        )
+
+    def _items(
+        self,
+        photographs: Mapping[str, dict[str, epath.Path]],
+        split: str,
+        numbers: Sequence[str],
+        fold: bool = False,
+    ) -> list[Item]:
+        """Returns items of those of `numbers` that are there; `fold` is the place among them."""
+        items = []
+        for place, number in enumerate(numbers):
+            if number in photographs:
+                values: dict[str, Any] = {"image_id": f"im{number}", "patient_id": ""}
+                values |= {"eye": "unknown", **({"fold": place} if fold else {})}
+                items.append(Item(f"{split}/im{number}", photographs[number], values))
+        return items
 
     def _vessels(self, tree: Tree, observer: str) -> dict[str, epath.Path]:
         """Returns {number: vessels of an observer}, from a folder of their own or from the root."""
