@@ -310,3 +310,57 @@ def test_testing_on_the_later_validation_needs_its_masks(package, tmp_path):
     example = builder.example(splits["test"][0])
     assert example["vcdr"] == 0.25 and example["label"] == -1
     assert splits["test"][0].values["source"] == "refuge2_val"
+
+
+def test_archives_in_an_outer_folder_are_named_with_their_folder(tmp_path):
+    root = make_refuge(tmp_path / "tree", defects=("E_ARCHIVE",))
+    with pytest.raises(DatasetLayoutError) as raised:
+        checked(root, tmp_path)
+    assert raised.value.code == "E_ARCHIVE" and len(raised.value.found) == 6
+    assert str(root / "REFUGE2/Annotation-Training400.zip") in raised.value.fix
+
+
+def test_training_photographs_lacking_one_class_are_incomplete(fake, tmp_path):
+    root = shutil.copytree(fake, tmp_path / "tree")
+    shutil.rmtree(root / "Training400/Glaucoma")
+    with pytest.raises(DatasetLayoutError, match="Glaucoma") as raised:
+        checked(root, tmp_path)
+    assert raised.value.code == "E_MISSING_FILE"
+
+
+def test_published_numbers_and_classes(tmp_path):
+    # A tree of the real size whose image files are empty.
+    for folder, letter, count in (("Glaucoma", "g", 40), ("Non-Glaucoma", "n", 360)):
+        for place in ("Training400", "Annotation-Training400/Disc_Cup_Masks"):
+            suffix = ".jpg" if place == "Training400" else ".bmp"
+            (tmp_path / place / folder).mkdir(parents=True)
+            for number in range(1, count + 1):
+                (tmp_path / place / folder / f"{letter}{number:04d}{suffix}").touch()
+    rows = [
+        [f"{letter}{number:04d}.jpg", 900.5, 1000.5]
+        for letter, count in (("g", 40), ("n", 360))
+        for number in range(1, count + 1)
+    ]
+    save_xlsx(
+        tmp_path / "Annotation-Training400/Fovea_location.xlsx",
+        [["ImgName", "Fovea_X", "Fovea_Y"], *rows],
+    )
+    for letter, images, truth, table in (
+        ("V", "REFUGE-Validation400", "REFUGE-Validation400-GT", "Fovea_locations"),
+        ("T", "Test400", "REFUGE-Test-GT", "Glaucoma_label_and_Fovea_location"),
+    ):
+        (tmp_path / images).mkdir()
+        (tmp_path / truth / "Disc_Cup_Masks").mkdir(parents=True)
+        rows = [["ImgName", "Glaucoma Label", "Fovea_X", "Fovea_Y"]]
+        for number in range(1, 401):
+            (tmp_path / images / f"{letter}{number:04d}.jpg").touch()
+            (tmp_path / truth / f"Disc_Cup_Masks/{letter}{number:04d}.bmp").touch()
+            rows.append([f"{letter}{number:04d}.jpg", int(number <= 40), 800, 900])
+        save_xlsx(tmp_path / truth / f"{table}.xlsx", rows)
+    for builder, config in ((MedinitRefuge, "default"), (MedinitRefuge2, "paper")):
+        built = builder(data_dir=tmp_path / "data", config=config)
+        splits = built.checked_items(built.locate(tmp_path))
+        for items in splits.values():
+            assert sum(item.values["label"] for item in items) * 10 == len(items)
+    first = splits["train"][0]
+    assert first.key == "train/g0001" and first.values["fovea"] == (899.5, 999.5)

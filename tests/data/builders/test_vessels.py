@@ -76,3 +76,22 @@ def test_masks_follow_resized_images_at_pixel_centers(tmp_path):
     rows = builder.resized(np.repeat(ramp, 3, axis=2))
     # The mean of a block's columns.
     np.testing.assert_allclose(rows[1, 1:3, 0], [55, 95], atol=1)
+
+
+@pytest.mark.parametrize("name", VESSEL_SETS)
+def test_what_is_incomplete_is_left_out_and_listed_where_any_number_will_do(name, tmp_path):
+    root = FAKE_TREES[name].make(tmp_path / "tree", 0, ("E_ORPHAN",))
+    builder, splits = items_of(name, None, root, tmp_path)
+    counts = next(iter(FAKE_TREES[name].counts.values()))
+    assert sum(map(len, splits.values())) == sum(counts.values()) - 1
+    (left_out,) = builder.ignored
+    assert left_out.endswith("no vessel mask")
+
+
+def test_masks_without_a_photograph_are_listed(tmp_path):
+    root = FAKE_TREES["medinit_drive"].make(tmp_path / "tree")
+    (root / "test/images/01_test.tif").unlink()
+    (root / "test/1st_manual/01_manual1.gif").unlink()
+    builder, splits = items_of("medinit_drive", None, root, tmp_path)
+    assert len(splits["test"]) == 2
+    assert sorted(builder.ignored) == ["01_manual2.gif: no image", "01_test_mask.gif: no image"]
