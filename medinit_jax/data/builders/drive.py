@@ -47,8 +47,8 @@ class MedinitDrive(VesselBuilder):
         return self.divided(train, self._part(tree.folder("test"), "test"))
 
     def _part(self, tree: Tree, split: str) -> list[Item]:
-        manual = tree.find("1st_manual")
-        if split == "test" and manual is None and not tree.packed("1st_manual"):
+        drawn = tree.has("1st_manual") and tree.folder("1st_manual").entries
+        if split == "test" and not drawn and not tree.packed("1st_manual"):
             tree.fail(
                 "E_NO_TEST_GT",
                 "the test photographs come without vessels",

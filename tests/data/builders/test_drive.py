@@ -6,6 +6,7 @@ from fake_trees.drive import make_drive
 from PIL import Image
 
 from medinit_jax.data.builders.drive import MedinitDrive
+from medinit_jax.data.layout import DatasetLayoutError, Tree
 from medinit_jax.data.prepare import prepare
 
 REAL = ROOT.parent / "shared/data/fundus/DRIVE"
@@ -70,6 +71,10 @@ def test_validation_holds_back_what_train_only_tests(fake, tmp_path):
 
 def test_train_only_needs_no_test_vessels(tmp_path):
     root = make_drive(tmp_path / "tree", defects=("E_NO_TEST_GT",))
+    (root / "test/1st_manual").mkdir()
+    with pytest.raises(DatasetLayoutError) as raised:
+        MedinitDrive(data_dir=tmp_path).checked_items(Tree("medinit_drive", root))
+    assert raised.value.code == "E_NO_TEST_GT"
     builder = MedinitDrive(data_dir=tmp_path, config="train_only", strict_counts=False)
     splits = builder.checked_items(builder.locate(root))
     assert {split: len(items) for split, items in splits.items()} == {"train": 3, "test": 1}
