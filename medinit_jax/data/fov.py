@@ -6,11 +6,13 @@ import numpy as np
 _WORKING_SIDE = 256
 
 
-def fov_mask(image: np.ndarray) -> tuple[np.ndarray, bool]:
+def fov_mask(image: np.ndarray, share: float = 0.06) -> tuple[np.ndarray, bool]:
     """Finds the bright field of a fundus photograph.
 
     Args:
         image: uint8 (H, W, 3).
+        share: The field is brighter than this share of the 99th percentile of brightness; more
+            than the usual where a camera leaves the rest of the picture gray.
 
     Returns:
         bool (H, W), and whether a field was found; if it would cover less than 10 % or more than
@@ -21,7 +23,7 @@ def fov_mask(image: np.ndarray) -> tuple[np.ndarray, bool]:
     small_size = (max(1, round(width * scale)), max(1, round(height * scale)))
     bright = cv2.resize(image, small_size, interpolation=cv2.INTER_AREA).max(axis=-1)
     bright = cv2.blur(bright.astype(np.float32), (3, 3))
-    threshold = max(10.0, 0.06 * float(np.percentile(bright, 99)))
+    threshold = max(10.0, share * float(np.percentile(bright, 99)))
     count, regions, stats, _ = cv2.connectedComponentsWithStats((bright > threshold).astype("u1"))
     if count > 1:
         largest = 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))

@@ -29,7 +29,7 @@ Code = Literal[
 ]
 ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".7z", ".rar", ".001")
 # Left by operating systems and unpackers; "Illustration" comes with REFUGE.
-_JUNK = frozenset({"__macosx", ".ds store", "thumbs.db", "illustration"})
+_JUNK = frozenset({"macosx", ".ds store", "thumbs.db", "illustration"})
 _MOST_NAMES = 5
 
 
@@ -182,14 +182,18 @@ class Tree:
             if place.name.lower().endswith(suffix)
         }
 
-    def missing(self, what: str, names: Sequence[str], fix: str = "") -> NoReturn:
-        """Raises E_ARCHIVE if archives of that name lie here, E_MISSING_FILE otherwise."""
-        wanted = [normal(name.rpartition("/")[2]) for name in names]
-        packed = [
+    def packed(self, *names: str) -> list[str]:
+        """Returns the archives here whose names begin with one of these."""
+        wanted = tuple(normal(name.rpartition("/")[2]) for name in names)
+        return [
             place.name
             for name, place in self.entries.items()
-            if name.endswith(ARCHIVES) and any(name.startswith(one) for one in wanted)
+            if name.endswith(ARCHIVES) and name.startswith(wanted)
         ]
+
+    def missing(self, what: str, names: Sequence[str], fix: str = "") -> NoReturn:
+        """Raises E_ARCHIVE if archives of that name lie here, E_MISSING_FILE otherwise."""
+        packed = self.packed(*names)
         if packed:
             self.fail(
                 "E_ARCHIVE",
@@ -282,15 +286,16 @@ def locate(
         if len(folders) != 1:
             break
         tree = tree._sub(folders[0])
-    packed = [place.name for name, place in top.entries.items() if name.endswith(ARCHIVES)]
-    if packed:
-        top.fail(
-            "E_ARCHIVE",
-            "the files are still packed",
-            found=packed,
-            expected=expected,
-            fix=unpacking(packed, top.path),
-        )
+    for place in (top, tree):
+        packed = place.packed("")
+        if packed:
+            place.fail(
+                "E_ARCHIVE",
+                "the files are still packed",
+                found=packed,
+                expected=expected,
+                fix=unpacking(packed, place.path),
+            )
     top.fail(
         "E_MISSING_FILE",
         "the folder does not hold this dataset",

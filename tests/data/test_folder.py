@@ -251,3 +251,12 @@ def test_field_of_view_falls_back_to_the_whole_image():
     mask, found = fov_mask(np.full((40, 40, 3), 200, np.uint8))
     assert mask.all() and not found
     assert circle_crop(np.zeros((10, 20, 3), np.uint8)).shape == (20, 20, 3)
+
+
+def test_gray_around_the_field_is_told_apart_by_a_larger_share():
+    image, field = photograph(60)
+    # As in STARE, whose border is a seventh as bright as its field.
+    image = np.maximum(image, 25)
+    assert not fov_mask(image)[1]
+    mask, found = fov_mask(image, 0.25)
+    assert found and np.mean(mask != field) < 0.02

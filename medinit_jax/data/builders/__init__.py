@@ -2,17 +2,25 @@
 
 from medinit_jax.data.builders.aptos2019 import MedinitAptos2019
 from medinit_jax.data.builders.base import Builder
+from medinit_jax.data.builders.chase_db1 import MedinitChaseDb1
 from medinit_jax.data.builders.drive import MedinitDrive
 from medinit_jax.data.builders.eyepacs import MedinitEyepacs
 from medinit_jax.data.builders.idrid import MedinitIdrid
 from medinit_jax.data.builders.messidor import MedinitMessidor
 from medinit_jax.data.builders.oia_odir import MedinitOiaOdir
+from medinit_jax.data.builders.refuge import MedinitRefuge
+from medinit_jax.data.builders.refuge2 import MedinitRefuge2
+from medinit_jax.data.builders.stare import MedinitStare
 
 BUILDERS: dict[str, type[Builder]] = {
     "medinit_aptos2019": MedinitAptos2019,
+    "medinit_chase_db1": MedinitChaseDb1,
     "medinit_drive": MedinitDrive,
     "medinit_eyepacs": MedinitEyepacs,
     "medinit_idrid": MedinitIdrid,
     "medinit_messidor": MedinitMessidor,
     "medinit_oia_odir": MedinitOiaOdir,
+    "medinit_refuge": MedinitRefuge,
+    "medinit_refuge2": MedinitRefuge2,
+    "medinit_stare": MedinitStare,
 }

@@ -8,8 +8,10 @@ layout is known within seconds, and decoding runs in as many processes as there 
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import io
 import logging
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, NoReturn
 
@@ -32,6 +34,8 @@ EYES = ("left", "right", "unknown")
 MAX_SKIPPED = 0.001
 JPEG_QUALITY = 92
 UNLABELLED = -1
+# What a .gz file may unpack to; the largest known image weighs 1.3 MB.
+_MOST_UNPACKED = 64 * 2**20
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -260,6 +264,24 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # pyrig
 
     # What examples are made with.
 
+    def read_file(self, path: epath.Path) -> bytes:
+        """Returns a file's content, of a .gz file the unpacked.
+
+        Raises:
+            DatasetLayoutError: E_DECODE or E_LFS: the .gz file is damaged or unpacks to too much.
+        """
+        content = path.read_bytes()
+        if not path.name.lower().endswith(".gz"):
+            return content
+        try:
+            with gzip.GzipFile(fileobj=io.BytesIO(content)) as stream:
+                unpacked = stream.read(_MOST_UNPACKED + 1)
+        except (OSError, EOFError, zlib.error) as error:
+            self.unreadable(path, content, str(error))
+        if len(unpacked) > _MOST_UNPACKED:
+            self.unreadable(path, content, f"it unpacks to more than {_MOST_UNPACKED >> 20} MB")
+        return unpacked
+
     def read_image(self, path: epath.Path) -> np.ndarray:
         """Returns uint8 (H, W, 3).
 
@@ -279,7 +301,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # pyrig
         Raises:
             DatasetLayoutError: E_DECODE or E_LFS.
         """
-        content = path.read_bytes()
+        content = self.read_file(path)
         try:
             return decode_with_size(content, at_least)
         except DecodeError as error:
@@ -291,7 +313,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # pyrig
         Raises:
             DatasetLayoutError: E_DECODE or E_LFS.
         """
-        content = path.read_bytes()
+        content = self.read_file(path)
         try:
             with Image.open(io.BytesIO(content)) as image:
                 return np.array(image.convert("L"))
@@ -379,9 +401,9 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # pyrig
             new = (round(width * scale), round(height * scale))
         else:
             return image
-        larger = new[0] > width or new[1] > height
-        method = cv2.INTER_CUBIC if larger else cv2.INTER_AREA
-        return cv2.resize(image, new, interpolation=cv2.INTER_NEAREST if nearest else method)
+        # Both sample at pixel centers: cv2.INTER_NEAREST would shift masks against their images.
+        method = Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
+        return np.array(Image.fromarray(image).resize(new, method))
 
 
 def common_features() -> dict[str, Any]:
@@ -423,6 +445,28 @@ def divide(names: Sequence[str], first: int, seed: int) -> tuple[list[str], list
     order = np.random.Generator(np.random.PCG64(seed)).permutation(len(names))
     parts = order[:first], order[first:]
     return tuple([names[i] for i in sorted(part)] for part in parts)  # type: ignore[return-value]
+
+
+def carve(items: Sequence[Item], split: str, seed: int) -> tuple[list[Item], list[Item]]:
+    """Divides items into four fifths, which stay, and a fifth for another split.
+
+    Args:
+        items: What is divided; no patient comes into both parts.
+        split: Name of the split of the fifth.
+        seed: See `divide`, which divides the patients, or the items without one.
+
+    Returns:
+        The items that stay, and those of `split`, with keys of it.
+    """
+    groups: dict[str, list[Item]] = {}
+    for item in items:
+        groups.setdefault(item.values["patient_id"] or item.key, []).append(item)
+    kept, carved = divide(list(groups), len(groups) * 4 // 5, seed)
+    return [item for name in kept for item in groups[name]], [
+        item._replace(key=f"{split}/{item.key.partition('/')[2]}")
+        for name in carved
+        for item in groups[name]
+    ]
 
 
 def refuse_many_skipped(dataset: str, skipped: int, total: int) -> None:

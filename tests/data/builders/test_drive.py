@@ -6,6 +6,7 @@ from fake_trees.drive import make_drive
 from PIL import Image
 
 from medinit_jax.data.builders.drive import MedinitDrive
+from medinit_jax.data.layout import DatasetLayoutError, Tree
 from medinit_jax.data.prepare import prepare
 
 REAL = ROOT.parent / "shared/data/fundus/DRIVE"
@@ -57,3 +58,23 @@ def test_the_real_download(tmp_path):
     )
     assert mask.shape == (584, 565, 1) and 0.05 < mask.mean() < 0.15
     assert 0.6 < (field > 0).mean() < 0.8 and len(example["mask2"]) == 1
+
+
+def test_validation_holds_back_what_train_only_tests(fake, tmp_path):
+    held = {}
+    for config, split in (("validation", "validation"), ("train_only", "test")):
+        builder = MedinitDrive(data_dir=tmp_path, config=config, strict_counts=False)
+        splits = builder.checked_items(builder.locate(fake))
+        held[config] = [item.values["image_id"] for item in splits[split]]
+    assert held["validation"] == held["train_only"]
+
+
+def test_train_only_needs_no_test_vessels(tmp_path):
+    root = make_drive(tmp_path / "tree", defects=("E_NO_TEST_GT",))
+    (root / "test/1st_manual").mkdir()
+    with pytest.raises(DatasetLayoutError) as raised:
+        MedinitDrive(data_dir=tmp_path).checked_items(Tree("medinit_drive", root))
+    assert raised.value.code == "E_NO_TEST_GT"
+    builder = MedinitDrive(data_dir=tmp_path, config="train_only", strict_counts=False)
+    splits = builder.checked_items(builder.locate(root))
+    assert {split: len(items) for split, items in splits.items()} == {"train": 3, "test": 1}
