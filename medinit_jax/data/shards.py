@@ -180,7 +180,8 @@ def write_shard(
             else:
                 encoded = features.encode_example(example)
                 labels.add(encoded)
-                record = serializer.serialize_example(encoded)
+                # The order of a map's fields is otherwise another one in every process.
+                record = serializer.get_tf_example(encoded).SerializeToString(deterministic=True)
                 writer.write(record)
                 count, size = count + 1, size + len(record)
             report(number)
