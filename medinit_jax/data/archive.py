@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import Any, NamedTuple
 
 from medinit_jax.core.errors import UsageError
 from medinit_jax.data.layout import ARCHIVES, pointer_kind, unpacking
@@ -48,7 +48,7 @@ class Unpacked(NamedTuple):
 class _Member(NamedTuple):
     name: str
     size: int
-    open: Callable[[], IO[bytes]]
+    open: Callable[[], Any]
 
 
 def unpack(
@@ -187,8 +187,8 @@ def _gzip_member(archive: Path, limit: _Limit) -> Iterator[list[_Member]]:
     yield [_Member(archive.name[: -len(".gz")], size, lambda: gzip.open(archive))]
 
 
-def _opener(method: Callable[..., IO[bytes] | None], info: object) -> Callable[[], IO[bytes]]:
-    return lambda: method(info)  # type: ignore[return-value]
+def _opener(method: Callable[..., Any], info: object) -> Callable[[], Any]:
+    return lambda: method(info)
 
 
 def _checked_name(archive: Path, name: str) -> str:

@@ -79,6 +79,7 @@ def lines_of(manifest: dict[str, Any]) -> list[str]:
     for what, names in (
         ("Left out, cannot be read", skipped),
         ("Left out", manifest["ignored"]),
+        ("Remarks", manifest["remarks"]),
         ("Links that were not followed", manifest["links_not_followed"]),
     ):
         lines.append(f"{what}: {len(names) or 'none'}")

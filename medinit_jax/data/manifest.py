@@ -62,6 +62,7 @@ def make_manifest(
         "labels": labels,
         "skipped": skipped,
         "ignored": builder.ignored,
+        "remarks": builder.remarks,
         "links_not_followed": outside,
         "shards": [
             {name: shard[name] for name in ("file", "examples", "bytes", "sha256")}

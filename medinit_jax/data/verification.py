@@ -97,6 +97,9 @@ def _shard_problems(
     try:
         reader = array_record_module.ArrayRecordReader(str(place))
         count = reader.num_records()
+        if not reader.ok():
+            # It says why when it is closed.
+            reader.close()
     except Exception as error:
         # What a damaged shard raises depends on the damage: it can be anything.
         return [*problems, f"{name} cannot be opened ({_first_line(error)})."]
@@ -108,7 +111,6 @@ def _shard_problems(
         except Exception as error:
             problems.append(f"Record {index} of {name} cannot be read ({_first_line(error)}).")
         step()
-    reader.close()
     return problems
 
 

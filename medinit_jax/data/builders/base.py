@@ -108,6 +108,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # pyrig
         super().__init__(file_format=file_format, **options)
         self.strict_counts, self.on_corrupt, self.beam = strict_counts, on_corrupt, beam
         self.ignored: list[str] = []
+        self.remarks: list[str] = []
         # Filled by a preparation with Beam.
         self.outside: list[str] = []
         self.pipeline_result: Any = None
