@@ -91,7 +91,7 @@ def _beam() -> Any:
         import apache_beam
     except ImportError as error:
         raise UsageError(
-            "Apache Beam is not installed; add it with: pip install apache-beam"
+            "Apache Beam is not installed; add it with: pip install medinit_jax[beam]"
         ) from error
     return apache_beam
 
