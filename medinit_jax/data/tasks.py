@@ -204,7 +204,7 @@ def make_builder(
         **options: See `Builder`.
 
     Raises:
-        UsageError: There is no such set or config.
+        UsageError: There is no such set or config, or what was prepared of it is damaged.
     """
     dataset, _, config = (TASKS[name].dataset if name in TASKS else name).partition("/")
     if dataset not in BUILDERS:
@@ -228,4 +228,15 @@ def make_builder(
     if split_seed:
         own = f"{config}_seed{split_seed}"
         chosen = dataclasses.replace(configs[config], name=own, split_seed=split_seed)
-    return BUILDERS[dataset](data_dir=data_dir, config=chosen, **options)
+    try:
+        return BUILDERS[dataset](data_dir=data_dir, config=chosen, **options)
+    except Exception as error:
+        # What tfds raises of a damaged description depends on the damage.
+        folder = epath.Path(data_dir) / dataset / (chosen if chosen is config else chosen.name)
+        described = folder / str(BUILDERS[dataset].VERSION) / "dataset_info.json"
+        if not described.exists():
+            raise
+        raise UsageError(
+            f"{described} is damaged ({str(error).splitlines()[0]}); delete its folder and prepare "
+            f"the set again."
+        ) from error

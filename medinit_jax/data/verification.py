@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
 from medinit_jax.core.errors import UsageError
@@ -41,6 +42,10 @@ def verify(
         )
     shards = manifest["shards"]
     problems = _count_problems(builder, manifest)
+    try:
+        tfds.builder_from_directory(folder)
+    except Exception as error:
+        problems.append(f"features.json cannot be read ({_first_line(error)}).")
     known = {shard["file"] for shard in shards}
     problems += [
         f"{place.name} is not among the recorded shards."

@@ -9,6 +9,7 @@ from medinit_jax.data import shards
 from medinit_jax.data.builders.drive import MedinitDrive
 from medinit_jax.data.manifest import MANIFEST
 from medinit_jax.data.prepare import prepare
+from medinit_jax.data.tasks import make_builder
 from medinit_jax.data.verification import verify
 
 
@@ -69,6 +70,17 @@ def test_counts_that_contradict_each_other_are_named(builder):
     assert len(problems) == 2
     assert "train has 4 examples in dataset_info.json and 5 in the manifest" in problems[0]
     assert "shards hold 7 examples, its splits 8" in problems[1]
+
+
+@pytest.mark.parametrize("content", ["", "{", "{}"])
+def test_damaged_descriptions_are_named(builder, content):
+    folder = Path(builder.data_path)
+    (folder / "features.json").write_text(content)
+    (problem,) = verify(builder)
+    assert "features.json cannot be read" in problem
+    (folder / "dataset_info.json").write_text(content)
+    with pytest.raises(UsageError, match="dataset_info.json is damaged .*prepare the set again"):
+        make_builder("medinit_drive", folder.parents[2])
 
 
 def test_what_is_not_prepared_cannot_be_verified(tmp_path):
