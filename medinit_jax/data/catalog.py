@@ -1,14 +1,17 @@
 """From the `data` part of a configuration to sources, normalization and draws.
 
 The keys of `config.data`:
-    source: "phantom", "folder", "npz", or "files": a folder or an .npz file, as `path` ends.
-    name: Which phantom: "fundus" or "xray".
+    source: "phantom", "folder", "npz", "files": a folder or an .npz file, as `path` ends, or
+        "prepared": a set that `python -m medinit_jax.data prepare` wrote.
+    name: Which phantom: "fundus" or "xray"; which prepared set: "medinit_drive/default" or a task
+        id, as "aptos_dr".
     path: Folder of images, or .npz file.
-    data_dir: Where phantom sets are written.
+    data_dir: Where phantom sets are written, and prepared sets lie.
     size: Side of the images that networks see, in pixels.
     render_size: Side at which phantoms are drawn; they are reduced to `size`.
     patients: Number of phantom patients in `train`, `val` and `test`.
-    splits: Shares of the patients in train, val and test where images bring no splits.
+    splits: Shares of the patients in train, val and test where images bring no splits; what a
+        prepared set lacks of these is taken from its train part, in proportion.
     split_seed: Seed of that division.
     fit: How a file's image becomes square: "crop", "pad" or "fov".
     check: "decode" reads every file of a folder once, "header" only its first bytes.
@@ -16,9 +19,11 @@ The keys of `config.data`:
     images_key: Array of an .npz file that holds images, `{split}` standing for the split; "auto"
         takes `{split}_images` if the file has them, else the one array that can be images.
     labels_key: The same for labels; "auto" takes those beside the images, if any.
-    label: Which label of a phantom is learned; "" takes the phantom's own.
+    label: Which label of a phantom or prepared set is learned; "" takes the phantom's or task's
+        own, or the set's `label`.
     cache_mb: Sources up to this many megabytes of pixels are kept in memory.
-    normalization: "fundus", "gray", or "auto": "fundus" for fundus phantoms and folders.
+    normalization: "fundus", "gray", or "auto": "fundus" for fundus phantoms, folders and prepared
+        sets of fundus photographs.
     batch: Images per global batch.
     workers: Processes that make batches; 0 is the faster way for images in memory.
     augment: The fields of `Augmentation`, and `difficulty` with those of `Ramp`.
@@ -61,7 +66,7 @@ def open_splits(
     """
     if data.source not in SOURCES:
         raise UsageError(f"data.source is {data.source!r}; set it to one of: {', '.join(SOURCES)}.")
-    if data.source != "phantom" and not data.path:
+    if data.source not in ("phantom", "prepared") and not data.path:
         raise UsageError(
             f"data.source is {data.source!r} but data.path is empty; "
             f"give it with --config.data.path=PLACE."
@@ -113,7 +118,47 @@ def _files(data: Any, splits: tuple[str, ...], progress: Progress | None) -> dic
     return (_npz if data.path.endswith(".npz") else _folder)(data, splits, progress)
 
 
-SOURCES = {"phantom": _phantoms, "folder": _folder, "npz": _npz, "files": _files}
+def _prepared(data: Any, splits: tuple[str, ...], progress: Progress | None) -> dict[str, Source]:
+    # Imported when chosen: tensorflow-datasets takes a second.
+    from medinit_jax.data.prepared import SPLIT_NAMES, PreparedSource, default_label, manifest_of
+    from medinit_jax.data.tasks import make_builder
+
+    builder = make_builder(data.name, data.data_dir)
+    own = manifest_of(builder)["splits"]
+    label = data.label or default_label(data.name)
+
+    def opened(split: str) -> Source:
+        source = PreparedSource(builder, SPLIT_NAMES[split], data.size, data.fit, label)
+        return cached(source, data.cache_mb)
+
+    lacking = [split for split in SPLITS if not own.get(SPLIT_NAMES[split])]
+    sources = {split: opened(split) for split in splits if split not in lacking}
+    # Held out whether asked for or not: the train part is the same for every reader.
+    if lacking and {"train", *lacking} & set(splits):
+        parts = ["train", *(split for split in lacking if split != "train")]
+        # Raises if the set has no train part.
+        train = sources.get("train") or opened("train")
+        shares = [data.splits[SPLITS.index(split)] for split in parts]
+        held = split_by_patient(train, [s / sum(shares) for s in shares], data.split_seed)
+        for split, indices in zip(parts, held, strict=True):
+            if split in splits:
+                if len(indices) == 0:
+                    raise UsageError(
+                        f"The train part of {data.name} holds {len(train)} images, too few for a "
+                        f"{split} part with the shares data.splits={tuple(data.splits)}; change "
+                        f"the shares."
+                    )
+                sources[split] = Subset(train, indices, split)
+    return {split: sources[split] for split in splits}
+
+
+SOURCES = {
+    "phantom": _phantoms,
+    "folder": _folder,
+    "npz": _npz,
+    "files": _files,
+    "prepared": _prepared,
+}
 
 
 def _divide(source: Source, data: Any, splits: tuple[str, ...]) -> dict[str, Source]:
@@ -162,6 +207,10 @@ def batch_options(data: Any, seed: int, batch: int | None = None) -> BatchOption
 def _normalization(data: Any) -> str:
     if data.normalization == "auto":
         fundus = data.source == "folder" or (data.source == "phantom" and data.name == "fundus")
+        if data.source == "prepared":
+            from medinit_jax.data.tasks import make_builder
+
+            fundus = make_builder(data.name, data.data_dir).MODALITY == "fundus"
         return "fundus" if fundus else "gray"
     if data.normalization not in NORMALIZATION:
         raise UsageError(

@@ -7,39 +7,27 @@ every shard has a note of its own beside it.
 
 from __future__ import annotations
 
-import concurrent.futures
-import dataclasses
 import hashlib
 import json
 import logging
-import multiprocessing
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+import uuid
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import tensorflow_datasets as tfds
-from array_record.python import array_record_module
 from etils import epath
-from tensorflow_datasets.core import example_serializer, hashing, naming
 
 from medinit_jax.core.errors import UsageError
-from medinit_jax.data.builders.base import Builder, Item, refuse_many_skipped
+from medinit_jax.data.builders.base import Builder, refuse_many_skipped
+from medinit_jax.data.layout import DatasetLayoutError
+from medinit_jax.data.manifest import MANIFEST, make_manifest, read_manifest, sum_labels
+from medinit_jax.data.shards import Report, Shard, cut, note_of, write_shards
 
-SHARD_EXAMPLES = 256
-MANIFEST = "prepared.json"
-# Called with the number of examples done so far and their total.
-Report = Callable[[int, int], None]
-
-
-class Shard(NamedTuple):
-    """A part of a split that one process writes."""
-
-    split: str
-    number: int
-    of: int
-    items: tuple[Item, ...]
+_PLAN = "plan.txt"
 
 
 def prepare(
@@ -66,138 +54,102 @@ def prepare(
 
     Raises:
         DatasetLayoutError: Something is wrong with the download.
-        UsageError: `host` is not one of `hosts`.
+        UsageError: `host` is not one of `hosts`, or something else lies where the set should be.
     """
     if not 0 <= host < hosts:
         raise UsageError(f"host {host} of {hosts} hosts: count them from 0 to {hosts - 1}.")
     target = Path(builder.data_path)
-    if (target / MANIFEST).exists():
-        return json.loads((target / MANIFEST).read_text())
+    if target.exists():
+        written = read_manifest(target)
+        if written is None:
+            raise UsageError(
+                f"{target} was not written by this command: it has no {MANIFEST}; delete it, or "
+                f"name another folder with --data-dir."
+            )
+        return written
     tree = builder.locate(folder)
     splits = builder.checked_items(tree)
     for link in tree.outside:
         logging.warning("%s leads out of %s and is not followed.", link, tree.path)
-    shards = [shard for split, items in splits.items() for shard in _cut(split, items)]
+    shards = [shard for split, items in splits.items() for shard in cut(split, items)]
     work = target.with_name(f"{target.name}.incomplete")
-    _begin(work, _plan(builder, tree.path, shards))
-    mine = [shard for shard in shards[host::hosts] if not _note(work, builder, shard).exists()]
-    total = sum(len(shard.items) for shard in shards[host::hosts])
-    done = total - sum(len(shard.items) for shard in mine)
-    report(done, total)
-    for count in _write_all(builder, work, mine, workers):
-        done += count
-        report(done, total)
-    if not all(_note(work, builder, shard).exists() for shard in shards):
-        return None
-    return _finish(builder, work, target, shards, tree.outside)
+    try:
+        _begin(work, _plan(builder, tree.path, shards), alone=hosts == 1)
+        if read_manifest(target) is None:
+            write_shards(builder, work, shards[host::hosts], workers, report)
+            if not all(note_of(work, builder, shard).exists() for shard in shards):
+                return read_manifest(target)
+            return _finish(builder, work, target, shards, tree.outside)
+        # Another host finished while this one looked at the download: nothing is left to do.
+        shutil.rmtree(work, ignore_errors=True)
+    except (OSError, RuntimeError):
+        # Whoever finishes first takes the working folder away from the others.
+        if read_manifest(target) is None:
+            raise
+    return read_manifest(target)
 
 
-def _cut(split: str, items: Sequence[Item]) -> list[Shard]:
-    """Cuts a split's items, in tfds' order, into shards of nearly equal size."""
-    hasher = hashing.Hasher(split)
-    ordered = sorted(items, key=lambda item: hasher.hash_key(item.key))
-    count = max(1, -(-len(ordered) // SHARD_EXAMPLES))
-    bounds = [len(ordered) * part // count for part in range(count + 1)]
-    return [
-        Shard(split, part, count, tuple(ordered[bounds[part] : bounds[part + 1]]))
-        for part in range(count)
-    ]
-
-
-def _plan(builder: Builder, root: Any, shards: Sequence[Shard]) -> str:
+def _plan(builder: Builder, root: epath.Path, shards: Sequence[Shard]) -> str:
     """Returns a digest of all that decides what the shards hold."""
     digest = hashlib.sha256(f"{builder.name} {builder.version} {builder.builder_config}".encode())
-    digest.update(f"{root} {builder.on_corrupt}".encode())
+    digest.update(builder.on_corrupt.encode())
+    # Hosts may see the download under different paths.
+    prefix = str(root)
     for shard in shards:
         for item in shard.items:
-            digest.update(repr(item).encode())
+            digest.update(repr(item).replace(prefix, "").encode())
     return digest.hexdigest()
 
 
-def _begin(work: Path, plan: str) -> None:
+def _begin(work: Path, plan: str, alone: bool) -> None:
     """Makes the working folder, emptied if it was begun for another plan."""
-    note = work / "plan.txt"
-    if work.exists() and (not note.exists() or note.read_text() != plan):
+    begun = _begun(work)
+    if begun is None and work.exists():
+        begun = _begun(work) or "no plan"
+    if begun == plan:
+        return
+    if begun is not None:
+        if not alone:
+            raise UsageError(
+                f"{work} was begun with other files or options; start all hosts with the same "
+                f"command, or delete that folder."
+            )
         logging.warning("%s was begun with other files or options; it is written anew.", work)
         shutil.rmtree(work)
-    if not work.exists():
-        work.mkdir(parents=True)
-        _write_text(note, plan)
-
-
-def _file(builder: Builder, shard: Shard) -> str:
-    template = naming.ShardedFileTemplate(
-        data_dir=epath.Path("."),
-        dataset_name=builder.name,
-        split=shard.split,
-        filetype_suffix="array_record",
-    )
-    return template.sharded_filepath(shard_index=shard.number, num_shards=shard.of).name
-
-
-def _note(work: Path, builder: Builder, shard: Shard) -> Path:
-    return work / f"{_file(builder, shard)}.json"
-
-
-def _write_all(
-    builder: Builder, work: Path, shards: Sequence[Shard], workers: int | None
-) -> Iterator[int]:
-    """Writes shards and yields the number of examples of each when it is done."""
-    workers = (os.cpu_count() or 1) if workers is None else workers
-    if workers == 0 or len(shards) <= 1:
-        for shard in shards:
-            yield write_shard(builder, work, shard)
-        return
-    # Forked processes would inherit the threads of JAX.
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(
-        min(workers, len(shards)), mp_context=context
-    ) as pool:
-        pending = [pool.submit(write_shard, builder, work, shard) for shard in shards]
-        try:
-            for finished in concurrent.futures.as_completed(pending):
-                yield finished.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+    # It appears with its plan inside, or another host that starts now would take it for a stray.
+    own = work.with_name(f"{work.name}.{uuid.uuid4().hex}")
+    own.mkdir(parents=True)
+    (own / _PLAN).write_text(plan)
+    try:
+        os.rename(own, work)
+    except OSError:
+        shutil.rmtree(own)
+        if _begun(work) != plan:
             raise
 
 
-def write_shard(builder: Builder, work: Path, shard: Shard) -> int:
-    """Writes one shard, then its note.
-
-    Returns:
-        The number of its items.
-    """
-    features = builder.info.features
-    serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
-    place = work / _file(builder, shard)
-    partial = place.with_name(f"{place.name}.{os.getpid()}.tmp")
-    skipped, count, size = [], 0, 0
-    # One record per group: any record can be read without its neighbors.
-    writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1")
-    for item in shard.items:
-        example = builder.example_or_reason(item)
-        if isinstance(example, str):
-            skipped.append({"key": item.key, "reason": example})
-            continue
-        record = serializer.serialize_example(features.encode_example(example))
-        writer.write(record)
-        count, size = count + 1, size + len(record)
-    writer.close()
-    digest = checksum(partial)
-    os.replace(partial, place)
-    note = {"file": place.name, "examples": count, "bytes": size, "sha256": digest}
-    _write_text(_note(work, builder, shard), json.dumps({**note, "skipped": skipped}))
-    return len(shard.items)
+def _begun(work: Path) -> str | None:
+    """Returns the plan of a working folder; None if there is none."""
+    try:
+        return (work / _PLAN).read_text()
+    except FileNotFoundError:
+        return None
 
 
 def _finish(
     builder: Builder, work: Path, target: Path, shards: Sequence[Shard], outside: list[str]
 ) -> dict[str, Any]:
-    notes = [json.loads(_note(work, builder, shard).read_text()) for shard in shards]
+    notes = [json.loads(note_of(work, builder, shard).read_text()) for shard in shards]
     skipped = [one for note in notes for one in note["skipped"]]
     counted = sum(one["key"] not in builder.KNOWN_CORRUPT for one in skipped)
-    refuse_many_skipped(builder.name, counted, sum(len(shard.items) for shard in shards))
+    try:
+        refuse_many_skipped(builder.name, counted, sum(len(shard.items) for shard in shards))
+    except DatasetLayoutError:
+        # After a new download the next call tries these again.
+        for shard, note in zip(shards, notes, strict=True):
+            if note["skipped"]:
+                note_of(work, builder, shard).unlink(missing_ok=True)
+        raise
     of_split: dict[str, list[dict[str, Any]]] = {}
     for shard, note in zip(shards, notes, strict=True):
         of_split.setdefault(shard.split, []).append(note)
@@ -210,37 +162,18 @@ def _finish(
         for split, written in of_split.items()
     }
     builder.info.set_splits(tfds.core.splits.SplitDict(splits.values()))
-    builder.info.write_to_directory(work)
-    manifest = {
-        "dataset": builder.name,
-        "config": dataclasses.asdict(builder.builder_config),
-        "version": str(builder.version),
-        "license": builder.LICENSE,
-        "splits": {split: info.num_examples for split, info in splits.items()},
-        "skipped": skipped,
-        "ignored": builder.ignored,
-        "notes": builder.notes,
-        "links_not_followed": outside,
-        "shards": [
-            {name: note[name] for name in ("file", "examples", "bytes", "sha256")} for note in notes
-        ],
+    labels = {
+        split: sum_labels(note["labels"] for note in written) for split, written in of_split.items()
     }
-    _write_text(work / MANIFEST, json.dumps(manifest, indent=1, default=str))
-    os.replace(work, target)
-    for shard in shards:
-        _note(target, builder, shard).unlink()
-    (target / "plan.txt").unlink()
-    return manifest
-
-
-def checksum(place: Path) -> str:
-    """Returns the SHA-256 of a file."""
-    with place.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _write_text(place: Path, text: str) -> None:
-    """Writes a file that is either there whole or not at all."""
-    partial = place.with_name(f"{place.name}.{os.getpid()}.tmp")
-    partial.write_text(text)
-    os.replace(partial, place)
+    content = make_manifest(builder, labels, skipped, outside, notes)
+    # Another host may finish at the same moment: every file appears whole, and once.
+    with tempfile.TemporaryDirectory(dir=work.parent, prefix=f"{target.name}.finishing.") as own:
+        builder.info.write_to_directory(own)
+        (Path(own) / MANIFEST).write_text(json.dumps(content, indent=1, default=str))
+        for place in Path(own).iterdir():
+            os.replace(place, work / place.name)
+    os.rename(work, target)
+    for place in [note_of(target, builder, shard) for shard in shards] + [*target.glob("*.tmp")]:
+        place.unlink(missing_ok=True)
+    (target / _PLAN).unlink(missing_ok=True)
+    return content

@@ -65,9 +65,13 @@ def open_pool(config: ml_collections.ConfigDict, sources: dict[str, Source]) -> 
         examples = load_examples(source, indices, plain)
         if "label" not in examples:
             return None
-        labels = examples["label"]
+        # -1: unlabelled.
+        known = examples["label"] >= 0
+        if not known.any():
+            return None
+        labels, indices = examples["label"][known], indices[known]
         labels = (labels > 0).astype(np.int32) if settings.label == "any" else labels
-        parts[split] = Labeled(examples["image"], labels)
+        parts[split] = Labeled(examples["image"][known], labels)
         if split == "train":
             names = patients_of(source)
             patients = [names[int(i)] for i in indices]

@@ -75,6 +75,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # pyrig
 
     Class attributes, beside tfds' own:
         HOMEPAGE, LICENSE, CITATION: For `DatasetInfo` and the table of datasets.
+        MODALITY: "fundus", "CT" or "X-ray".
         SIZE: What a download weighs, as text.
         EXPECTED: What a root folder holds, in one line.
         MARKERS: Alternatives; a folder that holds all names of one of them is the root.
@@ -84,6 +85,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # pyrig
 
     VERSION = tfds.core.Version("1.0.0")
     HOMEPAGE: ClassVar[str] = ""
+    MODALITY: ClassVar[str] = "fundus"
     LICENSE: ClassVar[str] = ""
     CITATION: ClassVar[str] = ""
     SIZE: ClassVar[str] = ""
@@ -97,6 +99,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # pyrig
         *,
         strict_counts: bool = True,
         on_corrupt: str = "error",
+        beam: bool = False,
         file_format: Any = "array_record",
         **options: Any,
     ):
@@ -107,14 +110,22 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # pyrig
                 are an error.
             on_corrupt: "error", or "skip": files that cannot be read are left out and listed, up to
                 0.1 % of all.
+            beam: Whether tfds decodes the files in an Apache Beam pipeline, see `data.beam`.
             file_format: As tfds has it.
             **options: `data_dir`, `config` and `version`, see tfds.
         """
         super().__init__(file_format=file_format, **options)
-        self.strict_counts, self.on_corrupt = strict_counts, on_corrupt
+        self.strict_counts, self.on_corrupt, self.beam = strict_counts, on_corrupt, beam
         self.ignored: list[str] = []
         self.notes: list[str] = []
-        self._own_options = {"strict_counts": strict_counts, "on_corrupt": on_corrupt}
+        # Filled by a preparation with Beam.
+        self.outside: list[str] = []
+        self.pipeline_result: Any = None
+        self._own_options = {
+            "strict_counts": strict_counts,
+            "on_corrupt": on_corrupt,
+            "beam": beam,
+        }
 
     def __getstate__(self):
         return {**super().__getstate__(), "own": self._own_options}
@@ -148,6 +159,12 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # pyrig
 
     # What tfds calls.
 
+    def _create_builder_config(self, builder_config: Any, version: Any) -> Any:
+        # Of a config made by hand, as for another split seed, tfds would warn in every worker.
+        if isinstance(builder_config, Config) and builder_config.name not in self.builder_configs:
+            return builder_config
+        return super()._create_builder_config(builder_config, version)
+
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
@@ -159,10 +176,22 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # pyrig
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        splits = self.checked_items(self.locate(dl_manager.manual_dir))
+        tree = self.locate(dl_manager.manual_dir)
+        splits = self.checked_items(tree)
+        self.outside = tree.outside
         return {split: self._generate_examples(items) for split, items in splits.items()}
 
-    def _generate_examples(self, items: Sequence[Item]) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _process_pipeline_result(self, pipeline_result: Any) -> None:
+        self.pipeline_result = pipeline_result
+
+    def _generate_examples(self, items: Sequence[Item]) -> Any:
+        if self.beam:
+            from medinit_jax.data.beam import examples
+
+            return examples(self, items)
+        return self._examples(items)
+
+    def _examples(self, items: Sequence[Item]) -> Iterator[tuple[str, dict[str, Any]]]:
         skipped = 0
         for item in items:
             example = self.example_or_reason(item)

@@ -48,7 +48,7 @@ def test_grades_and_pixels_although_numbers_restart(fake, tmp_path):
 
 def test_a_fifth_of_the_training_set_is_for_validation(fake, tmp_path):
     counts = MedinitIdrid.COUNTS["grading"]
-    assert counts["train"] + counts["validation"] == 413 and counts["train"] == 413 * 4 // 5
+    assert counts["train"] + counts["validation"] == 413 and counts["validation"] == 413 // 5
     assert counts["test"] == 103
     chosen = set()
     for seed in range(6):

@@ -1,0 +1,110 @@
+"""What is recorded of a prepared set: `prepared.json` in its folder, written last."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from etils import epath
+
+from medinit_jax.core.errors import UsageError
+from medinit_jax.data.builders.base import Builder
+
+MANIFEST = "prepared.json"
+UNLABELLED = "unlabelled"
+
+
+def read_manifest(target: epath.PathLike) -> dict[str, Any] | None:
+    """Returns the manifest of a prepared set; None if it is not (completely) there.
+
+    Raises:
+        UsageError: It is damaged.
+    """
+    place = Path(target) / MANIFEST
+    if not place.is_file():
+        return None
+    try:
+        return json.loads(place.read_text())
+    except ValueError as error:
+        raise UsageError(
+            f"{place} is damaged ({error}); delete its folder and prepare the set again."
+        ) from error
+
+
+def make_manifest(
+    builder: Builder,
+    labels: dict[str, dict[str, dict[str, int]]],
+    skipped: list[dict[str, str]],
+    outside: list[str],
+    shards: Sequence[dict[str, Any]],
+) -> dict[str, Any]:
+    """Returns what is recorded of a prepared set, see `MANIFEST`.
+
+    Args:
+        builder: The dataset, its splits known.
+        labels: {split: {feature: {class: examples}}}.
+        skipped: Key and reason of files that could not be read.
+        outside: Links that were not followed.
+        shards: File, examples, bytes and sha256 of each.
+    """
+    return {
+        "dataset": builder.name,
+        "config": dataclasses.asdict(builder.builder_config),
+        "version": str(builder.version),
+        "license": builder.LICENSE,
+        "splits": {split: info.num_examples for split, info in builder.info.splits.items()},
+        "labels": labels,
+        "skipped": skipped,
+        "ignored": builder.ignored,
+        "notes": builder.notes,
+        "links_not_followed": outside,
+        "shards": [
+            {name: shard[name] for name in ("file", "examples", "bytes", "sha256")}
+            for shard in shards
+        ],
+    }
+
+
+class LabelCounts:
+    """How often each class occurs, for every feature that is a class or a vector of labels.
+
+    Attributes:
+        counts: {feature: {class: examples}}; of a vector, whose name holds "labels", {place:
+            examples that are positive there}. -1 counts as `UNLABELLED`.
+    """
+
+    def __init__(self, features: Mapping[str, Any]):
+        self._names: dict[str, list[str]] = {}
+        for name, feature in features.items():
+            if isinstance(feature, tfds.features.ClassLabel):
+                self._names[name] = list(feature.names)
+            elif "labels" in name and len(feature.shape) == 1 and feature.shape[0]:
+                self._names[name] = [str(place) for place in range(feature.shape[0])]
+        self.counts: dict[str, dict[str, int]] = {
+            name: dict.fromkeys(names, 0) for name, names in self._names.items()
+        }
+
+    def add(self, encoded: Mapping[str, Any]) -> None:
+        """Counts an example, its classes as numbers."""
+        for name, names in self._names.items():
+            counts, value = self.counts[name], np.asarray(encoded[name])
+            if (value < 0).any():
+                counts[UNLABELLED] = counts.get(UNLABELLED, 0) + 1
+            else:
+                for place in [int(value)] if value.ndim == 0 else np.flatnonzero(value > 0):
+                    counts[names[place]] += 1
+
+
+def sum_labels(parts: Iterable[dict[str, dict[str, int]]]) -> dict[str, dict[str, int]]:
+    """Adds up the counts of several shards."""
+    total: dict[str, Counter[str]] = {}
+    for part in parts:
+        for name, counts in part.items():
+            total.setdefault(name, Counter()).update(counts)
+    return {name: dict(counts) for name, counts in total.items()}

@@ -1,0 +1,147 @@
+"""A split of a prepared dataset as a source."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from medinit_jax.core.errors import UsageError
+from medinit_jax.data.builders.base import Builder
+from medinit_jax.data.decode import Fit, decode, fit_square
+from medinit_jax.data.manifest import read_manifest
+from medinit_jax.data.tasks import TASKS
+
+# The names that sets give their splits, by the name that training gives them.
+SPLIT_NAMES = {"train": "train", "val": "validation", "test": "test"}
+_SIGNS = {"left": -1, "right": 1, "unknown": 0}
+
+
+class PreparedSource:
+    """A split of a prepared dataset.
+
+    Attributes:
+        label: The feature that is the label; None if there is none.
+    """
+
+    def __init__(self, builder: Builder, split: str, size: int, fit: Fit = "crop", label: str = ""):
+        """Opens a split.
+
+        Args:
+            builder: The dataset, its config and data_dir.
+            split: As the set names it.
+            size: Side of the images that this source returns, in pixels.
+            fit: How an image becomes square, see `decode.fit_square`.
+            label: The feature that becomes `label`, a class or a whole number; "" takes `label` if
+                the set has it.
+
+        Raises:
+            UsageError: The set is not prepared, has no such split, or no such label.
+        """
+        self._manifest = manifest_of(builder)
+        self._name = f"{builder.name}/{builder.builder_config.name}"
+        self._split, self._size = split, size
+        self._fit: Fit = fit
+        if not self._manifest["splits"].get(split):
+            have = ", ".join(name for name, count in self._manifest["splits"].items() if count)
+            raise UsageError(f"{self._name} has no split {split!r}; it has: {have}.")
+        features = builder.info.features
+        if not isinstance(features["image"], tfds.features.Image):
+            raise UsageError(
+                f"{self._name} stores numbers that are no 8-bit images; set data.name to another "
+                f"config: `python -m medinit_jax.data info {builder.name}` lists them."
+            )
+        self.label = self._label_of(features, label)
+        names = ["image", "eye", "patient_id", "image_id", *([self.label] if self.label else [])]
+        # Only these are parsed: a record may hold masks that are dear to decode.
+        self._features = tfds.features.FeaturesDict({name: features[name] for name in names})
+        self._who = tfds.features.FeaturesDict(
+            {name: features[name] for name in ("patient_id", "image_id")}
+        )
+        self._eyes = [_SIGNS[name] for name in features["eye"].names]
+        self._records = builder.as_data_source(
+            split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+        )
+
+    def _label_of(self, features: Any, label: str) -> str | None:
+        possible = [
+            name
+            for name, feature in features.items()
+            if name != "eye" and feature.shape == () and np.issubdtype(feature.np_dtype, np.integer)
+        ]
+        if label and label not in possible:
+            raise UsageError(
+                f"{self._name} has no label {label!r}; set data.label to one of: "
+                f"{', '.join(possible) or 'none'}."
+            )
+        return label or ("label" if "label" in possible else None)
+
+    def __len__(self) -> int:
+        """Returns the number of images."""
+        return self._manifest["splits"][self._split]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Returns image uint8 (size, size, 3), eye, patient, and label (-1: unlabelled) if any."""
+        stored = self._features.deserialize_example_np(
+            self._records[int(index)], decoders={"image": tfds.decode.SkipDecoding()}
+        )
+        image = decode(stored["image"], at_least=0 if self._fit == "fov" else self._size)
+        example = {
+            "image": fit_square(image, self._size, self._fit),
+            "eye": self._eyes[int(stored["eye"])],
+            "patient": self._patient(stored),
+        }
+        if self.label:
+            example["label"] = int(stored[self.label])
+        return example
+
+    @functools.cached_property
+    def patients(self) -> list[str]:
+        """The patient of every image, read without decoding images."""
+        return [
+            self._patient(self._who.deserialize_example_np(self._records[index]))
+            for index in range(len(self))
+        ]
+
+    def _patient(self, stored: dict[str, Any]) -> str:
+        """Returns the patient; an image whose patient is unknown is one of its own."""
+        known = stored["patient_id"].decode()
+        return known or f"{self._split}/{stored['image_id'].decode()}"
+
+    def describe(self) -> dict[str, Any]:
+        """Returns source, count and a sha256 over those of the split's shards, and the label."""
+        digest = hashlib.sha256()
+        for shard in self._manifest["shards"]:
+            if f"-{self._split}.array_record" in shard["file"]:
+                digest.update(shard["sha256"].encode())
+        return {
+            "source": f"prepared:{self._name}/{self._split}",
+            "count": len(self),
+            "sha256": digest.hexdigest(),
+            "label": self.label,
+        }
+
+
+def manifest_of(builder: Builder) -> dict[str, Any]:
+    """Returns the manifest of a prepared set.
+
+    Raises:
+        UsageError: It is not prepared.
+    """
+    manifest = read_manifest(builder.data_path)
+    if manifest is None:
+        name = f"{builder.name}/{builder.builder_config.name}"
+        raise UsageError(
+            f"{name} is not prepared in {builder.data_path}; `python -m medinit_jax.data info "
+            f"{name}` says how to, or set data.data_dir to where it is."
+        )
+    return manifest
+
+
+def default_label(name: str) -> str:
+    """Returns the feature that a task predicts, of several the first; "" where it is a mask."""
+    task = TASKS.get(name)
+    return "" if task is None or task.kind == "segmentation" else task.labels[0]

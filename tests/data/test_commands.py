@@ -1,0 +1,142 @@
+import re
+import shutil
+
+import pytest
+from fake_trees.drive import make_drive
+
+from medinit_jax.data import commands
+from medinit_jax.data.__main__ import main
+from medinit_jax.data.builders import BUILDERS
+from medinit_jax.data.builders.base import MAX_SKIPPED
+from medinit_jax.data.tasks import TASKS
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    return make_drive(tmp_path_factory.mktemp("drive"))
+
+
+@pytest.fixture
+def run(tmp_path, capfd):
+    """Runs a command in a data_dir of its own: exit code, stdout, stderr."""
+
+    def run(*arguments):
+        if arguments[0] != "unpack":
+            arguments += ("--data-dir", str(tmp_path / "data"))
+        code = main([str(argument) for argument in arguments])
+        return code, *capfd.readouterr()
+
+    return run
+
+
+def test_list_shows_all_sets_and_tasks(run, tree):
+    code, out, _ = run("list")
+    assert code == 0 and "(prepared)" not in out
+    for name in (*BUILDERS, *TASKS):
+        assert f" {name} " in out
+    drive = BUILDERS["medinit_drive"]
+    for text in ("fundus", drive.SIZE, drive.HOMEPAGE, "default", "train_only"):
+        assert text in out
+    # It may be broken into lines.
+    assert all(word in out for word in drive.LICENSE.split())
+    arguments = ("--from", tree, "--any-count", "--workers", 0, "--split-seed", 3)
+    run("prepare", "medinit_drive/train_only", *arguments)
+    out = run("list")[1]
+    assert "train_only_seed3 (prepared)" in out and "default (prepared)" not in out
+
+
+def test_info_says_how_to_get_a_set_and_then_what_it_holds(run, tree):
+    code, out, _ = run("info", "drive_seg")
+    assert code == 0
+    for text in (
+        "Not prepared: ",
+        "https://drive.grand-challenge.org/",
+        "Expected tree: training/ and test/",
+        "Published numbers: train 20, test 20",
+        "python -m medinit_jax.data prepare medinit_drive/default --from DIR",
+        "License: Registration on the site",
+        "unet: random 0.6853, hyper 0.7079",
+    ):
+        assert text in out
+    run("prepare", "drive_seg", "--from", tree, "--any-count", "--workers", 0)
+    out = run("info", "medinit_drive")[1]
+    for text in ("Prepared: ", "Examples: train 4, test 3", "Left out: none", "not followed: none"):
+        assert text in out
+    assert re.search(r"eye\W+unknown\W+4\W+3\W", out)
+
+
+def test_prepare_tells_what_it_did(run, tree, tmp_path):
+    arguments = ("prepare", "medinit_drive", "--from", tree, "--any-count", "--workers", 0)
+    code, out, err = run(*arguments, "--hosts", 2, "--host", 1)
+    assert code == 0 and "Host 1 of 2 is done" in out
+    assert "Begun, not finished" in run("info", "medinit_drive")[1]
+    code, out, err = run(*arguments, "--hosts", 2)
+    assert code == 0 and "Prepared " in out and "Examples: train 4, test 3" in out
+    assert "4/4 images" in err
+    code, out, _ = run(*arguments)
+    assert code == 0 and "is prepared already" in out
+
+
+def test_prepare_lists_what_it_left_out(run, tmp_path, monkeypatch):
+    assert MAX_SKIPPED == 0.001
+    monkeypatch.setattr("medinit_jax.data.builders.base.MAX_SKIPPED", 0.2)
+    root = make_drive(tmp_path / "tree", defects=("E_DECODE",))
+    arguments = ("prepare", "medinit_drive", "--from", root, "--any-count", "--workers", 0)
+    code, out, err = run(*arguments)
+    assert (
+        code == 2
+        and "E_DECODE" in err
+        and "--on-corrupt=skip" in err
+        and len(err.splitlines()) >= 4
+    )
+    (root / "training/images/outside.tif").symlink_to("/etc/hostname")
+    code, out, err = run(*arguments, "--on-corrupt", "skip")
+    assert code == 0 and "cannot be read: 1\n  train/21" in out
+    assert "not followed: 1\n" in out and "outside.tif" in out
+
+
+def test_without_from_the_download_lies_in_the_data_dir(run, tmp_path):
+    code, _, err = run("prepare", "medinit_drive")
+    assert code == 2 and str(tmp_path / "data/downloads/manual/medinit_drive") in err
+    make_drive(tmp_path / "data/downloads/manual/medinit_drive")
+    assert run("prepare", "medinit_drive", "--any-count", "--workers", 0)[0] == 0
+
+
+def test_verify_and_show(run, tree, tmp_path):
+    assert run("verify", "drive_seg")[0] == 2
+    run("prepare", "drive_seg", "--from", tree, "--any-count", "--workers", 0)
+    code, out, _ = run("verify", "drive_seg")
+    assert code == 0 and "is whole" in out
+    sheet = tmp_path / "sheet.png"
+    code, out, _ = run("show", "drive_seg", "--split", "test", "--count", 2, "--out", sheet)
+    assert code == 0 and "2 images" in out and sheet.read_bytes()[1:4] == b"PNG"
+    shard = next((tmp_path / "data").rglob("*train.array_record*"))
+    shard.unlink()
+    code, out, _ = run("verify", "drive_seg")
+    assert code == 1 and f"{shard.name} is missing" in out and "1 problems" in out
+
+
+def test_unpack(run, tmp_path):
+    shutil.make_archive(str(tmp_path / "DRIVE"), "zip", make_drive(tmp_path / "tree"))
+    (tmp_path / "tree").rename(tmp_path / "original")
+    code, out, _ = run("unpack", tmp_path / "DRIVE.zip")
+    assert code == 0 and f"to {tmp_path / 'DRIVE'}" in out
+    arguments = ("prepare", "medinit_drive", "--from", tmp_path / "DRIVE", "--any-count")
+    assert run(*arguments, "--workers", 0)[0] == 0
+    code, _, err = run("unpack", tmp_path / "DRIVE.zip")
+    assert code == 2 and "exists already" in err
+
+
+def test_exit_codes(run, monkeypatch):
+    code, _, err = run("info", "medinit_drvie")
+    assert code == 2 and "Perhaps one of: medinit_drive" in err
+    with pytest.raises(SystemExit) as raised:
+        main(["prepare", "medinit_drive", "--on-corrupt", "maybe"])
+    assert raised.value.code == 2
+
+    def stopped(**options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(commands.COMMANDS, "list", stopped)
+    code, _, err = run("list")
+    assert code == 130 and "Stopped" in err

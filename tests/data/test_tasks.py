@@ -1,0 +1,57 @@
+import runpy
+
+import pytest
+from conftest import ROOT
+
+from medinit_jax.core.errors import UsageError
+from medinit_jax.data.builders import BUILDERS
+from medinit_jax.data.tasks import DATA_DIR, TASKS, make_builder
+
+# Of tasks whose builder is not there, only the table is checked.
+HERE = [name for name, task in TASKS.items() if task.dataset.partition("/")[0] in BUILDERS]
+
+
+def test_the_twelve_tasks():
+    assert len(TASKS) == 12
+    assert sum("hyper" in starts for t in TASKS.values() for starts in t.reported.values()) == 11
+    swcl = [t.reported["resnetv2_50x1"] for t in TASKS.values() if "resnetv2_50x1" in t.reported]
+    assert len(swcl) == 7
+    # Gains that the paper's text quotes.
+    idrid, refuge = (TASKS[name].reported["resnetv2_50x1"] for name in ("idrid", "refuge_cls"))
+    assert idrid["BiT-S"] - idrid["random"] == pytest.approx(0.2214)
+    messidor = TASKS["messidor"].reported["resnetv2_50x1"]
+    for task, gain in ((messidor, 0.0451), (idrid, 0.0485), (refuge, 0.0406)):
+        assert task["SWCL"] - task["Kaggle-EyePACS"] == pytest.approx(gain)
+
+
+def test_drive_is_a_task_that_can_be_made():
+    assert "drive_seg" in HERE
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_every_task_has_a_set_with_its_labels_and_modality(name, tmp_path):
+    task, builder = TASKS[name], make_builder(name, tmp_path)
+    assert f"{builder.name}/{builder.builder_config.name}" == task.dataset
+    assert task.modality == builder.MODALITY
+    assert set(task.labels) <= set(builder.info.features)
+
+
+def test_names_and_seeds(tmp_path):
+    assert make_builder("medinit_drive", tmp_path).builder_config.name == "default"
+    seeded = make_builder("medinit_drive/train_only", tmp_path, split_seed=3)
+    same = make_builder("medinit_drive/train_only_seed3", tmp_path)
+    assert seeded.builder_config.split_seed == same.builder_config.split_seed == 3
+    assert str(seeded.data_path) == str(same.data_path)
+    assert str(seeded.data_path).endswith("medinit_drive/train_only_seed3/1.0.0")
+    for name, seed, message in (
+        ("drive", 0, "no dataset 'drive'.*drive_seg"),
+        ("medinit_drive/paper", 0, "no config 'paper'; use one of: default, validation, train_only"),
+        ("medinit_drive/train_only_seed3", 4, "names a split seed other than 4"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            make_builder(name, tmp_path, split_seed=seed)
+
+
+def test_sets_are_looked_for_where_training_looks():
+    config = runpy.run_path(str(ROOT / "configs" / "hyper.py"))["get_config"]()
+    assert config.data.data_dir == DATA_DIR

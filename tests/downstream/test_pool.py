@@ -1,0 +1,34 @@
+import numpy as np
+from ml_collections import ConfigDict
+
+from medinit_jax.data.sources import ArraySource
+from medinit_jax.downstream.pool import open_pool
+
+
+def config(label="any"):
+    data = {"size": 4, "batch": 2, "source": "npz", "name": "", "normalization": "gray"}
+    data["augment"] = {"zoom": (1.0, 1.0), "difficulty": {"start": 1.0, "end": 1.0}}
+    downstream = {"label": label, "images": {"train": 0, "val": 0, "test": 0}}
+    return ConfigDict({"seed": 0, "data": data, "evaluate": {"downstream": downstream}})
+
+
+def source(*labels):
+    images = np.zeros((len(labels), 4, 4, 3), np.uint8)
+    images[:] = np.arange(len(labels), dtype=np.uint8)[:, None, None, None]
+    patients = [f"patient {number}" for number in range(len(labels))]
+    return ArraySource(images, None, patients, np.array(labels))
+
+
+def test_unlabelled_images_are_no_normal_ones():
+    sources = {"train": source(0, -1, 2, 1), "val": source(-1, 1, 0), "test": source(1, 0)}
+    pool = open_pool(config(), sources)
+    assert pool.train.labels.tolist() == [0, 1, 1] and pool.val.labels.tolist() == [1, 0]
+    assert pool.patients == ["patient 0", "patient 2", "patient 3"]
+    steps = np.diff(pool.train.images[:, 0, 0, 0])
+    np.testing.assert_allclose(steps, np.array([2, 1]) / 255 / 0.25, rtol=1e-5)
+    assert open_pool(config("class"), sources).classes == 3
+
+
+def test_without_labels_there_is_no_pool():
+    labelled = source(0, 1)
+    assert open_pool(config(), {"train": labelled, "val": labelled, "test": source(-1, -1)}) is None
