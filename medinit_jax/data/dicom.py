@@ -191,4 +191,7 @@ def _numbers(value: Any) -> list[float]:
     if value is None or value == "":
         return []
     single = isinstance(value, str) or not hasattr(value, "__iter__")
-    return [float(one) for one in ([value] if single else value)]
+    numbers = [float(one) for one in ([value] if single else value)]
+    if not np.isfinite(numbers).all():
+        raise DecodeError(f"the header holds {value!r} where numbers belong")
+    return numbers

@@ -262,6 +262,7 @@ def test_values_of_a_frame_come_from_its_functional_group():
         (made(RAMP, PixelData=None), "holds no image.*CT Image Storage"),
         (made(RAMP, PhotometricInterpretation="PALETTE COLOR"), "Palette"),
         (made(RAMP, BitsAllocated=7), "."),
+        (made(RAMP, RescaleSlope="nan"), "nan.* where numbers belong"),
     ],
 )
 def test_refusals(content, reason):

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fake_trees.drive import make_drive
+from fake_trees.rsna_cxr import make_rsna_cxr
+from fake_trees.rsna_ihd import make_rsna_ihd
 
 
 class FakeTree(NamedTuple):
@@ -29,5 +31,23 @@ FAKE_TREES = {
         make_drive,
         {"default": {"train": 4, "test": 3}, "train_only": {"train": 3, "test": 1}},
         (*COMMON, "E_ARCHIVE", "E_ORPHAN", "E_MASK_VALUES", "E_MISPLACED", "E_NO_TEST_GT"),
+    ),
+    "medinit_rsna_cxr": FakeTree(
+        make_rsna_cxr,
+        {
+            "patient": {"train": 4, "test": 2, "unlabelled": 2},
+            "paper_rows": {"train": 5, "test": 2},
+        },
+        (*COMMON, "E_ARCHIVE", "E_COLUMNS", "E_LABEL_RANGE", "E_MISPLACED", "E_ORPHAN"),
+    ),
+    "medinit_rsna_ihd": FakeTree(
+        make_rsna_ihd,
+        {
+            "full": {"train": 9, "unlabelled": 3},
+            "paper10": {"train": 7, "test": 2},
+            "patient": {"train": 5, "test": 4},
+            "brain1_full": {"train": 9, "unlabelled": 3},
+        },
+        (*COMMON, "E_ARCHIVE", "E_COLUMNS", "E_LABEL_RANGE", "E_MISPLACED", "E_ORPHAN"),
     ),
 }
