@@ -55,9 +55,8 @@ def displayed(dataset: Any, frame: int = 0) -> np.ndarray:
             return (colors >> (8 if colors.max() > 255 else 0)).astype(np.uint8)
         if pixels.ndim == 3:
             bits = integer(dataset, "BitsStored", 8)
-            return (
-                (pixels >> (bits - 8)).astype(np.uint8) if bits > 8 else _eight_bits(pixels, bits)
-            )
+            pixels = pixels >> max(0, bits - 8)
+            return _eight_bits(pixels, min(bits, 8))
         gray = _gray(pydicom, dataset, frame, pixels)
         return to_rgb(255 - gray if kind == "MONOCHROME1" else gray)
 

@@ -7,6 +7,8 @@ viewer: axial ones with the front up and the patient's right on the left.
 from __future__ import annotations
 
 import functools
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,8 @@ def slices(path: Path, axis: int = AXIAL) -> int:
     Raises:
         DecodeError: It is no NIfTI file, or it is shorter than its header says.
     """
-    shape, order = _reading(_header, path)[1:]
-    return int(shape[order[axis]])
+    _, shape, order, _ = _reading(_header, path)
+    return shape[order[axis]]
 
 
 def read_slice(path: Path, number: int | None = None, axis: int = AXIAL) -> np.ndarray:
@@ -50,7 +52,7 @@ def read_slice(path: Path, number: int | None = None, axis: int = AXIAL) -> np.n
     Raises:
         DecodeError: It cannot be read.
     """
-    volume = _reading(_volume, path, path.stat().st_mtime_ns)
+    volume = _reading(lambda place: _volume(place, place.stat().st_mtime_ns), path)
     count = volume.shape[axis]
     place = count // 2 if number is None else number
     if not 0 <= place < count:
@@ -59,9 +61,9 @@ def read_slice(path: Path, number: int | None = None, axis: int = AXIAL) -> np.n
     return to_rgb(np.ascontiguousarray(np.take(volume, count - 1 - place, axis).T))
 
 
-def _reading(read: Any, path: Path, *more: Any) -> Any:
+def _reading(read: Callable[[Path], Any], path: Path) -> Any:
     try:
-        return read(path, *more)
+        return read(path)
     except DecodeError:
         raise
     except Exception as error:
@@ -79,39 +81,43 @@ def _nibabel() -> Any:
     return nibabel
 
 
-def _header(path: Path) -> tuple[Any, tuple[int, ...], list[int]]:
-    """Returns the image, its first three sizes, and which of its axes is which of the patient's."""
+def _header(path: Path) -> tuple[Any, tuple[int, ...], list[int], list[float]]:
+    """Reads and checks a header.
+
+    Returns:
+        The image; its first three sizes; which of its axes is which of the patient's; and for each
+        of the patient's axes 1 if the image's leads to the right, front or head, -1 if not.
+    """
     nibabel = _nibabel()
     image = nibabel.load(path)
     size, dtype = path.stat().st_size, image.get_data_dtype()
     if dtype.names or dtype.kind == "c":
         raise DecodeError(f"a volume of {dtype} is not read, only of numbers")
-    shape = (*image.shape, 1, 1, 1)[:3]
-    voxels = int(np.prod([int(side) for side in image.shape]))
+    sizes = [int(side) for side in image.shape]
+    shape = (*sizes, 1, 1, 1)[:3]
     packed = path.name.lower().endswith(".gz")
     most = _MOST_GZIP * size if packed else size - int(image.dataobj.offset)
-    if not 0 < int(np.prod([int(side) for side in shape])) <= MAX_VOXELS:
+    if not 0 < math.prod(shape) <= MAX_VOXELS:
         raise DecodeError(f"a volume of {' x '.join(map(str, shape))} is out of range")
-    if voxels * dtype.itemsize > most:
-        raise DecodeError(f"it is cut short: {size} bytes for {voxels} voxels of {dtype}")
-    axes = nibabel.io_orientation(image.affine)[:, 0] if np.isfinite(image.affine).all() else []
-    known = len(axes) == 3 and sorted(axes) == [0, 1, 2]
-    return image, shape, np.argsort(axes).tolist() if known else [0, 1, 2]
+    if math.prod(sizes) * dtype.itemsize > most:
+        raise DecodeError(f"it is cut short: {size} bytes for {math.prod(sizes)} voxels of {dtype}")
+    if np.isfinite(image.affine).all():
+        axes, signs = nibabel.io_orientation(image.affine).T.tolist()
+        if sorted(axes) == [0, 1, 2]:
+            order = [axes.index(axis) for axis in range(3)]
+            return image, shape, order, [signs[place] for place in order]
+    return image, shape, [0, 1, 2], [1.0, 1.0, 1.0]
 
 
 @functools.lru_cache(maxsize=2)
 def _volume(path: Path, changed: int) -> np.ndarray:
     """Returns uint8 voxels with axes to the patient's left, back and feet, stretched."""
     del changed
-    image, shape, order = _header(path)
+    image, shape, order, signs = _header(path)
     first = (slice(None),) * min(3, len(image.shape)) + (0,) * (len(image.shape) - 3)
-    values = np.asarray(image.dataobj[first], dtype=np.float32).reshape(shape)
-    affine = image.affine
-    signs = [affine[axis, place] for axis, place in enumerate(order)]
-    values = values.transpose(order)
-    # Affines lead to the right, front and head.
-    flips = tuple(slice(None, None, -1 if sign >= 0 else 1) for sign in signs)
-    values = np.nan_to_num(values[flips], posinf=0, neginf=0)
+    values = np.asarray(image.dataobj[first], dtype=np.float32).reshape(shape).transpose(order)
+    values = values[tuple(slice(None, None, -1 if sign > 0 else 1) for sign in signs)]
+    values = np.nan_to_num(values, posinf=0, neginf=0)
     low, high = np.percentile(values, (0.5, 99.5)).tolist()
     share = np.clip((values - low) / max(high - low, 1e-6), 0, 1)
     return np.rint(share * 255).astype(np.uint8)

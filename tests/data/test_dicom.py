@@ -69,7 +69,9 @@ def test_the_package_is_whole():
     assert len(list(PACKAGE.glob("*.dcm"))) == 68
 
 
-@pytest.mark.parametrize("path", sorted([*PACKAGE.glob("*.dcm"), *OWN.glob("*.dcm")]), ids=str)
+@pytest.mark.parametrize(
+    "path", sorted([*PACKAGE.glob("*.dcm"), *OWN.glob("*.dcm")]), ids=lambda path: path.name
+)
 def test_every_file_is_read_or_refused_with_a_sentence(path, capfd, caplog):
     try:
         image = dicom.decode_dicom(path)
@@ -262,7 +264,7 @@ def test_values_of_a_frame_come_from_its_functional_group():
         (made(RAMP, PixelData=None), "holds no image.*CT Image Storage"),
         (made(RAMP, PhotometricInterpretation="PALETTE COLOR"), "Palette"),
         (made(RAMP, BitsAllocated=7), "."),
-        (made(RAMP, RescaleSlope="nan"), "nan.* where numbers belong"),
+        (made(RAMP, RescaleSlope="1.25").replace(b"1.25", b"nan "), "nan.* where numbers belong"),
     ],
 )
 def test_refusals(content, reason):

@@ -87,6 +87,24 @@ def test_refusals(tmp_path):
         nifti.read_slice(tmp_path / "c.nii.gz")
 
 
+def test_damage_of_any_kind_is_a_decode_error(tmp_path):
+    whole, rng = save(tmp_path / "a.nii", VOXELS).read_bytes(), np.random.default_rng(0)
+    read = 0
+    for number in range(100):
+        damaged = np.frombuffer(whole, np.uint8).copy()
+        damaged[rng.integers(0, 352, 2)] = rng.integers(0, 256, 2)
+        place = tmp_path / f"{number}.nii"
+        place.write_bytes(damaged.tobytes())
+        try:
+            assert nifti.read_slice(place).dtype == np.uint8
+            read += 1
+        except DecodeError as error:
+            assert str(error)
+    assert 10 < read < 100
+    with pytest.raises(DecodeError, match="No such file"):
+        nifti.read_slice(tmp_path / "nothing.nii")
+
+
 def test_a_folder_serves_every_slice(tmp_path):
     save(tmp_path / "7_left.nii.gz", VOXELS)
     save(tmp_path / "8.nii", VOXELS[..., :2])
