@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from medinit_jax.core.errors import UsageError
+from medinit_jax.data import gdcm_process
 from medinit_jax.data.codestream import frame_size
 from medinit_jax.data.decode import DecodeError
 
@@ -150,24 +151,48 @@ def stored(dataset: Any, frame: int = 0) -> np.ndarray:
         if syntax.is_encapsulated and not decoder.is_available:
             raise DecodeError(f"{syntax.name} needs a decoder: pip install medinit_jax[dicom]")
         options = pydicom.pixels.utils.as_pixel_options(dataset)
-        array, properties = _decoded(decoder, dataset, index=frame, **options)
-        kind = str(properties["photometric_interpretation"])
+        array, kind = _decoded(pydicom, decoder, dataset, frame, options)
         if array.ndim == 3 and (array.shape[2] != 3 or kind != "RGB"):
             raise DecodeError(f"colors of the kind {kind} are not read")
         return array
 
 
-def _decoded(decoder: Any, dataset: Any, **options: Any) -> Any:
+def _decoded(
+    pydicom: Any, decoder: Any, dataset: Any, frame: int, options: dict[str, Any]
+) -> tuple[np.ndarray, str]:
     """Decodes with the first plugin that can, gdcm only where there is no other.
 
-    GDCM ends the process at some damaged images, which the others refuse.
+    Returns:
+        The array and its photometric interpretation.
     """
     plugins: list[str] = [*decoder.available_plugins] if decoder.is_encapsulated else [""]
-    plugins = [plugin for plugin in plugins if plugin != "gdcm"] or plugins
-    for plugin in plugins[:-1]:
-        with contextlib.suppress(Exception):
-            return decoder.as_array(dataset, decoding_plugin=plugin, **options)
-    return decoder.as_array(dataset, decoding_plugin=plugins[-1], **options)
+    if plugins == ["gdcm"]:
+        known = {name: one for name, one in options.items() if isinstance(one, (int, str))}
+        known = {
+            name: str(one) if isinstance(one, str) else int(one) for name, one in known.items()
+        }
+        encoded = _encoded(pydicom, dataset, frame)
+        return gdcm_process.decode(encoded, str(decoder.UID), {**known, "number_of_frames": 1})
+    plugins = [plugin for plugin in plugins if plugin != "gdcm"]
+    for plugin in plugins:
+        try:
+            array, found = decoder.as_array(dataset, index=frame, decoding_plugin=plugin, **options)
+            return array, str(found["photometric_interpretation"])
+        except Exception:
+            if plugin == plugins[-1]:
+                raise
+    raise AssertionError("a decoder without a plugin")
+
+
+def _encoded(pydicom: Any, dataset: Any, frame: int) -> bytes:
+    """Returns the compressed bytes of one frame."""
+    offsets = None
+    if dataset.get("ExtendedOffsetTable"):
+        offsets = dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths
+    count = max(1, integer(dataset, "NumberOfFrames", 1))
+    return pydicom.encaps.get_frame(
+        dataset.PixelData, frame, number_of_frames=count, extended_offsets=offsets
+    )
 
 
 def _transfer_syntax(pydicom: Any, dataset: Any) -> Any:
@@ -214,13 +239,7 @@ def _check_sizes(pydicom: Any, dataset: Any, frame: int, syntax: Any) -> None:
         if needed > _MOST_RLE * length:
             raise DecodeError(f"{length} bytes of RLE are too few for {needed} bytes of pixels")
         return
-    offsets = None
-    if dataset.get("ExtendedOffsetTable"):
-        offsets = dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths
-    encoded = pydicom.encaps.get_frame(
-        data, frame, number_of_frames=count, extended_offsets=offsets
-    )
-    inside = frame_size(encoded)
+    inside = frame_size(_encoded(pydicom, dataset, frame))
     if inside is not None and inside != (height, width):
         raise DecodeError(
             f"the header declares {height} x {width}, the compressed image is "
