@@ -1,5 +1,7 @@
 """From an image file to a square uint8 RGB array."""
 
+from __future__ import annotations
+
 import io
 from pathlib import Path
 from typing import Literal
@@ -11,23 +13,29 @@ from PIL import Image, ImageOps
 from medinit_jax.data.fov import circle_crop
 
 Fit = Literal["crop", "pad", "fov"]
+_IMAGE_SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".webp"}
+)
 
 
 class DecodeError(Exception):
     """A file is no image that can be read; the message is the reason."""
 
 
-def decode(source: Path | bytes, at_least: int = 0) -> np.ndarray:
+def decode(source: Path | bytes, at_least: int = 0, part: int | None = None) -> np.ndarray:
     """Reads one image as RGB.
 
-    The first frame counts, EXIF orientation is applied, gray becomes three equal channels, what is
-    transparent becomes black, and gray of more than 8 bits is stretched from its 0.5th to its
-    99.5th percentile; of color with 16 bits the upper 8 count.
+    DICOM is shown as `dicom.displayed` does, a NIfTI volume as `nifti.read_slice` does. Of other
+    formats the first frame counts, EXIF orientation is applied, gray becomes three equal channels,
+    what is transparent becomes black, and gray of more than 8 bits is stretched from its 0.5th to
+    its 99.5th percentile; of color with 16 bits the upper 8 count.
 
     Args:
         source: File, or a file's bytes.
         at_least: The shorter side that is needed; large JPEGs are decoded at a fraction of their
             size as long as they stay twice as large.
+        part: Which frame of a DICOM file (None: the first), or axial slice of a NIfTI file (None:
+            the one in the middle).
 
     Returns:
         uint8 (H, W, 3).
@@ -35,10 +43,12 @@ def decode(source: Path | bytes, at_least: int = 0) -> np.ndarray:
     Raises:
         DecodeError: The file is no image or is cut short.
     """
-    return decode_with_size(source, at_least)[0]
+    return decode_with_size(source, at_least, part)[0]
 
 
-def decode_with_size(source: Path | bytes, at_least: int = 0) -> tuple[np.ndarray, tuple[int, int]]:
+def decode_with_size(
+    source: Path | bytes, at_least: int = 0, part: int | None = None
+) -> tuple[np.ndarray, tuple[int, int]]:
     """Reads one image as `decode` does.
 
     Returns:
@@ -47,6 +57,17 @@ def decode_with_size(source: Path | bytes, at_least: int = 0) -> tuple[np.ndarra
     Raises:
         DecodeError: The file is no image or is cut short.
     """
+    kind = medical_kind(source)
+    if kind == "nifti" and isinstance(source, Path):
+        from medinit_jax.data.nifti import read_slice
+
+        image = read_slice(source, part)
+        return image, image.shape[:2]
+    if kind == "dicom":
+        from medinit_jax.data.dicom import decode_dicom
+
+        image = decode_dicom(source, part or 0)
+        return image, image.shape[:2]
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             width, height = image.size
@@ -60,6 +81,22 @@ def decode_with_size(source: Path | bytes, at_least: int = 0) -> tuple[np.ndarra
         # What a damaged file raises depends on the decoder and on the damage: it can be anything.
         reason = str(error).splitlines() or [type(error).__name__]
         raise DecodeError(reason[0]) from error
+
+
+def medical_kind(source: Path | bytes) -> Literal["dicom", "nifti"] | None:
+    """Tells DICOM (by content or suffix) and NIfTI (by suffix) from images."""
+    if isinstance(source, bytes):
+        return "dicom" if source[128:132] == b"DICM" else None
+    name = source.name.lower()
+    if name.endswith((".nii", ".nii.gz")):
+        return "nifti"
+    if name.endswith((".dcm", ".dicom", ".ima")):
+        return "dicom"
+    if source.suffix.lower() in _IMAGE_SUFFIXES or not source.is_file():
+        return None
+    # The files of a disc from a hospital have numbers for names.
+    with source.open("rb") as stream:
+        return medical_kind(stream.read(132))
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:

@@ -6,12 +6,13 @@ import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from PIL import Image
 
 from medinit_jax.core.errors import UsageError
-from medinit_jax.data.decode import DecodeError, Fit, decode, fit_square
+from medinit_jax.data import dicom, dicom_file, nifti
+from medinit_jax.data.decode import DecodeError, Fit, decode, fit_square, medical_kind
 
 # Files that nobody takes for images: reported, but no reason to stop.
 OTHER_SUFFIXES = frozenset(
@@ -26,15 +27,35 @@ _EYES = {"left": -1, "os": -1, "right": 1, "od": 1}
 _WHOLE_FILE = 1 << 20
 
 
+class _Found(NamedTuple):
+    """What a look at a file gives.
+
+    Attributes:
+        reason: Why it cannot be read; None if it can.
+        parts: Numbers of its images; None is the only one.
+        patient: The header's patient, "" if unknown.
+    """
+
+    reason: str | None
+    parts: Sequence[int | None] = (None,)
+    patient: str = ""
+
+
 class FolderSource:
     """All images below a folder, sorted by path.
+
+    Of a DICOM file with several frames the first is taken; of a NIfTI volume (.nii, .nii.gz) every
+    axial slice is an image. The patient is that of a DICOM file's header, otherwise the file's name
+    without _left, _right, _OS or _OD.
 
     Hidden files and files that are clearly no images are ignored and counted. What should be an
     image and cannot be read is left out, counted and listed; more than 0.1 % of it is an error.
 
     Attributes:
         path: The folder.
-        files: The readable images, relative to the folder.
+        files: The file of every image, relative to the folder.
+        parts: Which part of its file every image is: a slice of a volume, otherwise None.
+        patients: The patient of every image.
         unreadable: (file, reason) of what was left out.
         ignored: Files that were not taken for images.
     """
@@ -71,31 +92,45 @@ class FolderSource:
         if not candidates:
             raise UsageError(
                 f"The image folder {self.path} holds no image ({len(self.ignored)} other files); "
-                f"set data.path to a folder of png, jpg, tif, bmp, ppm or gif files."
+                f"set data.path to a folder of png, jpg, tif, bmp, ppm, gif, dcm or nii files."
             )
         with ThreadPoolExecutor(threads) as pool:
-            reasons = list(pool.map(self._reason, candidates))
-        self.files = [f for f, reason in zip(candidates, reasons, strict=True) if reason is None]
-        self.unreadable = [
-            (f, reason) for f, reason in zip(candidates, reasons, strict=True) if reason
-        ]
+            found = dict(zip(candidates, pool.map(self._look, candidates), strict=True))
+        readable = {file: one for file, one in found.items() if one.reason is None}
+        self.files = [file for file, one in readable.items() for _ in one.parts]
+        self.parts = [part for one in readable.values() for part in one.parts]
+        named = _patients({file: one.patient for file, one in readable.items()})
+        self.patients = [named[file] for file in self.files]
+        self.unreadable = [(file, one.reason) for file, one in found.items() if one.reason]
         _refuse_many(self.path, self.unreadable, len(candidates))
         for file, reason in self.unreadable:
             logging.warning("%s is left out: %s", self.path / file, reason)
         self.classes = _classes(self.path, self.files) if labels == "folder" else ()
 
-    def _reason(self, file: str) -> str | None:
-        """Says why a file cannot be read; None if it can."""
+    def _look(self, file: str) -> _Found:
         place = self.path / file
         try:
+            kind = medical_kind(place)
+            if kind == "nifti":
+                count = nifti.slices(place)
+                if self.check == "decode":
+                    nifti.read_slice(place)
+                return _Found(None, range(count))
+            if kind == "dicom":
+                dataset = dicom_file.read(place, pixels=self.check == "decode")
+                if self.check == "decode":
+                    dicom.displayed(dataset)
+                elif not dicom_file.text(dataset, "Rows"):
+                    raise DecodeError("it holds no image")
+                return _Found(None, patient=dicom_file.text(dataset, "PatientID"))
             if self.check == "decode":
                 decode(place, at_least=self.size)
             else:
                 with Image.open(place):
                     pass
         except Exception as error:
-            return _diagnose(place) or str(error)
-        return None
+            return _Found(_diagnose(place) or str(error))
+        return _Found(None)
 
     def __len__(self) -> int:
         """Returns the number of readable images."""
@@ -106,13 +141,14 @@ class FolderSource:
         index = int(index)
         file = self.files[index]
         try:
-            image = decode(self.path / file, at_least=self.size)
+            image = decode(self.path / file, self.size, self.parts[index])
         except DecodeError as error:
             self.unreadable.append((file, str(error)))
             logging.warning("%s cannot be read (%s); the next image takes its place.", file, error)
             _refuse_many(self.path, self.unreadable, len(self.files))
             return self[(index + 1) % len(self.files)]
         example = {"image": fit_square(image, self.size, self.fit), **_eye_of(file)}
+        example["patient"] = self.patients[index]
         if self.classes:
             example["label"] = self.classes.index(Path(file).parts[0])
         return example
@@ -130,7 +166,7 @@ class FolderSource:
     def checksum(self) -> str:
         """Returns a SHA-256 over the names and contents (above 1 MiB: the ends) of the images."""
         digest = hashlib.sha256()
-        for file in self.files:
+        for file in dict.fromkeys(self.files):
             place = self.path / file
             length = place.stat().st_size
             digest.update(f"{file}\0{length}\0".encode())
@@ -150,7 +186,8 @@ def _list_files(folder: Path) -> tuple[list[str], list[str]]:
         if not place.is_file():
             continue
         hidden = any(part.startswith(".") or part == "__MACOSX" for part in relative.parts)
-        clutter = place.suffix.lower() in OTHER_SUFFIXES or place.name == "Thumbs.db"
+        clutter = place.suffix.lower() in OTHER_SUFFIXES or place.name in ("Thumbs.db", "DICOMDIR")
+        clutter = clutter and medical_kind(place) != "nifti"
         (ignored if hidden or clutter else candidates).append(relative.as_posix())
     return candidates, ignored
 
@@ -166,8 +203,6 @@ def _diagnose(place: Path) -> str | None:
         return "git-lfs pointer, not the data"
     if start.lstrip()[:5].lower() in (b"<!doc", b"<html"):
         return "web page, not the data"
-    if place.suffix.lower() in (".dcm", ".dicom"):
-        return "DICOM; convert to png first"
     return None
 
 
@@ -190,6 +225,21 @@ def _classes(folder: Path, files: list[str]) -> tuple[str, ...]:
             f"beside them; move it or set data.labels=none."
         )
     return tuple(sorted({Path(file).parts[0] for file in files}))
+
+
+def _patients(of_header: dict[str, str]) -> dict[str, str]:
+    """Returns the patient of every file: the header's, or that of the file's name."""
+    known = {patient for patient in of_header.values() if patient}
+    if len(known) == 1 and list(of_header.values()).count(*known) > 1:
+        logging.warning(
+            "All DICOM files have the same PatientID, as anonymized ones do: each counts as a "
+            "patient of its own."
+        )
+        known = set()
+    return {
+        file: patient if patient in known else _eye_of(file)["patient"]
+        for file, patient in of_header.items()
+    }
 
 
 def _eye_of(file: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 from etils import epath
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from medinit_jax.data.builders import BUILDERS
 from medinit_jax.data.builders.base import Builder
@@ -28,8 +29,9 @@ def list_sets(data_dir: epath.PathLike) -> None:
         own = [config.name for config in builder.BUILDER_CONFIGS]
         configs = [f"{one} (prepared)" if one in ready else one for one in own]
         configs += [f"{one} (prepared)" for one in ready if one not in own]
-        texts = (builder.MODALITY, "\n".join(configs), builder.SIZE)
-        sets.add_row(name, *texts, builder.HOMEPAGE, builder.LICENSE)
+        texts = (builder.MODALITY, ", ".join(configs), builder.SIZE)
+        # An address that is cut leads nowhere.
+        sets.add_row(name, *texts, Text(builder.HOMEPAGE, overflow="fold"), builder.LICENSE)
     tasks = Table("task", "set", "modality", "kind", "metric", "train / val / test")
     for name, task in TASKS.items():
         tasks.add_row(

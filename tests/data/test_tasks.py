@@ -45,7 +45,11 @@ def test_names_and_seeds(tmp_path):
     assert str(seeded.data_path).endswith("medinit_drive/train_only_seed3/1.0.0")
     for name, seed, message in (
         ("drive", 0, "no dataset 'drive'.*drive_seg"),
-        ("medinit_drive/paper", 0, "no config 'paper'; use one of: default, validation, train_only"),
+        (
+            "medinit_drive/paper",
+            0,
+            "no config 'paper'; use one of: default, validation, train_only",
+        ),
         ("medinit_drive/train_only_seed3", 4, "names a split seed other than 4"),
     ):
         with pytest.raises(UsageError, match=message):

@@ -12,6 +12,8 @@ from fake_trees.idrid import make_idrid
 from fake_trees.messidor import make_messidor
 from fake_trees.oia_odir import make_oia_odir
 from fake_trees.refuge import make_refuge, make_refuge2
+from fake_trees.rsna_cxr import make_rsna_cxr
+from fake_trees.rsna_ihd import make_rsna_ihd
 from fake_trees.stare import make_stare
 
 
@@ -132,5 +134,23 @@ FAKE_TREES = {
             "validation": {"train": 3, "validation": 1, "test": 3},
         },
         (*COMMON, "E_ARCHIVE", "E_ORPHAN", "E_MASK_VALUES", "E_MISPLACED"),
+    ),
+    "medinit_rsna_cxr": FakeTree(
+        make_rsna_cxr,
+        {
+            "patient": {"train": 4, "test": 2, "unlabelled": 2},
+            "paper_rows": {"train": 5, "test": 2},
+        },
+        (*COMMON, "E_ARCHIVE", "E_COLUMNS", "E_LABEL_RANGE", "E_MISPLACED", "E_ORPHAN"),
+    ),
+    "medinit_rsna_ihd": FakeTree(
+        make_rsna_ihd,
+        {
+            "full": {"train": 9, "unlabelled": 3},
+            "paper10": {"train": 7, "test": 2},
+            "patient": {"train": 5, "test": 4},
+            "brain1_full": {"train": 9, "unlabelled": 3},
+        },
+        (*COMMON, "E_ARCHIVE", "E_COLUMNS", "E_LABEL_RANGE", "E_MISPLACED", "E_ORPHAN"),
     ),
 }

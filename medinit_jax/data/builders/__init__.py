@@ -10,6 +10,8 @@ from medinit_jax.data.builders.messidor import MedinitMessidor
 from medinit_jax.data.builders.oia_odir import MedinitOiaOdir
 from medinit_jax.data.builders.refuge import MedinitRefuge
 from medinit_jax.data.builders.refuge2 import MedinitRefuge2
+from medinit_jax.data.builders.rsna_cxr import MedinitRsnaCxr
+from medinit_jax.data.builders.rsna_ihd import MedinitRsnaIhd
 from medinit_jax.data.builders.stare import MedinitStare
 
 BUILDERS: dict[str, type[Builder]] = {
@@ -22,5 +24,7 @@ BUILDERS: dict[str, type[Builder]] = {
     "medinit_oia_odir": MedinitOiaOdir,
     "medinit_refuge": MedinitRefuge,
     "medinit_refuge2": MedinitRefuge2,
+    "medinit_rsna_cxr": MedinitRsnaCxr,
+    "medinit_rsna_ihd": MedinitRsnaIhd,
     "medinit_stare": MedinitStare,
 }
