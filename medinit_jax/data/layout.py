@@ -5,7 +5,9 @@ Names are compared without case, with blanks, underscores and "%20" as one, beca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Literal, NoReturn
 
 from etils import epath
@@ -30,6 +32,7 @@ ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".7z", ".rar", ".001")
 # Left by operating systems and unpackers; "Illustration" comes with REFUGE.
 _JUNK = frozenset({"__macosx", ".ds store", "thumbs.db", "illustration"})
 _MOST_NAMES = 5
+_LONGEST_NAME = 200
 
 
 class DatasetLayoutError(UsageError, RuntimeError):
@@ -54,11 +57,11 @@ class DatasetLayoutError(UsageError, RuntimeError):
         expected: str,
         fix: str,
     ):
-        names = [str(name) for name in found]
+        names = [_shown(str(name)) for name in found]
         more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
         shown = ", ".join(names[:_MOST_NAMES]) + more if names else "nothing"
         super().__init__(
-            f"{dataset}: {what} [{code}]\n  in {path}\n"
+            f"{dataset}: {' '.join(what.split())} [{code}]\n  in {path}\n"
             f"  found {shown}; expected {expected}\n  {fix}"
         )
         self.code, self.dataset, self.path = code, dataset, str(path)
@@ -67,6 +70,18 @@ class DatasetLayoutError(UsageError, RuntimeError):
     def __reduce__(self):
         """Survives the way from a worker process."""
         return _restore, (self.args, dict(self.__dict__))
+
+
+def _shown(name: str) -> str:
+    """Returns a name on one line, cut where it is long: damaged tables hold any text."""
+    name = " ".join(name.split())
+    name = "".join(letter if letter.isprintable() else "?" for letter in name)
+    return name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}..."
+
+
+def _real(path: epath.PathLike) -> Path:
+    """Returns a path with all links followed, which `epath.Path.resolve` does not do."""
+    return Path(os.path.realpath(path))
 
 
 def _restore(args, state):
@@ -95,11 +110,11 @@ class Tree:
         self,
         dataset: str,
         path: epath.PathLike,
-        _root: epath.Path | None = None,
+        _root: Path | None = None,
         _outside: list[str] | None = None,
     ):
         self.dataset, self.path = dataset, epath.Path(path)
-        self._root = self.path.resolve() if _root is None else _root
+        self._root = _real(self.path) if _root is None else _root
         self.outside: list[str] = [] if _outside is None else _outside
         self._entries: dict[str, epath.Path] | None = None
 
@@ -112,11 +127,14 @@ class Tree:
                 name = normal(place.name)
                 if name in _JUNK or place.name.startswith("."):
                     continue
-                if not place.resolve().is_relative_to(self._root):
+                if self._leads_out(place):
                     self.outside.append(str(place))
                     continue
                 self._entries[name] = place
         return self._entries
+
+    def _leads_out(self, place: epath.Path) -> bool:
+        return os.path.islink(place) and not _real(place).is_relative_to(self._root)
 
     def find(self, *names: str) -> epath.Path | None:
         """Returns the first of `names` ("a/b" for a path) that exists; None if none does."""
@@ -170,6 +188,24 @@ class Tree:
             for suffix in suffixes
             if place.name.lower().endswith(suffix)
         }
+
+    def walk(self) -> Iterator[tuple[str, epath.Path]]:
+        """Yields every file at any depth, (path relative to this folder, file), without junk."""
+        seen = {_real(self.path)}
+        below = [("", self.path)]
+        while below:
+            above, folder = below.pop()
+            for place in folder.iterdir():
+                if normal(place.name) in _JUNK or place.name.startswith("."):
+                    continue
+                if self._leads_out(place):
+                    self.outside.append(str(place))
+                elif not place.is_dir():
+                    yield f"{above}{place.name}", place
+                elif _real(place) not in seen:
+                    # A link may lead back to a folder above it.
+                    seen.add(_real(place))
+                    below.append((f"{above}{place.name}/", place))
 
     def missing(self, what: str, names: Sequence[str], fix: str = "") -> NoReturn:
         """Raises E_ARCHIVE if archives of that name lie here, E_MISSING_FILE otherwise."""

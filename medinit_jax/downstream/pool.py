@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from typing import NamedTuple
 
 import ml_collections
@@ -39,6 +40,8 @@ class Pool(NamedTuple):
 def open_pool(config: ml_collections.ConfigDict, sources: dict[str, Source]) -> Pool | None:
     """Reads the labeled images as networks see them: normalized, not augmented.
 
+    Images with the label -1 are unlabelled and left out.
+
     Args:
         config: The experiment; `config.evaluate.downstream` says how many and which label.
         sources: Images by split.
@@ -65,9 +68,12 @@ def open_pool(config: ml_collections.ConfigDict, sources: dict[str, Source]) -> 
         examples = load_examples(source, indices, plain)
         if "label" not in examples:
             return None
-        labels = examples["label"]
+        known = examples["label"] >= 0
+        if not known.all():
+            logging.info("%d images of %s are unlabelled: left out.", (~known).sum(), split)
+        labels, indices = examples["label"][known], indices[known]
         labels = (labels > 0).astype(np.int32) if settings.label == "any" else labels
-        parts[split] = Labeled(examples["image"], labels)
+        parts[split] = Labeled(examples["image"][known], labels)
         if split == "train":
             names = patients_of(source)
             patients = [names[int(i)] for i in indices]

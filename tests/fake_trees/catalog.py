@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fake_trees.drive import make_drive
+from fake_trees.table import make_table
 
 
 class FakeTree(NamedTuple):
@@ -29,5 +30,10 @@ FAKE_TREES = {
         make_drive,
         {"default": {"train": 4, "test": 3}, "train_only": {"train": 3, "test": 1}},
         (*COMMON, "E_ARCHIVE", "E_ORPHAN", "E_MASK_VALUES", "E_MISPLACED", "E_NO_TEST_GT"),
+    ),
+    "medinit_table": FakeTree(
+        make_table,
+        {"default": {"train": 8, "val": 2, "test": 2}},
+        (*COMMON, "E_ARCHIVE", "E_COLUMNS", "E_COUNT", "E_LABEL_RANGE", "E_ORPHAN"),
     ),
 }

@@ -8,7 +8,6 @@ layout is known within seconds, and decoding runs in as many processes as there 
 from __future__ import annotations
 
 import dataclasses
-import io
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, NoReturn
@@ -17,9 +16,8 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
-from PIL import Image
 
-from medinit_jax.data.decode import DecodeError, decode
+from medinit_jax.data.decode import DecodeError, decode, opened
 from medinit_jax.data.layout import DatasetLayoutError, Tree, locate, pointer_kind
 
 EYES = ("left", "right", "unknown")
@@ -145,6 +143,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # pyrig
             homepage=self.HOMEPAGE,
             license=self.LICENSE,
             citation=self.CITATION,
+            metadata=tfds.core.MetadataDict(),
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
@@ -260,10 +259,9 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # pyrig
         """
         content = path.read_bytes()
         try:
-            with Image.open(io.BytesIO(content)) as image:
+            with opened(content) as image:
                 return np.array(image.convert("L"))
-        except Exception as error:
-            # What a damaged file raises depends on the decoder and on the damage.
+        except DecodeError as error:
             self.unreadable(path, content, str(error))
 
     def read_mask(self, path: epath.Path, size: tuple[int, int], most: float = 0.001) -> np.ndarray:
