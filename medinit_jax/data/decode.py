@@ -17,6 +17,8 @@ from medinit_jax.data.fov import circle_crop
 Fit = Literal["crop", "pad", "fov"]
 # Mammograms have up to 35 million pixels; at 50 million, copies with four channels fit in 1 GiB.
 MAX_PIXELS = 50_000_000
+# A long strip becomes a square of its longer side.
+MAX_SIDE = 1 << 14
 MAX_BYTES = 1 << 30
 # Pillow knows more, among them PostScript, which it hands to another program.
 FORMATS = ("JPEG", "PNG", "TIFF", "GIF", "BMP", "PPM", "WEBP", "JPEG2000")
@@ -103,13 +105,13 @@ def opened(source: Path | bytes) -> Iterator[Image.Image]:
         The image, its pixels not yet decoded.
 
     Raises:
-        DecodeError: The file is no image, is damaged, or has more than `MAX_PIXELS`.
+        DecodeError: The file is no image, is damaged, or is larger than `MAX_PIXELS` or `MAX_SIDE`.
     """
     try:
         content = source if isinstance(source, bytes) else _content(source)
         with _open(content) as image:
             width, height = image.size
-            if width * height > MAX_PIXELS:
+            if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
                 raise DecodeError(_too_large(f"{width} x {height} pixels"))
             yield image
     except DecodeError:
@@ -133,8 +135,8 @@ def _content(path: Path) -> bytes:
 
 def _too_large(what: str) -> str:
     return (
-        f"the file has or declares {what}, more than the {MAX_PIXELS:,} pixels or {MAX_BYTES:,} "
-        "bytes that are read: save it smaller if it is not damaged"
+        f"the file has or declares {what}, more than is read ({MAX_PIXELS:,} pixels, {MAX_SIDE:,} "
+        f"a side, {MAX_BYTES:,} bytes): save it smaller if it is not damaged"
     )
 
 

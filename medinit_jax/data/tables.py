@@ -91,7 +91,7 @@ def read_table(
             )
     table = []
     for number, cells in enumerate(rows, start=2):
-        if all(cell is None or str(cell).strip() == "" for cell in cells):
+        if all(cell is None or str(cell).strip() == "" for cell in cells[: len(header)]):
             continue
         row: Row = {"row": number}
         for name in wanted:

@@ -136,11 +136,14 @@ def test_only_known_formats_are_opened():
 
 def test_size_limits(monkeypatch, tmp_path):
     monkeypatch.setattr(decoding, "MAX_PIXELS", 24 * 40 - 1)
-    with pytest.raises(DecodeError, match="40 x 24 pixels, more than the 959 pixels"):
+    with pytest.raises(DecodeError, match=r"40 x 24 pixels, more than is read \(959 pixels"):
         decode(encoded(colors(), "PNG"))
+    monkeypatch.setattr(decoding, "MAX_SIDE", 39)
+    with pytest.raises(DecodeError, match="40 x 2 pixels, more than is read .* 39 a side"):
+        decode(encoded(colors(2), "PNG"))
     monkeypatch.setattr(decoding, "MAX_BYTES", 100)
     (tmp_path / "a.png").write_bytes(encoded(colors(), "PNG"))
-    with pytest.raises(DecodeError, match="bytes, more than .* 100 bytes"):
+    with pytest.raises(DecodeError, match="bytes, more than is read .* 100 bytes"):
         decode(tmp_path / "a.png")
 
 
