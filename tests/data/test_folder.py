@@ -251,3 +251,12 @@ def test_field_of_view_falls_back_to_the_whole_image():
     mask, found = fov_mask(np.full((40, 40, 3), 200, np.uint8))
     assert mask.all() and not found
     assert circle_crop(np.zeros((10, 20, 3), np.uint8)).shape == (20, 20, 3)
+
+
+def test_names_that_are_no_text(tmp_path):
+    # Some file systems refuse such names.
+    try:
+        save(tmp_path / "\udcff.png", gradient(8, 8))
+    except OSError as error:
+        pytest.skip(str(error))
+    assert len(FolderSource(tmp_path, size=8).checksum()) == 64

@@ -8,6 +8,7 @@ from conftest import ROOT
 from fake_trees.table import make_table
 from PIL import Image
 
+from medinit_jax.core.config import read_command_line
 from medinit_jax.core.errors import UsageError
 from medinit_jax.data.catalog import batch_options, open_splits
 from medinit_jax.data.image_table import Columns
@@ -15,7 +16,8 @@ from medinit_jax.data.pipeline import BatchSource
 from medinit_jax.data.sources import patients_of, split_by_patient
 from medinit_jax.data.table_source import TableSource
 
-GET_CONFIG = runpy.run_path(str(ROOT / "configs" / "hyper.py"))["get_config"]
+CONFIG = ROOT / "configs" / "hyper.py"
+GET_CONFIG = runpy.run_path(str(CONFIG))["get_config"]
 
 
 @pytest.fixture
@@ -91,9 +93,17 @@ def test_splits_of_the_table(fake):
     }
 
 
-def test_source_by_the_end_of_the_path(fake):
-    settings = data(fake / "labels.csv", {"root": "."}, source="files")
-    assert sum(map(len, open_splits(settings).values())) == 12
+def test_columns_from_the_command_line(fake):
+    flags = {"path": fake / "labels.csv", "table.labels": "edema,grade", "label": "grade"}
+    flags |= {"table.split": "part", "size": 16, "table.root": "."}
+    arguments = [f"--config.data.{name}={value}" for name, value in flags.items()]
+    config = read_command_line(["test", f"--config={CONFIG}:folder", *arguments]).config
+    assert config.data.source == "files"
+    splits = open_splits(config.data)
+    assert {split: len(part) for split, part in splits.items()} == {"train": 4, "val": 4, "test": 4}
+    assert {splits["val"][i]["label"] for i in range(4)} == {-1, 1}
+    with pytest.raises(UsageError, match="no key 'data.table.labl'; did you mean"):
+        read_command_line(["test", f"--config={CONFIG}:folder", "--config.data.table.labl=a"])
 
 
 @pytest.mark.parametrize(
