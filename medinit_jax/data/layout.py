@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Literal, NoReturn
 
 from etils import epath
@@ -79,11 +78,6 @@ def _shown(name: str) -> str:
     return name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}..."
 
 
-def _real(path: epath.PathLike) -> Path:
-    """Returns a path with all links followed, which `epath.Path.resolve` does not do."""
-    return Path(os.path.realpath(path))
-
-
 def _restore(args, state):
     error = DatasetLayoutError.__new__(DatasetLayoutError)
     error.args = args
@@ -110,11 +104,12 @@ class Tree:
         self,
         dataset: str,
         path: epath.PathLike,
-        _root: Path | None = None,
+        _root: str | None = None,
         _outside: list[str] | None = None,
     ):
         self.dataset, self.path = dataset, epath.Path(path)
-        self._root = _real(self.path) if _root is None else _root
+        # epath's own `resolve` does not follow links.
+        self._root = os.path.realpath(self.path) if _root is None else _root
         self.outside: list[str] = [] if _outside is None else _outside
         self._entries: dict[str, epath.Path] | None = None
 
@@ -127,14 +122,16 @@ class Tree:
                 name = normal(place.name)
                 if name in _JUNK or place.name.startswith("."):
                     continue
-                if self._leads_out(place):
+                # Only links are resolved, which is slow: a folder can hold 50,000 files.
+                if os.path.islink(place) and not self._inside(place):
                     self.outside.append(str(place))
                     continue
                 self._entries[name] = place
         return self._entries
 
-    def _leads_out(self, place: epath.Path) -> bool:
-        return os.path.islink(place) and not _real(place).is_relative_to(self._root)
+    def _inside(self, place: epath.Path) -> bool:
+        target = os.path.realpath(place)
+        return os.path.commonpath((self._root, target)) == self._root
 
     def find(self, *names: str) -> epath.Path | None:
         """Returns the first of `names` ("a/b" for a path) that exists; None if none does."""
@@ -191,20 +188,20 @@ class Tree:
 
     def walk(self) -> Iterator[tuple[str, epath.Path]]:
         """Yields every file at any depth, (path relative to this folder, file), without junk."""
-        seen = {_real(self.path)}
+        seen = {os.path.realpath(self.path)}
         below = [("", self.path)]
         while below:
             above, folder = below.pop()
             for place in folder.iterdir():
                 if normal(place.name) in _JUNK or place.name.startswith("."):
                     continue
-                if self._leads_out(place):
+                if os.path.islink(place) and not self._inside(place):
                     self.outside.append(str(place))
                 elif not place.is_dir():
                     yield f"{above}{place.name}", place
-                elif _real(place) not in seen:
+                elif os.path.realpath(place) not in seen:
                     # A link may lead back to a folder above it.
-                    seen.add(_real(place))
+                    seen.add(os.path.realpath(place))
                     below.append((f"{above}{place.name}/", place))
 
     def missing(self, what: str, names: Sequence[str], fix: str = "") -> NoReturn:

@@ -66,20 +66,13 @@ def prepare(
 
     Raises:
         DatasetLayoutError: Something is wrong with the download.
-        UsageError: `host` is not one of `hosts`, or another config of this name was prepared.
+        UsageError: `host` is not one of `hosts`.
     """
     if not 0 <= host < hosts:
         raise UsageError(f"host {host} of {hosts} hosts: count them from 0 to {hosts - 1}.")
     target = Path(builder.data_path)
     if (target / MANIFEST).exists():
-        manifest = json.loads((target / MANIFEST).read_text())
-        config = json.dumps(dataclasses.asdict(builder.builder_config), default=str)
-        if manifest["config"] != json.loads(config):
-            raise UsageError(
-                f"{target} was prepared with other options of the same name; delete it, or give "
-                f"these options a name of their own."
-            )
-        return manifest
+        return json.loads((target / MANIFEST).read_text())
     tree = builder.locate(folder)
     splits = builder.checked_items(tree)
     for link in tree.outside:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from typing import NamedTuple
 
 import ml_collections
@@ -40,8 +39,6 @@ class Pool(NamedTuple):
 def open_pool(config: ml_collections.ConfigDict, sources: dict[str, Source]) -> Pool | None:
     """Reads the labeled images as networks see them: normalized, not augmented.
 
-    Images with the label -1 are unlabelled and left out.
-
     Args:
         config: The experiment; `config.evaluate.downstream` says how many and which label.
         sources: Images by split.
@@ -68,9 +65,10 @@ def open_pool(config: ml_collections.ConfigDict, sources: dict[str, Source]) -> 
         examples = load_examples(source, indices, plain)
         if "label" not in examples:
             return None
+        # -1: unlabelled.
         known = examples["label"] >= 0
-        if not known.all():
-            logging.info("%d images of %s are unlabelled: left out.", (~known).sum(), split)
+        if not known.any():
+            return None
         labels, indices = examples["label"][known], indices[known]
         labels = (labels > 0).astype(np.int32) if settings.label == "any" else labels
         parts[split] = Labeled(examples["image"][known], labels)

@@ -1,36 +1,34 @@
-import runpy
-
 import numpy as np
-import pytest
-from conftest import ROOT
+from ml_collections import ConfigDict
 
 from medinit_jax.data.sources import ArraySource
 from medinit_jax.downstream.pool import open_pool
 
-GET_CONFIG = runpy.run_path(str(ROOT / "configs" / "hyper.py"))["get_config"]
+
+def config(label="any"):
+    data = {"size": 4, "batch": 2, "source": "npz", "name": "", "normalization": "gray"}
+    data["augment"] = {"zoom": (1.0, 1.0), "difficulty": {"start": 1.0, "end": 1.0}}
+    downstream = {"label": label, "images": {"train": 0, "val": 0, "test": 0}}
+    return ConfigDict({"seed": 0, "data": data, "evaluate": {"downstream": downstream}})
 
 
-def source(labels):
-    images = np.repeat(np.arange(len(labels), dtype=np.uint8), 8 * 8 * 3).reshape(-1, 8, 8, 3)
-    return ArraySource(images * 10, patients=list("abcdef"), labels=np.array(labels))
+def source(*labels):
+    images = np.zeros((len(labels), 4, 4, 3), np.uint8)
+    images[:] = np.arange(len(labels), dtype=np.uint8)[:, None, None, None]
+    patients = [f"patient {number}" for number in range(len(labels))]
+    return ArraySource(images, None, patients, np.array(labels))
 
 
-@pytest.mark.parametrize("label", ["any", "class"])
-def test_unlabelled_images_are_left_out(label):
-    config = GET_CONFIG("folder")
-    config.data.size = 8
-    config.evaluate.downstream.label = label
-    config.evaluate.downstream.images = {"train": 0, "val": 0, "test": 5}
-    sources = {"train": source([-1, 0, 2, -1, 1, 0])}
-    sources |= {"val": source([1, 0, 2, 0, 0, 1]), "test": source([-1, 1, 0, 1, 2, -1])}
-    pool = open_pool(config, sources)
-    assert pool is not None and pool.patients == ["b", "c", "e", "f"]
-    expected = [0, 2, 1, 0] if label == "class" else [0, 1, 1, 0]
-    assert pool.train.labels.tolist() == expected and pool.train.labels.dtype == np.int32
-    assert [len(part.labels) for part in (pool.train, pool.val, pool.test)] == [4, 6, 4]
-    assert [len(part.images) for part in (pool.train, pool.val, pool.test)] == [4, 6, 4]
-    brightness = pool.train.images.mean(axis=(1, 2, 3))
-    assert (np.diff(brightness) > 0).all()
-    assert pool.classes == (3 if label == "class" else 2)
-    sources["train"] = source([-1] * 6)
-    assert open_pool(config, sources) is None
+def test_unlabelled_images_are_no_normal_ones():
+    sources = {"train": source(0, -1, 2, 1), "val": source(-1, 1, 0), "test": source(1, 0)}
+    pool = open_pool(config(), sources)
+    assert pool.train.labels.tolist() == [0, 1, 1] and pool.val.labels.tolist() == [1, 0]
+    assert pool.patients == ["patient 0", "patient 2", "patient 3"]
+    steps = np.diff(pool.train.images[:, 0, 0, 0])
+    np.testing.assert_allclose(steps, np.array([2, 1]) / 255 / 0.25, rtol=1e-5)
+    assert open_pool(config("class"), sources).classes == 3
+
+
+def test_without_labels_there_is_no_pool():
+    labelled = source(0, 1)
+    assert open_pool(config(), {"train": labelled, "val": labelled, "test": source(-1, -1)}) is None

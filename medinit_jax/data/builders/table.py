@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import json
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
+from medinit_jax.core.errors import UsageError
 from medinit_jax.data.builders.base import Builder, Config, Item, png
 from medinit_jax.data.decode import DecodeError, MaskError, decode_mask
 from medinit_jax.data.image_table import (
@@ -69,11 +71,27 @@ class MedinitTable(Builder):
         Args:
             classes: Names of the classes of every label, as `items` finds them.
             **options: See `Builder`. As `config` give a `TableConfig` with a name of its own.
+
+        Raises:
+            UsageError: A set of this name was prepared with other options.
         """
         super().__init__(**options)
         self._table = ""
+        self._refuse_other_options()
         if classes:
             self._name_classes(classes)
+
+    def _refuse_other_options(self) -> None:
+        """Keeps a set that was prepared with other columns from being taken for this one."""
+        manifest = epath.Path(self.data_path) / "prepared.json"
+        if not manifest.exists():
+            return
+        own = json.dumps(dataclasses.asdict(self.builder_config), default=str)
+        if json.loads(manifest.read_text())["config"] != json.loads(own):
+            raise UsageError(
+                f"{self.data_path} was prepared with other options of the same name; delete it, or "
+                f"give these options a name of their own."
+            )
 
     def _name_classes(self, classes: Mapping[str, tuple[str, ...]]) -> None:
         # The builders of worker processes are made with them.
