@@ -34,6 +34,7 @@ class TableSource(FolderSource):
         label: Name of the label that is learned; "" if the table has none.
         classes: Names of its classes.
         labels: {label: names of its classes} of all labels.
+        patients: What each image must stay together with.
         ignored: What of table and folder was left out, as sentences.
     """
 
@@ -93,13 +94,9 @@ class TableSource(FolderSource):
                 "; ".join(self.ignored[:3]),
             )
         self._check(list(self.rows), threads)
+        self.patients = [self.rows[file].group for file in self.files]
         self.classes = table.labels.get(self.label, ())
         self._table = (table.path.name, hashlib.sha256(table.path.read_bytes()).hexdigest())
-
-    @property
-    def patients(self) -> list[str]:
-        """What each image must stay together with."""
-        return [self.rows[file].group for file in self.files]
 
     def splits(self) -> dict[str, np.ndarray]:
         """Returns the numbers of the images of every split that the table names."""
