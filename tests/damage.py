@@ -224,12 +224,12 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "huge.ppm": lambda: b"P6 60000 60000 255\n" + bytes(1000),
     "full.ppm": lambda: b"P6 7000 7000 65535\n" + bytes(1000),
     "text.png": lambda: (
-        _huge_png(60)[:-12] + _chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 28)))
+        _huge_png(60)[:-12] + _chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 26)))
     ),
-    "rows.xlsx": lambda: _bomb(_sheet("<row/>" * 20_000_000)),
-    "spaces.xlsx": lambda: _bomb(_sheet(" " * 300_000_000)),
+    "rows.xlsx": lambda: _bomb(_sheet("<row/>" * 5_000_000)),
+    "spaces.xlsx": lambda: _bomb(_sheet(" " * 40_000_000)),
     "string.xlsx": lambda: _bomb(
-        _sheet(""), b"<sst><si><t>" + b"a" * 200_000_000 + b"</t></si></sst>"
+        _sheet(""), b"<sst><si><t>" + b"a" * 300_000_000 + b"</t></si></sst>"
     ),
     "last_row.xlsx": lambda: _bomb(_sheet('<row r="1048576"><c r="XFD1048576"><v>1</v></c></row>')),
     "no_row.xlsx": lambda: _bomb(
