@@ -4,13 +4,14 @@
     python -m medinit_jax.main --config=configs/hyper.py:full       the same, complete comparison
     python -m medinit_jax.main --config=configs/hyper.py:smoke      a minute: does everything work?
     python -m medinit_jax.main --config=configs/hyper.py:mixed      other families of networks too
-    python -m medinit_jax.main --config=configs/hyper.py:folder --config.data.path=DIR_OR_NPZ
+    python -m medinit_jax.main --config=configs/hyper.py:folder --config.data.path=PLACE
     python -m medinit_jax.main --config=configs/hyper.py:fundus --config.data.path=DIR   (:ct :xray)
 
-Data: the default draws its images itself. `:folder` takes a folder of images or an .npz file,
-without labels; the comparison by fine-tuning then needs labels (sub-folders, or an array) and is
-left out where there are none. `:fundus`, `:ct` and `:xray` take a folder with all images of the
-modality, as the paper does (224 px, 50 epochs, zoom in [0.8, 1.2], 10^6 architectures).
+Data: the default draws its images itself. `:folder` takes a folder of images, an .npz file, or a
+table that lists images (`config.data.table` names its columns), without labels; the comparison by
+fine-tuning then needs labels (sub-folders, an array, a column) and is left out where there are
+none. `:fundus`, `:ct` and `:xray` take a folder with all images of the modality, as the paper does
+(224 px, 50 epochs, zoom in [0.8, 1.2], 10^6 architectures).
 
 Hardware and time: the default takes minutes on 2 CPU cores, see docs/results.md for what it
 reached; the 224 px variants are meant for a GPU or TPU and were not run to the end by us.
@@ -75,6 +76,18 @@ def _default() -> ConfigDict:
             "images_key": "auto",
             "labels_key": "auto",
             "label": "",
+            "table": {
+                "image": "image",
+                "labels": "",
+                "separator": "",
+                "classes": "",
+                "mask": "",
+                "patient": "",
+                "eye": "",
+                "split": "",
+                "group": "",
+                "root": "",
+            },
             "cache_mb": 1024.0,
             "normalization": "auto",
             "batch": 8,
@@ -262,7 +275,7 @@ def _mixed(config: ConfigDict) -> None:
 
 
 def _folder(config: ConfigDict) -> None:
-    """The user's own images: a folder or an .npz file."""
+    """The user's own images: a folder, an .npz file or a table."""
     config.note = ""
     config.data.source = "files"
     config.data.labels = "none"

@@ -1,11 +1,13 @@
 """From the `data` part of a configuration to sources, normalization and draws.
 
 The keys of `config.data`:
-    source: "phantom", "folder", "npz", "files": a folder or an .npz file, as `path` ends, or
+    source: "phantom", "folder", "npz", "table", "files": one of these three, as `path` ends, or
         "prepared": a set that `python -m medinit_jax.data prepare` wrote.
     name: Which phantom: "fundus" or "xray"; which prepared set: "medinit_drive/default" or a task
         id, as "aptos_dr".
-    path: Folder of images, or .npz file.
+    path: Folder of images, .npz file, or table (.csv, .tsv, .xlsx, .xls) that lists images.
+    table: Which column of a table holds what, see `image_table.Columns`; `labels` and `classes` are
+        names separated by commas. Without a column for the split, `splits` divides the groups.
     data_dir: Where phantom sets are written, and prepared sets lie.
     size: Side of the images that networks see, in pixels.
     render_size: Side at which phantoms are drawn; they are reduced to `size`.
@@ -19,16 +21,17 @@ The keys of `config.data`:
     images_key: Array of an .npz file that holds images, `{split}` standing for the split; "auto"
         takes `{split}_images` if the file has them, else the one array that can be images.
     labels_key: The same for labels; "auto" takes those beside the images, if any.
-    label: Which label of a phantom or prepared set is learned; "" takes the phantom's or task's
-        own, or the set's `label`.
+    label: Which label of a phantom, table or prepared set is learned; "" takes the phantom's or
+        task's own, the only one of the table, or the set's `label`.
     cache_mb: Sources up to this many megabytes of pixels are kept in memory.
-    normalization: "fundus", "gray", or "auto": "fundus" for fundus phantoms, folders and prepared
-        sets of fundus photographs.
+    normalization: "fundus", "gray", or "auto": "fundus" for fundus phantoms, folders, tables and
+        prepared sets of fundus photographs.
     batch: Images per global batch.
     workers: Processes that make batches; 0 is the faster way for images in memory.
     augment: The fields of `Augmentation`, and `difficulty` with those of `Ramp`.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -37,11 +40,13 @@ import numpy as np
 from medinit_jax.core.errors import UsageError
 from medinit_jax.data.augment import NORMALIZATION, Augmentation
 from medinit_jax.data.folder import FolderSource
+from medinit_jax.data.image_table import TABLE_SUFFIXES, Columns
 from medinit_jax.data.npz import NpzSource, npz_keys
 from medinit_jax.data.pipeline import BatchOptions, Ramp
 from medinit_jax.data.record_source import RecordSource
 from medinit_jax.data.records import PhantomSet, write_phantoms
 from medinit_jax.data.sources import Source, Subset, cached, split_by_patient
+from medinit_jax.data.table_source import TableSource
 
 SPLITS: tuple[str, ...] = ("train", "val", "test")
 # Called with the name of a split, the number of its images drawn so far, and their total.
@@ -114,7 +119,29 @@ def _npz(data: Any, splits: tuple[str, ...], progress: Progress | None) -> dict[
     return opened
 
 
+def _table(data: Any, splits: tuple[str, ...], progress: Progress | None) -> dict[str, Source]:
+    settings: dict[str, Any] = dict(data.table)
+    for key in ("labels", "classes"):
+        settings[key] = tuple(name.strip() for name in settings[key].split(",") if name.strip())
+    columns = Columns(**settings)
+    table = TableSource(data.path, data.size, data.fit, columns, data.label, data.check)
+    source, own = cached(table, data.cache_mb), table.splits()
+    if not own:
+        return _divide(source, data, splits)
+    absent = [split for split in splits if split not in own]
+    if absent:
+        raise UsageError(
+            f"No row of {data.path} is of the split {absent[0]!r} ({columns.split} has: "
+            f"{', '.join(own)}); add it, or leave data.table.split empty to divide by data.splits."
+        )
+    for split in sorted(set(own) - set(SPLITS)):
+        logging.warning("%d rows of the split %s are not used.", len(own[split]), split)
+    return {split: Subset(source, own[split], split) for split in splits}
+
+
 def _files(data: Any, splits: tuple[str, ...], progress: Progress | None) -> dict[str, Source]:
+    if data.path.lower().endswith(TABLE_SUFFIXES):
+        return _table(data, splits, progress)
     return (_npz if data.path.endswith(".npz") else _folder)(data, splits, progress)
 
 
@@ -156,6 +183,7 @@ SOURCES = {
     "phantom": _phantoms,
     "folder": _folder,
     "npz": _npz,
+    "table": _table,
     "files": _files,
     "prepared": _prepared,
 }
@@ -206,7 +234,8 @@ def batch_options(data: Any, seed: int, batch: int | None = None) -> BatchOption
 
 def _normalization(data: Any) -> str:
     if data.normalization == "auto":
-        fundus = data.source == "folder" or (data.source == "phantom" and data.name == "fundus")
+        drawn = data.source == "phantom" and data.name == "fundus"
+        fundus = drawn or data.source in ("folder", "table")
         if data.source == "prepared":
             from medinit_jax.data.tasks import make_builder
 

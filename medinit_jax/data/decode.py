@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import threading
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from medinit_jax.data.fov import circle_crop
 
 Fit = Literal["crop", "pad", "fov"]
+# Mammograms have up to 35 million pixels; at 50 million, copies with four channels fit in 1 GiB.
+MAX_PIXELS = 50_000_000
+# A long strip becomes a square of its longer side.
+MAX_SIDE = 1 << 14
+MAX_BYTES = 1 << 30
+# Pillow knows more, among them PostScript, which it hands to another program.
+FORMATS = ("JPEG", "PNG", "TIFF", "GIF", "BMP", "PPM", "WEBP", "JPEG2000")
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_ONE_LISTENS = threading.Lock()
 _IMAGE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".webp"}
 )
@@ -20,6 +33,10 @@ _IMAGE_SUFFIXES = frozenset(
 
 class DecodeError(Exception):
     """A file is no image that can be read; the message is the reason."""
+
+
+class MaskError(DecodeError):
+    """A readable image is no mask; the message is the reason."""
 
 
 def decode(source: Path | bytes, at_least: int = 0, part: int | None = None) -> np.ndarray:
@@ -41,7 +58,7 @@ def decode(source: Path | bytes, at_least: int = 0, part: int | None = None) -> 
         uint8 (H, W, 3).
 
     Raises:
-        DecodeError: The file is no image or is cut short.
+        DecodeError: The file is no image, is damaged or is too large.
     """
     return decode_with_size(source, at_least, part)[0]
 
@@ -55,32 +72,135 @@ def decode_with_size(
         uint8 (H, W, 3), and the height and width that the file has without `at_least`.
 
     Raises:
-        DecodeError: The file is no image or is cut short.
+        DecodeError: The file is no image, is damaged or is too large.
     """
     kind = medical_kind(source)
     if kind == "nifti" and isinstance(source, Path):
         from medinit_jax.data.nifti import read_slice
 
-        image = read_slice(source, part)
-        return image, image.shape[:2]
+        array = read_slice(source, part)
+        return array, array.shape[:2]
     if kind == "dicom":
         from medinit_jax.data.dicom import decode_dicom
 
-        image = decode_dicom(source, part or 0)
-        return image, image.shape[:2]
+        array = decode_dicom(source, part or 0)
+        return array, array.shape[:2]
+    with opened(source) as image:
+        width, height = image.size
+        if at_least:
+            image.draft("RGB", (2 * at_least, 2 * at_least))
+        upright = ImageOps.exif_transpose(image)
+        if upright.size != image.size:
+            width, height = height, width
+        return _to_rgb(upright), (height, width)
+
+
+def decode_mask(source: Path | bytes) -> np.ndarray:
+    """Reads the values of a mask, unchanged.
+
+    Gray levels stay what they are, 1 bit becomes 0 and 255, and of a palette the gray levels count,
+    or its indices if it has colors.
+
+    Args:
+        source: File, or a file's bytes.
+
+    Returns:
+        uint8 (H, W).
+
+    Raises:
+        DecodeError: The file is no image or is cut short.
+        MaskError: It has colors, or values that are not whole numbers from 0 to 255.
+    """
+    with opened(source) as image:
+        image = ImageOps.exif_transpose(image)
+        if image.mode == "P":
+            palette = np.asarray(image.getpalette("RGB")).reshape(-1, 3)
+            used = [value for _, value in image.getcolors(256) or () if isinstance(value, int)]
+            gray = bool((palette[used] == palette[used][:, :1]).all())
+            return palette[np.asarray(image), 0].astype(np.uint8) if gray else np.array(image)
+        values = np.asarray(image)
+        if values.ndim == 3 and values.shape[2] in (2, 4):
+            values = values[..., :-1]
+        if values.ndim == 3 and (values != values[..., :1]).any():
+            raise MaskError("a mask has gray levels or a palette, this has colors")
+        values = values[..., 0] if values.ndim == 3 else values
+        if values.dtype == bool:
+            return values * np.uint8(255)
+        if values.min() < 0 or values.max() > 255 or (values != np.floor(values)).any():
+            raise MaskError("a mask has whole levels from 0 to 255, this has others")
+        return values.astype(np.uint8)
+
+
+@contextlib.contextmanager
+def opened(source: Path | bytes) -> Iterator[Image.Image]:
+    """Opens one image; what goes wrong with it until it is closed is a DecodeError.
+
+    Args:
+        source: File, or a file's bytes.
+
+    Yields:
+        The image, its pixels not yet decoded.
+
+    Raises:
+        DecodeError: The file is no image, is damaged, or is larger than `MAX_PIXELS` or `MAX_SIDE`.
+    """
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        content = source if isinstance(source, bytes) else _content(source)
+        with _open(content) as image:
             width, height = image.size
-            if at_least:
-                image.draft("RGB", (2 * at_least, 2 * at_least))
-            upright = ImageOps.exif_transpose(image)
-            if upright.size != image.size:
-                width, height = height, width
-            return _to_rgb(upright), (height, width)
+            if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+                raise DecodeError(_too_large(f"{width} x {height} pixels"))
+            yield image
+    except DecodeError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise DecodeError(_too_large("far too many pixels")) from error
+    except UnidentifiedImageError as error:
+        raise DecodeError("cannot identify the format of an image") from error
     except Exception as error:
         # What a damaged file raises depends on the decoder and on the damage: it can be anything.
         reason = str(error).splitlines() or [type(error).__name__]
-        raise DecodeError(reason[0]) from error
+        raise DecodeError(reason[0][:300]) from error
+
+
+def _content(path: Path) -> bytes:
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise DecodeError(_too_large(f"{size} bytes"))
+    return path.read_bytes()
+
+
+def _too_large(what: str) -> str:
+    return (
+        f"the file has or declares {what}, more than is read ({MAX_PIXELS:,} pixels, {MAX_SIDE:,} "
+        f"a side, {MAX_BYTES:,} bytes): save it smaller if it is not damaged"
+    )
+
+
+def _open(content: bytes) -> Image.Image:
+    """Opens an image; a TIFF whose directory is damaged is refused, though Pillow only warns."""
+    if not content.startswith(_TIFF):
+        return Image.open(io.BytesIO(content), formats=FORMATS)
+    heard: list[str] = []
+    # Filters belong to all threads, so one thread listens at a time, to itself.
+    with _ONE_LISTENS, warnings.catch_warnings():
+        listener, others = threading.get_ident(), warnings.showwarning
+
+        def hear(message, *where, **more) -> None:
+            if threading.get_ident() == listener:
+                heard.append(str(message))
+            else:
+                others(message, *where, **more)
+
+        warnings.showwarning = hear
+        warnings.filterwarnings("always", module=r"PIL\.")
+        image = Image.open(io.BytesIO(content), formats=("TIFF",))
+    # Tags of a value too many are common, and harm no pixel.
+    damage = [message for message in heard if not message.startswith("Metadata Warning")]
+    if damage:
+        image.close()
+        raise DecodeError(damage[0].splitlines()[0][:300])
+    return image
 
 
 def medical_kind(source: Path | bytes) -> Literal["dicom", "nifti"] | None:
@@ -103,7 +223,7 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return to_rgb(np.asarray(image))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
+        rgba = image if image.mode == "RGBA" else image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba)
     return np.array(image.convert("RGB"))
 
@@ -113,16 +233,22 @@ def to_rgb(array: np.ndarray) -> np.ndarray:
 
     Args:
         array: (H, W), (H, W, 1) or (H, W, 3); uint8 is kept, anything else is stretched from its
-            0.5th to its 99.5th percentile.
+            0.5th to its 99.5th percentile, where NaN and infinity count as its lowest value.
 
     Returns:
         uint8 (H, W, 3).
     """
     if array.dtype != np.uint8:
         values = array.astype(np.float32)
+        known = np.isfinite(values)
+        if not known.all():
+            values[~known] = values[known].min() if known.any() else 0
         low, high = np.percentile(values, (0.5, 99.5)).tolist()
-        values = (values - low) * (255 / max(high - low, 1e-6))
-        array = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+        # In place: of a large image every copy counts.
+        with np.errstate(over="ignore"):
+            values -= np.float32(low)
+            values *= np.float32(255 / max(high - low, 1e-6))
+        array = np.clip(np.rint(values, out=values), 0, 255, out=values).astype(np.uint8)
     if array.ndim == 2:
         array = array[..., None]
     return np.repeat(array, 3, axis=-1) if array.shape[-1] == 1 else array

@@ -2,17 +2,16 @@
 
 import hashlib
 import logging
+import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from PIL import Image
-
 from medinit_jax.core.errors import UsageError
 from medinit_jax.data import dicom, dicom_file, nifti
-from medinit_jax.data.decode import DecodeError, Fit, decode, fit_square, medical_kind
+from medinit_jax.data.decode import DecodeError, Fit, decode, fit_square, medical_kind, opened
 
 # Files that nobody takes for images: reported, but no reason to stop.
 OTHER_SUFFIXES = frozenset(
@@ -94,6 +93,11 @@ class FolderSource:
                 f"The image folder {self.path} holds no image ({len(self.ignored)} other files); "
                 f"set data.path to a folder of png, jpg, tif, bmp, ppm, gif, dcm or nii files."
             )
+        self._check(candidates, threads)
+        self.classes = _classes(self.path, self.files) if labels == "folder" else ()
+
+    def _check(self, candidates: list[str], threads: int) -> None:
+        """Sets `files` and `unreadable`."""
         with ThreadPoolExecutor(threads) as pool:
             found = dict(zip(candidates, pool.map(self._look, candidates), strict=True))
         readable = {file: one for file, one in found.items() if one.reason is None}
@@ -105,7 +109,6 @@ class FolderSource:
         _refuse_many(self.path, self.unreadable, len(candidates))
         for file, reason in self.unreadable:
             logging.warning("%s is left out: %s", self.path / file, reason)
-        self.classes = _classes(self.path, self.files) if labels == "folder" else ()
 
     def _look(self, file: str) -> _Found:
         place = self.path / file
@@ -126,7 +129,7 @@ class FolderSource:
             if self.check == "decode":
                 decode(place, at_least=self.size)
             else:
-                with Image.open(place):
+                with opened(place):
                     pass
         except Exception as error:
             return _Found(_diagnose(place) or str(error))
@@ -147,11 +150,15 @@ class FolderSource:
             logging.warning("%s cannot be read (%s); the next image takes its place.", file, error)
             _refuse_many(self.path, self.unreadable, len(self.files))
             return self[(index + 1) % len(self.files)]
-        example = {"image": fit_square(image, self.size, self.fit), **_eye_of(file)}
+        example = {"image": fit_square(image, self.size, self.fit), **self._facts(file)}
         example["patient"] = self.patients[index]
-        if self.classes:
-            example["label"] = self.classes.index(Path(file).parts[0])
         return example
+
+    def _facts(self, file: str) -> dict[str, Any]:
+        """Returns what is known of an image beside its pixels."""
+        if not self.classes:
+            return eye_of(file)
+        return {**eye_of(file), "label": self.classes.index(Path(file).parts[0])}
 
     def describe(self) -> dict[str, Any]:
         """Returns what to record of the images: source, count, checksum and what was left out."""
@@ -169,7 +176,8 @@ class FolderSource:
         for file in dict.fromkeys(self.files):
             place = self.path / file
             length = place.stat().st_size
-            digest.update(f"{file}\0{length}\0".encode())
+            # Names may hold bytes that are no UTF-8.
+            digest.update(os.fsencode(file) + f"\0{length}\0".encode())
             with place.open("rb") as stream:
                 digest.update(stream.read(_WHOLE_FILE // 2))
                 if length > _WHOLE_FILE:
@@ -194,9 +202,12 @@ def _list_files(folder: Path) -> tuple[list[str], list[str]]:
 
 def _diagnose(place: Path) -> str | None:
     """Names the usual reasons for files that are no images."""
-    length = place.stat().st_size
-    with place.open("rb") as stream:
-        start = stream.read(200)
+    try:
+        length = place.stat().st_size
+        with place.open("rb") as stream:
+            start = stream.read(200)
+    except OSError as error:
+        return error.strerror
     if length == 0:
         return "empty file"
     if start.startswith(b"version https://git-lfs"):
@@ -237,12 +248,12 @@ def _patients(of_header: dict[str, str]) -> dict[str, str]:
         )
         known = set()
     return {
-        file: patient if patient in known else _eye_of(file)["patient"]
+        file: patient if patient in known else eye_of(file)["patient"]
         for file, patient in of_header.items()
     }
 
 
-def _eye_of(file: str) -> dict[str, Any]:
+def eye_of(file: str) -> dict[str, Any]:
     """Reads patient and eye from names such as 123_left.jpeg; otherwise the file is the patient."""
     stem = Path(file).with_suffix("").as_posix()
     match = _EYE.match(stem)

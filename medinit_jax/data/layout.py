@@ -6,7 +6,7 @@ Names are compared without case, with blanks, underscores and "%20" as one, beca
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, NoReturn
 
 from etils import epath
@@ -31,6 +31,7 @@ ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".7z", ".rar", ".001")
 # Left by operating systems and unpackers; "Illustration" comes with REFUGE.
 _JUNK = frozenset({"macosx", ".ds store", "thumbs.db", "illustration"})
 _MOST_NAMES = 5
+_LONGEST_NAME = 200
 
 
 class DatasetLayoutError(UsageError, RuntimeError):
@@ -55,11 +56,11 @@ class DatasetLayoutError(UsageError, RuntimeError):
         expected: str,
         fix: str,
     ):
-        names = [str(name) for name in found]
+        names = [_shown(str(name)) for name in found]
         more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
         shown = ", ".join(names[:_MOST_NAMES]) + more if names else "nothing"
         super().__init__(
-            f"{dataset}: {what} [{code}]\n  in {path}\n"
+            f"{dataset}: {' '.join(what.split())} [{code}]\n  in {path}\n"
             f"  found {shown}; expected {expected}\n  {fix}"
         )
         self.code, self.dataset, self.path = code, dataset, str(path)
@@ -68,6 +69,13 @@ class DatasetLayoutError(UsageError, RuntimeError):
     def __reduce__(self):
         """Survives the way from a worker process."""
         return _restore, (self.args, dict(self.__dict__))
+
+
+def _shown(name: str) -> str:
+    """Returns a name on one line, cut where it is long: damaged tables hold any text."""
+    name = " ".join(name.split())
+    name = "".join(letter if letter.isprintable() else "?" for letter in name)
+    return name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}..."
 
 
 def _restore(args, state):
@@ -181,6 +189,24 @@ class Tree:
             for suffix in suffixes
             if place.name.lower().endswith(suffix)
         }
+
+    def walk(self) -> Iterator[tuple[str, epath.Path]]:
+        """Yields every file at any depth, (path relative to this folder, file), without junk."""
+        seen = {os.path.realpath(self.path)}
+        below = [("", self.path)]
+        while below:
+            above, folder = below.pop()
+            for place in folder.iterdir():
+                if normal(place.name) in _JUNK or place.name.startswith("."):
+                    continue
+                if os.path.islink(place) and not self._inside(place):
+                    self.outside.append(str(place))
+                elif not place.is_dir():
+                    yield f"{above}{place.name}", place
+                elif os.path.realpath(place) not in seen:
+                    # A link may lead back to a folder above it.
+                    seen.add(os.path.realpath(place))
+                    below.append((f"{above}{place.name}/", place))
 
     def packed(self, *names: str) -> list[str]:
         """Returns the archives here whose names begin with one of these."""

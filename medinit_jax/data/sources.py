@@ -145,15 +145,29 @@ def split_by_patient(
         One sorted int64 array of image numbers per share.
     """
     patients = patients_of(source)
-    names = sorted(set(patients))
+    parts = divide_names(patients, shares, seed)
+    part_of = {name: part for part, names in enumerate(parts) for name in names}
+    part_of_image = np.array([part_of[p] for p in patients])
+    return tuple(np.flatnonzero(part_of_image == part) for part in range(len(shares)))
+
+
+def divide_names(
+    names: Sequence[str], shares: Sequence[float], seed: int = 0
+) -> tuple[list[str], ...]:
+    """Divides names at random.
+
+    Args:
+        names: Names, each of which counts once.
+        shares: Share of the names per part, sum at most 1; the last part takes the rest.
+        seed: Seed of the permutation of the sorted names.
+
+    Returns:
+        The names of each part, sorted.
+    """
+    names = sorted(set(names))
     order = np.random.Generator(np.random.PCG64(seed)).permutation(len(names))
     bounds = np.floor(np.cumsum(shares)[:-1] * len(names) + 1e-9).astype(int)
-    part_of = np.empty(len(names), int)
-    for part, members in enumerate(np.split(order, bounds)):
-        part_of[members] = part
-    number = {name: i for i, name in enumerate(names)}
-    part_of_image = np.array([part_of[number[p]] for p in patients])
-    return tuple(np.flatnonzero(part_of_image == part) for part in range(len(shares)))
+    return tuple([names[i] for i in sorted(part)] for part in np.split(order, bounds))
 
 
 def patients_of(source: Source) -> list[str]:

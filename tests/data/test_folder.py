@@ -253,6 +253,15 @@ def test_field_of_view_falls_back_to_the_whole_image():
     assert circle_crop(np.zeros((10, 20, 3), np.uint8)).shape == (20, 20, 3)
 
 
+def test_names_that_are_no_text(tmp_path):
+    # Some file systems refuse such names.
+    try:
+        save(tmp_path / "\udcff.png", gradient(8, 8))
+    except OSError as error:
+        pytest.skip(str(error))
+    assert len(FolderSource(tmp_path, size=8).checksum()) == 64
+
+
 def test_gray_around_the_field_is_told_apart_by_a_larger_share():
     image, field = photograph(60)
     # As in STARE, whose border is a seventh as bright as its field.

@@ -15,6 +15,7 @@ from fake_trees.refuge import make_refuge, make_refuge2
 from fake_trees.rsna_cxr import make_rsna_cxr
 from fake_trees.rsna_ihd import make_rsna_ihd
 from fake_trees.stare import make_stare
+from fake_trees.table import make_table
 
 
 class FakeTree(NamedTuple):
@@ -152,5 +153,10 @@ FAKE_TREES = {
             "brain1_full": {"train": 9, "unlabelled": 3},
         },
         (*COMMON, "E_ARCHIVE", "E_COLUMNS", "E_LABEL_RANGE", "E_MISPLACED", "E_ORPHAN"),
+    ),
+    "medinit_table": FakeTree(
+        make_table,
+        {"default": {"train": 8, "val": 2, "test": 2}},
+        (*COMMON, "E_ARCHIVE", "E_COLUMNS", "E_COUNT", "E_LABEL_RANGE", "E_ORPHAN"),
     ),
 }

@@ -13,6 +13,7 @@ from medinit_jax.data.builders.refuge2 import MedinitRefuge2
 from medinit_jax.data.builders.rsna_cxr import MedinitRsnaCxr
 from medinit_jax.data.builders.rsna_ihd import MedinitRsnaIhd
 from medinit_jax.data.builders.stare import MedinitStare
+from medinit_jax.data.builders.table import MedinitTable
 
 BUILDERS: dict[str, type[Builder]] = {
     "medinit_aptos2019": MedinitAptos2019,
@@ -27,4 +28,5 @@ BUILDERS: dict[str, type[Builder]] = {
     "medinit_rsna_cxr": MedinitRsnaCxr,
     "medinit_rsna_ihd": MedinitRsnaIhd,
     "medinit_stare": MedinitStare,
+    "medinit_table": MedinitTable,
 }

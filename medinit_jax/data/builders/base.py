@@ -21,7 +21,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 from PIL import Image
 
-from medinit_jax.data.decode import DecodeError, decode_with_size
+from medinit_jax.data.decode import DecodeError, decode_with_size, opened
 from medinit_jax.data.layout import DatasetLayoutError, Tree, locate, pointer_kind
 
 # Sets without a builder, by what only they hold.
@@ -173,6 +173,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # pyrig
             homepage=self.HOMEPAGE,
             license=self.LICENSE,
             citation=self.CITATION,
+            metadata=tfds.core.MetadataDict(),
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
@@ -348,10 +349,9 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # pyrig
         """
         content = self.read_file(path)
         try:
-            with Image.open(io.BytesIO(content)) as image:
+            with opened(content) as image:
                 return np.array(image.convert("L"))
-        except Exception as error:
-            # What a damaged file raises depends on the decoder and on the damage.
+        except DecodeError as error:
             self.unreadable(path, content, str(error))
 
     def read_mask(self, path: epath.Path, size: tuple[int, int], most: float = 0.001) -> np.ndarray:

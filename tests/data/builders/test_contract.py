@@ -52,7 +52,7 @@ def test_prepared_as_published(name, config, trees, tmp_path):
         seen |= patients
 
 
-@pytest.mark.parametrize("name", FAKE_TREES)
+@pytest.mark.parametrize("name", [name for name in FAKE_TREES if BUILDERS[name].COUNTS])
 def test_small_copies_are_refused_unless_told_otherwise(name, trees, tmp_path):
     builder = BUILDERS[name](data_dir=tmp_path)
     with pytest.raises(DatasetLayoutError) as raised:

@@ -1,0 +1,238 @@
+"""Any other data: images and masks that a table of the user's own lists."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from etils import epath
+
+from medinit_jax.core.errors import UsageError
+from medinit_jax.data.builders.base import Builder, Config, Item, png
+from medinit_jax.data.decode import DecodeError, MaskError, decode_mask
+from medinit_jax.data.image_table import (
+    TABLE_SUFFIXES,
+    Columns,
+    ImageRow,
+    ImageTable,
+    find_table,
+    read_image_table,
+)
+from medinit_jax.data.layout import Tree, locate
+from medinit_jax.data.sources import divide_names
+
+SPLITS = ("train", "val", "test")
+# A mask with more levels than classes can be is a photograph, or was saved as JPEG.
+_MOST_LEVELS = 64
+
+
+@dataclasses.dataclass(kw_only=True)
+class TableConfig(Config):
+    """How a table is read.
+
+    Attributes:
+        columns: Which column holds what.
+        table: Name of the table; "" takes the only one in the folder.
+        shares: Shares of the groups in train, val and test, where no column tells the split.
+        mask_levels: Gray levels of the classes of a mask, in their order; empty keeps levels.
+    """
+
+    columns: Columns = Columns()
+    table: str = ""
+    shares: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    mask_levels: tuple[int, ...] = ()
+
+
+class MedinitTable(Builder):
+    """Images listed in a table (CSV, XLSX or XLS), with labels and masks as it says.
+
+    The names of the classes are in `info.metadata["classes"]`, {label: names}.
+    """
+
+    EXPECTED = "a table (.csv, .tsv, .xlsx or .xls) and the images that it lists"
+    MANUAL_DOWNLOAD_INSTRUCTIONS = f"Name a folder that holds {EXPECTED}, or the table itself."
+    BUILDER_CONFIGS = [
+        TableConfig(
+            name="default",
+            description="The columns image and label.",
+            columns=Columns(labels=("label",)),
+        )
+    ]
+
+    def __init__(self, *, classes: Mapping[str, tuple[str, ...]] | None = None, **options: Any):
+        """Makes a builder.
+
+        Args:
+            classes: Names of the classes of every label, as `items` finds them.
+            **options: See `Builder`. As `config` give a `TableConfig` with a name of its own.
+
+        Raises:
+            UsageError: A set of this name was prepared with other options.
+        """
+        super().__init__(**options)
+        self._table = ""
+        self._refuse_other_options()
+        if classes:
+            self._name_classes(classes)
+
+    def _refuse_other_options(self) -> None:
+        """Keeps a set that was prepared with other columns from being taken for this one."""
+        manifest = epath.Path(self.data_path) / "prepared.json"
+        if not manifest.exists():
+            return
+        own = json.dumps(dataclasses.asdict(self.builder_config), default=str)
+        if json.loads(manifest.read_text())["config"] != json.loads(own):
+            raise UsageError(
+                f"{self.data_path} was prepared with other options of the same name; delete it, or "
+                f"give these options a name of their own."
+            )
+
+    def _name_classes(self, classes: Mapping[str, tuple[str, ...]]) -> None:
+        # The builders of worker processes are made with them.
+        self._own_options["classes"] = classes  # type: ignore[assignment]
+        features, metadata = self.info.features, self.info.metadata
+        if "label" in features:
+            (names,) = classes.values()
+            features["label"].names = list(names)
+        assert metadata is not None
+        metadata["classes"] = {label: list(names) for label, names in classes.items()}
+
+    def features(self) -> dict[str, Any]:
+        """Returns `label`, or `labels` of several columns or findings, and `mask`."""
+        config = self.builder_config
+        features: dict[str, Any] = {}
+        if len(config.columns.labels) == 1 and not config.columns.separator:
+            features["label"] = tfds.features.ClassLabel()
+        elif config.columns.labels:
+            features["labels"] = tfds.features.Tensor(shape=(None,), dtype=np.int32)
+        if config.columns.mask and config.mask_levels:
+            features["mask"] = tfds.features.LabeledImage(
+                labels=[f"level {level}" for level in config.mask_levels], shape=(None, None, 1)
+            )
+        elif config.columns.mask:
+            features["mask"] = tfds.features.Image(shape=(None, None, 1))
+        return features
+
+    def locate(self, folder: epath.PathLike) -> Tree:
+        """Finds the table; `folder` may also be the table's file itself."""
+        path = epath.Path(folder)
+        if path.suffix.lower() in TABLE_SUFFIXES and path.exists() and not path.is_dir():
+            self._table = path.name
+            return Tree(self.name, path.parent)
+        wanted = self.builder_config.table
+
+        def is_root(tree: Tree) -> bool:
+            if wanted:
+                return tree.has(wanted)
+            return any(place.suffix.lower() in TABLE_SUFFIXES for place in tree.entries.values())
+
+        return locate(self.name, path, is_root, self.EXPECTED, "where you keep it")
+
+    def items(self, tree: Tree) -> dict[str, list[Item]]:
+        """Reads the table and divides its rows."""
+        config = self.builder_config
+        path = find_table(tree, self._table or config.table)
+        table = read_image_table(tree, path, config.columns)
+        total = len(table.rows) + len(table.without_image) + len(table.without_mask)
+        self.refuse_orphans(tree, table.without_image, total, "image")
+        self.refuse_orphans(tree, table.without_mask, total, "mask")
+        if not table.rows:
+            tree.fail(
+                "E_COUNT",
+                "the table lists no image that is there",
+                path=path,
+                found=[f"{total} rows"],
+                expected="at least one row with an image",
+                fix="Write one row for each image.",
+            )
+        self._note(table)
+        if table.labels:
+            self._name_classes(table.labels)
+        split_of = self._divided(tree, table)
+        stems = [row.name.rpartition(".")[0] or row.name for row in table.rows]
+        times = collections.Counter(stems)
+        splits: dict[str, list[Item]] = {}
+        for row, stem in zip(table.rows, stems, strict=True):
+            split = row.split or split_of[row.group]
+            item = self._item(row, split, stem if times[stem] == 1 else row.name)
+            splits.setdefault(split, []).append(item)
+        return splits
+
+    def _item(self, row: ImageRow, split: str, name: str) -> Item:
+        files = {"image": row.image}
+        if row.mask is not None:
+            files["mask"] = row.mask
+        values: dict[str, Any] = {"image_id": name, "patient_id": row.patient, "eye": row.eye}
+        if "label" in self.info.features:
+            (values["label"],) = row.labels
+        elif row.labels:
+            values["labels"] = np.array(row.labels, np.int32)
+        return Item(f"{split}/{name}", files, values)
+
+    def _note(self, table: ImageTable) -> None:
+        unlisted = [f"{name}: in no row" for name in table.unlisted]
+        self.ignored += [*table.repeated, *unlisted]
+        for found, what in ((table.repeated, "rows say the same as others"), (unlisted, "files")):
+            if found:
+                first = "; ".join(found[:3])
+                logging.warning("%d %s are left out: %s ...", len(found), what, first)
+
+    def _divided(self, tree: Tree, table: ImageTable) -> dict[str, str]:
+        """Returns the split of every group where the table brings none."""
+        config = self.builder_config
+        if config.columns.split:
+            return {}
+        groups = sorted({row.group for row in table.rows})
+        parts = divide_names(groups, config.shares, config.split_seed)
+        for split, share, part in zip(SPLITS, config.shares, parts, strict=True):
+            if share and not part:
+                tree.fail(
+                    "E_COUNT",
+                    f"{len(groups)} patients or groups are too few for a {split} part",
+                    path=table.path,
+                    found=[f"shares {config.shares}"],
+                    expected="at least one patient or group in each part",
+                    fix="Add images, change the shares, or add a column with the split.",
+                )
+        return {name: split for split, part in zip(SPLITS, parts, strict=True) for name in part}
+
+    def example(self, item: Item) -> dict[str, Any]:
+        """Decodes an image and its mask."""
+        image = self.read_image(item.files["image"])
+        example = {**item.values, **self.stored_image(image, item.files["image"])}
+        if "mask" in item.files:
+            mask = self._read_mask(item.files["mask"], image.shape[:2])
+            example["mask"] = png(self.resized(mask, nearest=True))
+        return example
+
+    def _read_mask(self, path: epath.Path, size: tuple[int, int]) -> np.ndarray:
+        content = path.read_bytes()
+        levels = self.builder_config.mask_levels
+        try:
+            mask = decode_mask(content)
+        except MaskError as error:
+            self.fail(
+                "E_MASK_VALUES",
+                f"{path.name} is no mask ({error})",
+                path,
+                found=["another kind of image"],
+                expected="one level for each class",
+                fix="Save the mask as PNG, with the number of the class in every pixel.",
+            )
+        except DecodeError as error:
+            self.unreadable(path, content, str(error))
+        if levels:
+            self.check_mask(path, mask, size, levels, most=0.0)
+            place = np.abs(np.arange(256)[:, None] - np.array(levels)).argmin(axis=1)
+            return place.astype(np.uint8)[mask]
+        found = np.unique(mask)
+        # Any level may be a class, but not so many; then what is checked is the size.
+        few = found[:_MOST_LEVELS] if len(found) > _MOST_LEVELS else found
+        self.check_mask(path, mask, size, few.tolist(), most=0.0)
+        return mask
