@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 from etils import epath
@@ -151,7 +152,7 @@ def _write_all(
     # Forked processes would inherit the threads of JAX.
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(
-        min(workers, len(shards)), mp_context=context
+        min(workers, len(shards)), context, initializer=_one_thread
     ) as pool:
         pending = [pool.submit(write_shard, builder, work, shard) for shard in shards]
         try:
@@ -160,6 +161,11 @@ def _write_all(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _one_thread() -> None:
+    """Keeps OpenCV from starting threads in every worker."""
+    cv2.setNumThreads(1)
 
 
 def write_shard(builder: Builder, work: Path, shard: Shard) -> int:
