@@ -44,7 +44,7 @@ def ours() -> Side:
         return two_views(decode(jpeg), VIEWS, SIZE, np.random.default_rng(number))
 
     def pair(jpeg: bytes, png: bytes, number: int) -> Pair:
-        image = decode(jpeg, at_least=SIZE)
+        image = decode(jpeg, at_least=SIZE, headroom=1)
         return augment_pair(image, _mask(png), PAIR, SIZE, np.random.default_rng(number))
 
     return Side(views, pair)

@@ -26,7 +26,7 @@ class DecodeError(Exception):
     """A file is no image that can be read; the message is the reason."""
 
 
-def decode(source: Path | bytes, at_least: int = 0) -> np.ndarray:
+def decode(source: Path | bytes, at_least: int = 0, headroom: float = 1.5) -> np.ndarray:
     """Reads one image as RGB.
 
     The first frame counts, EXIF orientation is applied, gray becomes three equal channels, what is
@@ -36,8 +36,9 @@ def decode(source: Path | bytes, at_least: int = 0) -> np.ndarray:
     Args:
         source: File, or a file's bytes.
         at_least: The shorter side that is needed; JPEGs are decoded at a half, a quarter or an
-            eighth of their size where that is not below it. Ask for one and a half times of what
-            will be averaged from it.
+            eighth of their size as long as they stay `headroom` times as large.
+        headroom: 1 is enough for what is sampled once, as `augment.warp` does; of one and a half
+            times the average is nearer to the whole image's than a JPEG stores it.
 
     Returns:
         uint8 (H, W, 3).
@@ -45,37 +46,43 @@ def decode(source: Path | bytes, at_least: int = 0) -> np.ndarray:
     Raises:
         DecodeError: The file is no image or is cut short.
     """
+    return decode_with_size(source, at_least, headroom)[0]
+
+
+def decode_with_size(
+    source: Path | bytes, at_least: int = 0, headroom: float = 1.5
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """Reads one image as `decode` does.
+
+    Returns:
+        uint8 (H, W, 3), and the height and width that the file has without `at_least`.
+
+    Raises:
+        DecodeError: The file is no image or is cut short.
+    """
     content = source if isinstance(source, bytes) else source.read_bytes()
-    with _opened(content) as image:
-        fraction = _fraction(image.size, at_least) if image.format == "JPEG" else 1
-        oriented = _orientation(image) != 1
-        if image.format == "JPEG" and image.mode in ("L", "RGB") and not oriented:
+    with opened(content) as image:
+        width, height = image.size
+        orientation = _orientation(image)
+        size = (width, height) if orientation >= 5 else (height, width)
+        fraction = _fraction(image, at_least * headroom)
+        if image.format == "JPEG" and image.mode in ("L", "RGB") and orientation == 1:
             # The same library below Pillow and OpenCV, but twice as fast without Pillow's copies.
             flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION | _FRACTIONS[fraction]
             # What OpenCV refuses, Pillow reads or says why not.
             with contextlib.suppress(cv2.error):
                 decoded = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
                 if decoded is not None:
-                    return decoded
-        image.draft(image.mode, (image.width // fraction, image.height // fraction))
-        return _to_rgb(ImageOps.exif_transpose(image) if oriented else image)
-
-
-def image_size(content: bytes) -> tuple[int, int]:
-    """Reads height and width, as `decode` without `at_least` would give them, from a file's header.
-
-    Raises:
-        DecodeError: The file is no image.
-    """
-    with _opened(content) as image:
-        width, height = image.size
-        return (width, height) if _orientation(image) >= 5 else (height, width)
+                    return decoded, size
+        image.draft(image.mode, (width // fraction, height // fraction))
+        return _to_rgb(ImageOps.exif_transpose(image) if orientation != 1 else image), size
 
 
 @contextlib.contextmanager
-def _opened(content: bytes) -> Iterator[Image.Image]:
+def opened(source: bytes) -> Iterator[Image.Image]:
+    """Opens one image; what goes wrong with it until it is closed is a DecodeError."""
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(source)) as image:
             yield image
     except Exception as error:
         # What a damaged file raises depends on the decoder and on the damage: it can be anything.
@@ -88,9 +95,11 @@ def _orientation(image: Image.Image) -> int:
     return image.getexif().get(ExifTags.Base.Orientation, 1)
 
 
-def _fraction(size: tuple[int, int], at_least: int) -> int:
-    """Returns 1, 2, 4 or 8, by which a JPEG's sides are divided."""
-    return max(f for f in _FRACTIONS if f == 1 or min(size) >= f * at_least > 0)
+def _fraction(image: Image.Image, needed: float) -> int:
+    """Returns 1, 2, 4 or 8, by which the sides of a JPEG are divided."""
+    if image.format != "JPEG" or not needed:
+        return 1
+    return max(f for f in _FRACTIONS if f == 1 or min(image.size) >= f * needed)
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:

@@ -89,7 +89,7 @@ class FolderSource:
         place = self.path / file
         try:
             if self.check == "decode":
-                decode(place, at_least=2 * self.size)
+                decode(place, at_least=self.size)
             else:
                 with Image.open(place):
                     pass
@@ -106,7 +106,7 @@ class FolderSource:
         index = int(index)
         file = self.files[index]
         try:
-            image = decode(self.path / file, at_least=2 * self.size)
+            image = decode(self.path / file, at_least=self.size)
         except DecodeError as error:
             self.unreadable.append((file, str(error)))
             logging.warning("%s cannot be read (%s); the next image takes its place.", file, error)

@@ -35,7 +35,7 @@ def augment_pair(
 
     Args:
         image: uint8 RGB (H, W, 3), or the same decoded at a half, a quarter or an eighth of the
-            mask's size, as `decode(content, at_least=size)` does.
+            mask's size, as `decode(content, at_least=size, headroom=1)` does.
         mask: uint8 class numbers (H, W), or several masks (H, W, n), n at most 4.
         ranges: Ranges of the draws.
         size: Side of the results in pixels; what is not square is stretched.

@@ -15,7 +15,7 @@ def picture(height=64, width=64):
     return rng(5).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def draws(views, count=1000, height=100, width=150):
+def draws(views, count=1000, height=100, width=120):
     return [views.draw(rng(seed), height, width) for seed in range(count)]
 
 
@@ -37,13 +37,13 @@ def test_crops_have_their_areas_and_shapes_and_lie_everywhere():
     boxes = np.array([view.box for view in draws(Views())])
     top, left, height, width = boxes.T
     assert (boxes[:, :2] >= 0).all()
-    assert (top + height <= 100).all() and (left + width <= 150).all()
-    share = height * width / (100 * 150)
+    assert (top + height <= 100).all() and (left + width <= 120).all()
+    share = height * width / (100 * 120)
     assert 0.075 < share.min() < 0.1 and 0.9 < share.max() <= 1
     shape = width / height
     assert 0.72 < shape.min() < 0.78 and 1.28 < shape.max() < 1.39
     assert top.min() == 0 and (top + height).max() == 100
-    assert left.min() == 0 and (left + width).max() == 150
+    assert left.min() == 0 and (left + width).max() == 120
 
 
 def test_a_shape_that_never_fits_becomes_the_middle():
