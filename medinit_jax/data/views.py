@@ -65,21 +65,20 @@ class Views:
     def draw(self, rng: np.random.Generator, height: int, width: int) -> View:
         """Draws a view of an image of `height` x `width` pixels."""
         box = self._crop(rng, height, width)
-        chances = rng.random(4)
-        amounts = {"hue": rng.uniform(-self.hue, self.hue)}
-        for name in ("brightness", "contrast", "saturation"):
-            strength = getattr(self, name)
-            amounts[name] = rng.uniform(max(0.0, 1 - strength), 1 + strength)
-        order = rng.permutation(len(_JITTER)).tolist()
-        sigma = rng.uniform(*self.sigma)
+        u = rng.random(9).tolist()
         changes = []
-        if chances[0] < self.jitter:
-            changes += [(_JITTER[i], amounts[_JITTER[i]]) for i in order]
-        if chances[1] < self.gray:
+        if u[0] < self.jitter:
+            amounts = (
+                *map(_factor, (self.brightness, self.contrast, self.saturation), u[4:7]),
+                self.hue * (2 * u[7] - 1),
+            )
+            order = rng.permutation(len(_JITTER)).tolist()
+            changes += [(_JITTER[i], amounts[i]) for i in order]
+        if u[1] < self.gray:
             changes.append(("saturation", 0.0))
-        if chances[2] < self.blur:
-            changes.append(("blur", sigma))
-        return View(box, bool(chances[3] < self.mirror), tuple(changes))
+        if u[2] < self.blur:
+            changes.append(("blur", self.sigma[0] + (self.sigma[1] - self.sigma[0]) * u[8]))
+        return View(box, u[3] < self.mirror, tuple(changes))
 
     def _crop(self, rng, height: int, width: int) -> tuple[int, int, int, int]:
         for _ in range(_ATTEMPTS):
@@ -94,6 +93,11 @@ class Views:
         w = max(1, min(width, round(height * self.aspect[1])))
         h = max(1, min(height, round(width / self.aspect[0])))
         return (height - h) // 2, (width - w) // 2, h, w
+
+
+def _factor(strength: float, u: float) -> float:
+    low = max(0.0, 1 - strength)
+    return low + (1 + strength - low) * u
 
 
 def take_view(image: np.ndarray, view: View, size: int) -> np.ndarray:

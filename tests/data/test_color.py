@@ -43,7 +43,7 @@ def hue(x, turn):
 
 
 def blur(x, sigma):
-    reach = int(np.ceil(3 * sigma))
+    reach = round(3 * sigma)
     weights = np.exp(-((np.arange(-reach, reach + 1) / sigma) ** 2) / 2)
     weights /= weights.sum()
     for axis in (0, 1):
