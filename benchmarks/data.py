@@ -238,8 +238,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--rounds", type=int, default=40, help="turns of every side")
-    parser.add_argument("--images", type=int, default=16, help="images of a turn and process")
+    parser.add_argument("--rounds", type=int, default=80, help="turns of every side")
+    parser.add_argument("--images", type=int, default=8, help="images of a turn and process")
     parser.add_argument("--phantoms", type=int, default=100, help="phantoms drawn, three times")
     parser.add_argument("--photographs", type=int, default=192, help="large JPEGs to prepare")
     parser.add_argument("--repeats", type=int, default=3, help="times they are prepared")
