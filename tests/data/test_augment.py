@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from medinit_jax.data.augment import NORMALIZATION, Augmentation, hard, normalize, warp
+from medinit_jax.data.augment import NORMALIZATION, Augmentation, halved, hard, normalize, warp
 
 
 def rng(seed=0):
@@ -124,3 +124,23 @@ def test_normalize_by_hand():
     out = normalize(np.full((1, 2, 2, 3), 255, np.uint8), mean, std)
     assert out.dtype == np.float32
     np.testing.assert_allclose(out[0, 0, 0], [(1 - m) / s for m, s in zip(mean, std, strict=True)])
+
+
+@pytest.mark.parametrize("shape", ((64, 64), (63, 61)))
+def test_halving_averages_and_stops_in_time(shape):
+    image = picture(64)[: shape[0], : shape[1]]
+    assert halved(image, 33) is image
+    even = np.pad(image, ((0, 64 - shape[0]), (0, 64 - shape[1]), (0, 0)), "edge")
+    even = even[:, : shape[1] + shape[1] % 2]
+    means = even.reshape(32, 2, -1, 2, 3).mean(axis=(1, 3))
+    assert np.abs(halved(image, 30) - means).max() <= 0.5
+    assert halved(image, 8).shape == (8, 8, 3)
+
+
+def test_a_reduced_image_moves_as_the_whole_one():
+    yy, xx = np.mgrid[:101, :103]
+    whole = (yy + xx).astype(np.float32)
+    half = np.pad(whole, ((0, 1), (0, 1)), "edge").reshape(51, 2, 52, 2).mean(axis=(1, 3))
+    matrix = Augmentation(zoom=(1.5, 1.5), tilt=10, translate=0.02).draw(rng(2))
+    moved = warp(half, matrix, 60, full=(101, 103))
+    np.testing.assert_allclose(moved, warp(whole, matrix, 60), atol=0.1)

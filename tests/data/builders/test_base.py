@@ -1,0 +1,86 @@
+import io
+
+import cv2
+import numpy as np
+import pytest
+from etils import epath
+from fake_trees.images import LFS_POINTER, cut_short
+from PIL import Image
+
+from medinit_jax.data.builders.base import Builder, Config, Item
+from medinit_jax.data.layout import DatasetLayoutError
+from medinit_jax.data.phantoms import fundus
+
+
+class Photographs(Builder, skip_registration=True):
+    """Images alone."""
+
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "None."
+    BUILDER_CONFIGS = [
+        Config(name="whole"),
+        Config(name="shorter", shorter=100),
+        Config(name="square", square=96),
+    ]
+
+    def features(self):
+        return {}
+
+
+@pytest.fixture
+def photograph(tmp_path):
+    """A JPEG of 300 x 400 pixels."""
+    image = cv2.resize(fundus.render(3, 1, 300)["image"], (400, 300))
+    place = epath.Path(tmp_path / "photograph.jpg")
+    Image.fromarray(image).save(place, quality=92)
+    return place
+
+
+def item(place):
+    return Item("train/photograph", {"image": place}, {})
+
+
+def pixels(encoded):
+    with Image.open(io.BytesIO(encoded)) as image:
+        return np.array(image).astype(int)
+
+
+@pytest.mark.parametrize(
+    ("config", "shape"),
+    [("whole", (300, 400)), ("shorter", (100, 133)), ("square", (96, 96))],
+)
+def test_a_file_is_stored_like_its_image(config, shape, photograph, tmp_path):
+    builder = Photographs(data_dir=tmp_path, config=config)
+    stored = builder.example(item(photograph))
+    slow = builder.stored_image(builder.read_image(photograph), photograph)
+    assert stored["orig_size"].tolist() == slow["orig_size"].tolist() == [300, 400]
+    fast, slow = pixels(stored["image"]), pixels(slow["image"])
+    assert fast.shape == slow.shape == (*shape, 3)
+    if config == "whole":
+        np.testing.assert_array_equal(fast, slow)
+    else:
+        # What decoding at a half adds is less than what JPEG loses anyway.
+        exact = builder.resized(builder.read_image(photograph))
+        assert np.mean((fast - exact) ** 2) < 1.5 * np.mean((slow - exact) ** 2)
+
+
+def test_turned_photographs_have_their_upright_size(photograph, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(photograph) as image:
+        image.load()
+        image.save(photograph, exif=exif)
+    stored = Photographs(data_dir=tmp_path, config="shorter").example(item(photograph))
+    assert stored["orig_size"].tolist() == [400, 300]
+    assert pixels(stored["image"]).shape == (133, 100, 3)
+
+
+def test_unreadable_files_say_so(photograph, tmp_path):
+    builder = Photographs(data_dir=tmp_path, config="shorter")
+    cut_short(photograph)
+    with pytest.raises(DatasetLayoutError) as raised:
+        builder.example(item(photograph))
+    assert raised.value.code == "E_DECODE"
+    photograph.write_bytes(LFS_POINTER)
+    with pytest.raises(DatasetLayoutError) as raised:
+        builder.example(item(photograph))
+    assert raised.value.code == "E_LFS"

@@ -1,0 +1,102 @@
+import colorsys
+
+import cv2
+import numpy as np
+import pytest
+
+from medinit_jax.data import color
+from medinit_jax.data.phantoms import fundus
+
+LUMA = np.array([0.299, 0.587, 0.114])
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    noise = np.random.default_rng(0).integers(0, 256, (40, 48, 3), dtype=np.uint8)
+    return [noise, fundus.render(1, 1, 64)["image"]]
+
+
+def cut(values):
+    return np.clip(values, 0, 255)
+
+
+def brightness(x, factor):
+    return cut(x * factor)
+
+
+def contrast(x, factor):
+    mean = (x @ LUMA).mean()
+    return cut(mean + factor * (x - mean))
+
+
+def saturation(x, factor):
+    gray = (x @ LUMA)[..., None]
+    return cut(gray + factor * (x - gray))
+
+
+def hue(x, turn):
+    out = np.empty(x.shape)
+    for place in np.ndindex(*x.shape[:2]):
+        h, s, v = colorsys.rgb_to_hsv(*(x[place] / 255))
+        out[place] = colorsys.hsv_to_rgb((h + turn) % 1, s, v)
+    return out * 255
+
+
+def blur(x, sigma):
+    reach = round(3 * sigma)
+    weights = np.exp(-((np.arange(-reach, reach + 1) / sigma) ** 2) / 2)
+    weights /= weights.sum()
+    for axis in (0, 1):
+        pad = [(reach, reach) if a == axis else (0, 0) for a in range(3)]
+        padded = np.pad(x.astype(float), pad, mode="reflect")
+        x = sum(
+            w * np.take(padded, np.arange(x.shape[axis]) + i, axis) for i, w in enumerate(weights)
+        )
+    return x
+
+
+@pytest.mark.parametrize(
+    ("reference", "amounts", "most"),
+    [
+        (brightness, (0.2, 0.9, 1.8), 1),
+        (contrast, (0.2, 0.9, 1.8), 1),
+        (saturation, (0.0, 0.9, 1.8), 1),
+        # 256 levels of hue: half a level is 0.7 degrees, 3 levels of the strongest color.
+        (hue, (-0.2, 0.03, 0.2), 7),
+        (blur, (0.1, 0.7, 2.0), 0.51),
+    ],
+)
+def test_changes_follow_their_formula(reference, amounts, most, pictures):
+    for picture in pictures:
+        for amount in amounts:
+            changed = color.CHANGES[reference.__name__](picture, amount)
+            assert changed.dtype == np.uint8 and changed.shape == picture.shape
+            difference = np.abs(changed - reference(picture, amount))
+            assert difference.max() <= most and difference.mean() < 0.5
+
+
+@pytest.mark.parametrize("name", ("brightness", "contrast", "saturation"))
+def test_a_factor_of_one_changes_nothing(name, pictures):
+    for picture in pictures:
+        np.testing.assert_array_equal(color.CHANGES[name](picture, 1.0), picture)
+
+
+def test_colors_by_hand():
+    pixels = np.array([[[200, 100, 50], [10, 20, 30]]], np.uint8)
+    assert color.brightness(pixels, 1.5).tolist() == [[[255, 150, 75], [15, 30, 45]]]
+    # Gray of the first is 124.2, of the second 18.15.
+    assert color.saturation(pixels, 0.0).tolist() == [[[124] * 3, [18] * 3]]
+    assert color.contrast(pixels, 0.0).tolist() == [[[71] * 3] * 2]
+    red = np.full((1, 1, 3), (255, 0, 0), np.uint8)
+    for turn, expected in ((1 / 3, (0, 255, 0)), (-1 / 3, (0, 0, 255)), (0.5, (0, 255, 255))):
+        assert np.abs(color.hue(red, turn).astype(int) - expected).max() <= 3
+
+
+def test_gray_has_no_hue(pictures):
+    gray = color.saturation(pictures[0], 0.0)
+    np.testing.assert_array_equal(color.hue(gray, 0.2), gray)
+
+
+def test_blur_keeps_the_mean_and_takes_gray_images():
+    plane = cv2.resize(np.eye(4, dtype=np.uint8) * 200, (32, 32))
+    assert abs(color.blur(plane, 1.5).mean() - plane.mean()) < 1
