@@ -19,6 +19,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 from PIL import Image
 
+from medinit_jax.core.errors import UsageError
 from medinit_jax.data.decode import DecodeError, decode
 from medinit_jax.data.layout import DatasetLayoutError, Tree, locate, pointer_kind
 
@@ -164,8 +165,10 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # pyrig
 
     # What preparing needs.
 
-    def locate(self, folder: epath.PathLike) -> Tree:
-        """Finds the dataset's root in the user's folder."""
+    def locate(self, folder: epath.PathLike | None = None) -> Tree:
+        """Finds the dataset's root in the user's folder; only phantoms do without one."""
+        if folder is None:
+            raise UsageError(f"{self.name} is downloaded by hand; name its folder with --from.")
         return locate(self.name, folder, self.is_root, self.EXPECTED, self.HOMEPAGE, self.recognize)
 
     @classmethod

@@ -35,5 +35,5 @@ PHANTOMS = {
         ("vessels", "disc_cup", "lesions", "fov"),
         version=1,
     ),
-    "xray": Phantom(xray.render, (xray.UNKNOWN_EYE,), "opacity", ("lungs",), version=1),
+    "xray": Phantom(xray.render, (xray.UNKNOWN_EYE,), "opacity", ("lungs",), version=2),
 }
