@@ -53,15 +53,16 @@ def thumbnail_auc(train: tuple, test: tuple, side: int) -> float:
 
 
 class SmallCnn(nn.Module):
-    """Five convolutions of stride 2; 0.24 million parameters."""
+    """Five convolutions, the last map a sixteenth of the image; 0.25 million parameters."""
 
-    widths: tuple[int, ...] = (16, 32, 64, 96, 128)
+    widths: tuple[int, ...] = (24, 48, 64, 96, 128)
+    strides: tuple[int, ...] = (2, 2, 1, 2, 2)
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns the logit (images,) of images (images, S, S, C)."""
-        for width in self.widths:
-            x = nn.Conv(width, (3, 3), strides=2, use_bias=False)(x)
+        for width, stride in zip(self.widths, self.strides, strict=True):
+            x = nn.Conv(width, (3, 3), strides=stride, use_bias=False)(x)
             x = nn.relu(nn.GroupNorm(8)(x))
         x = jnp.concatenate([x.mean(axis=(1, 2)), x.max(axis=(1, 2))], axis=-1)
         return nn.Dense(1)(x)[:, 0]

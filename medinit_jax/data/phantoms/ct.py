@@ -173,9 +173,9 @@ def _draw_patient(rng: np.random.Generator) -> _Patient:
 
 def _draw_head(rng: np.random.Generator, patient: _Patient, level: float, size: int) -> _Head:
     """Places the head in the image; slices near the vertex are smaller."""
-    shift = tuple(float(v) for v in rng.uniform(-0.05, 0.05, 2))
+    dx, dy = rng.uniform(-0.05, 0.05, 2).tolist()
     tilt = math.radians(float(rng.normal(0, 5)))
-    x, y = np.broadcast_arrays(*Frame(size, size / 2, tilt, shift).grid())
+    x, y = np.broadcast_arrays(*Frame(size, size / 2, tilt, (dx, dy)).grid())
     shrink = 1.25 - 0.45 * level if level > 0.55 else 1.0
     half_width, half_height = patient.half_width * shrink, patient.half_height * shrink
     across, down = x * np.float32(1 / half_width), y * np.float32(1 / half_height)

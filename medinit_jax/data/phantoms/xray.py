@@ -156,8 +156,8 @@ def _soft_tissue(rng: np.random.Generator, chest: _Chest) -> np.ndarray:
 
 
 def _hazes(rng: np.random.Generator, chest: _Chest) -> np.ndarray:
-    """Draws up to four smooth shadows, placed and sized as opacities are, in most chests."""
-    some, count = rng.random() < 0.6, int(rng.integers(1, 5))
+    """Draws up to five smooth shadows, placed and sized as opacities are, in most chests."""
+    some, count = rng.random() < 0.8, int(rng.integers(1, 6))
     total = np.zeros_like(chest.lung)
     for _ in range(count if some else 0):
         side = int(rng.choice((_RIGHT_LUNG, _LEFT_LUNG)))
@@ -165,7 +165,7 @@ def _hazes(rng: np.random.Generator, chest: _Chest) -> np.ndarray:
         rx, ry = float(rng.uniform(0.10, 0.24)), float(rng.uniform(0.12, 0.30))
         square = ((chest.x - x0) / rx) ** 2 + ((chest.y - y0) / ry) ** 2
         np.maximum(total, np.exp(-1.1 * square) * chest.lungs[side], out=total)
-    return float(rng.uniform(0.08, 0.20)) * total
+    return float(rng.uniform(0.06, 0.20)) * total
 
 
 def _heart_and_spine(rng, chest: _Chest, image: np.ndarray, bedside: bool, enlarged: bool):
@@ -226,7 +226,9 @@ def _opacities(
         x0, y0 = side * float(rng.uniform(0.26, 0.56)), float(rng.uniform(-0.25, 0.48))
         rx, ry = float(rng.uniform(0.10, 0.24)), float(rng.uniform(0.12, 0.30))
         blob = np.exp(-1.1 * (((chest.x - x0) / rx) ** 2 + ((chest.y - y0) / ry) ** 2))
-        blob *= 1 + smooth_noise(rng, 14, size, 0.55) + smooth_noise(rng, 34, size, 0.25)
+        # Air and fluid side by side: patches with edges, which hazes have not.
+        patches = soft_step(smooth_noise(rng, 22, size) + 0.2, 0.15)
+        blob *= 0.1 + 1.3 * patches
         blob = np.clip(blob, 0, 1.1) * chest.lungs[side]
         rows, columns = np.nonzero(blob > 0.33)
         # Forty pixels at 256 px; smaller ones would be boxes around nothing.
