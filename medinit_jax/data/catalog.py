@@ -2,7 +2,7 @@
 
 The keys of `config.data`:
     source: "phantom", "folder", "npz", or "files": a folder or an .npz file, as `path` ends.
-    name: Which phantom: "fundus" or "xray".
+    name: Which phantom: "fundus", "xray" or "ct".
     path: Folder of images, or .npz file.
     data_dir: Where phantom sets are written.
     size: Side of the images that networks see, in pixels.

@@ -219,7 +219,8 @@ def _draw_refuge(case: Case, size: int) -> dict[str, Any]:
     patient = dataclasses.replace(_patient(case), glaucoma=bool(_chance(case).random() < 0.15))
     drawn = fundus.render(case.seed, case.eye, size, patient=patient)
     mask = drawn["masks"]["disc_cup"]
-    disc, cup = (int(np.ptp(np.nonzero(mask >= part)[0])) + 1 for part in (1, 2))
+    # In tiny images a small cup may cover no pixel.
+    disc, cup = (int((mask >= part).any(axis=1).sum()) for part in (1, 2))
     return {
         "image": png(drawn["image"]),
         "mask": png(mask),
