@@ -62,9 +62,9 @@ def test_tissues_have_their_density():
         assert 28 < np.median(brain) < 42
         assert image[:3, :3].max() == 0 and image.max() == 255
     for name in ct.TYPES:
-        ill = [ct.render(seed, 0, 128, types=(name,)) for seed in range(12)]
+        ill = [ct.render(seed, 0, 256, types=(name,)) for seed in range(5)]
         blood = [np.median(e["hu"][e["masks"][name] > 0]) for e in ill if e["labels"][name]]
-        assert len(blood) > 5 and 45 < np.mean(blood) < 80
+        assert len(blood) > 2 and 45 < np.mean(blood) < 80
 
 
 def test_bleeding_changes_nothing_elsewhere():
