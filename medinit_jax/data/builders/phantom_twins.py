@@ -112,7 +112,7 @@ def _chance(case: Case) -> np.random.Generator:
 
 
 def _person(seed: int) -> dict[str, Any]:
-    """Draws age and sex, of which no label depends."""
+    """Draws age and sex, on which no label depends."""
     rng = np.random.default_rng([seed, _PERSON_STREAM])
     return {"age": int(rng.integers(18, 91)), "sex": SEXES[int(rng.integers(2))]}
 
