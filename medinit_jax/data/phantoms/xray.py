@@ -1,7 +1,8 @@
 """Chest X-ray phantom: drawn frontal radiographs with opacities, boxes and decoys.
 
 Hazes are the main decoy: smooth shadows as large and as bright as opacities, in every class, that
-only lack their ragged texture. Without them a thumbnail of 8 x 8 pixels tells opacities as well as a small network.
+only lack their ragged texture. Without them a thumbnail of 8 x 8 pixels tells opacities as well as
+a small network does.
 
 Coordinates run from -1 to 1, x to the right, y down; image left is the patient's right. Bone is
 bright (MONOCHROME2). Findings draw from their own stream, so that neither body nor camera depends
