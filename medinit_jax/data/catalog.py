@@ -3,8 +3,8 @@
 The keys of `config.data`:
     source: "phantom", "folder", "npz", "table", "files": one of these three, as `path` ends, or
         "prepared": a set that `python -m medinit_jax.data prepare` wrote.
-    name: Which phantom: "fundus" or "xray"; which prepared set: "medinit_drive/default" or a task
-        id, as "aptos_dr".
+    name: Which phantom: "fundus", "xray" or "ct"; which prepared set: "medinit_drive/default" or a
+        task id, as "aptos_dr".
     path: Folder of images, .npz file, or table (.csv, .tsv, .xlsx, .xls) that lists images.
     table: Which column of a table holds what, see `image_table.Columns`; `labels` and `classes` are
         names separated by commas. Without a column for the split, `splits` divides the groups.
@@ -239,7 +239,7 @@ def _normalization(data: Any) -> str:
         if data.source == "prepared":
             from medinit_jax.data.tasks import make_builder
 
-            fundus = make_builder(data.name, data.data_dir).MODALITY == "fundus"
+            fundus = make_builder(data.name, data.data_dir).modality == "fundus"
         return "fundus" if fundus else "gray"
     if data.normalization not in NORMALIZATION:
         raise UsageError(

@@ -9,8 +9,7 @@ from typing import Any
 
 from etils import epath
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from rich.table import Column, Table
 
 from medinit_jax.data.builders import BUILDERS
 from medinit_jax.data.builders.base import Builder
@@ -23,15 +22,16 @@ _MOST_LISTED = 20
 def list_sets(data_dir: epath.PathLike) -> None:
     """Prints a table of all sets, one of all tasks, and which are prepared."""
     console = _console()
-    sets = Table("set", "modality", "configs", "download", "from", "license", show_lines=True)
+    # An address that is cut leads nowhere: it is broken instead.
+    terms = Column("license, and where to get it", overflow="fold")
+    sets = Table("set", "modality", "configs", "download", terms, show_lines=True)
     for name, builder in BUILDERS.items():
         ready = prepared_configs(name, data_dir)
         own = [config.name for config in builder.BUILDER_CONFIGS]
         configs = [f"{one} (prepared)" if one in ready else one for one in own]
         configs += [f"{one} (prepared)" for one in ready if one not in own]
         texts = (builder.MODALITY, ", ".join(configs), builder.SIZE)
-        # An address that is cut leads nowhere.
-        sets.add_row(name, *texts, Text(builder.HOMEPAGE, overflow="fold"), builder.LICENSE)
+        sets.add_row(name, *texts, f"{builder.LICENSE}\n{builder.HOMEPAGE}".strip())
     tasks = Table("task", "set", "modality", "kind", "metric", "train / val / test")
     for name, task in TASKS.items():
         tasks.add_row(
@@ -66,7 +66,7 @@ def show_info(name: str, data_dir: epath.PathLike) -> None:
     console = _console()
     lines = [f"{builder.name}/{builder.builder_config.name}: {builder.info.description}"]
     lines += _task_lines(TASKS[name]) if name in TASKS else []
-    lines += [f"Modality: {builder.MODALITY}", f"License: {builder.LICENSE}"]
+    lines += [f"Modality: {builder.modality}", f"License: {builder.LICENSE}"]
     lines += _absent_lines(builder) if manifest is None else _present_lines(builder, manifest)
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -105,12 +105,18 @@ def _absent_lines(builder: Builder) -> list[str]:
     config = builder.builder_config.name
     counts = builder.COUNTS.get(config.partition("_seed")[0], {})
     begun = Path(f"{builder.data_path}.incomplete").exists()
-    return [
-        f"{'Begun, not finished' if begun else 'Not prepared'}: {builder.data_path}",
+    place = f"{'Begun, not finished' if begun else 'Not prepared'}: {builder.data_path}"
+    command = f"python -m medinit_jax.data prepare {builder.name}/{config}"
+    drawn = [place, f"Numbers: {_splits_text(counts) or 'not known before'}", f"Draw it: {command}"]
+    downloaded = [
+        place,
         f"Download: {builder.SIZE} from {builder.HOMEPAGE}",
         f"Expected tree: {builder.EXPECTED}",
         f"Published numbers: {_splits_text(counts) or 'none'}",
-        f"Then: python -m medinit_jax.data prepare {builder.name}/{config} --from DIR",
+        f"Then: {command} --from DIR",
+    ]
+    return [
+        *(downloaded if builder.HOMEPAGE else drawn),
         "Configs:",
         *(f"  {one.name}: {one.description}" for one in builder.BUILDER_CONFIGS),
     ]

@@ -32,7 +32,7 @@ _PLAN = "plan.txt"
 
 def prepare(
     builder: Builder,
-    folder: epath.PathLike,
+    folder: epath.PathLike | None = None,
     *,
     workers: int | None = None,
     host: int = 0,
@@ -43,7 +43,7 @@ def prepare(
 
     Args:
         builder: The dataset and its config.
-        folder: The user's download.
+        folder: The user's download; None for phantoms, which are drawn.
         workers: Processes; None: as many as there are cores; 0: this one.
         host: Which of the `hosts` this is; each writes its part of the shards to the same data_dir.
         hosts: Number of hosts.
@@ -54,7 +54,8 @@ def prepare(
 
     Raises:
         DatasetLayoutError: Something is wrong with the download.
-        UsageError: `host` is not one of `hosts`, or something else lies where the set should be.
+        UsageError: `host` is not one of `hosts`, the folder is missing, or something else lies
+            where the set should be.
     """
     if not 0 <= host < hosts:
         raise UsageError(f"host {host} of {hosts} hosts: count them from 0 to {hosts - 1}.")

@@ -196,8 +196,8 @@ def make_builder(
     """Returns the builder that a name stands for.
 
     Args:
-        name: A task id, "builder", "builder/config", or "builder/config_seed3" for a division with
-            another seed.
+        name: A task id, "phantom_" and a task id for its twin, "builder", "builder/config", or
+            "builder/config_seed3" for a division with another seed.
         data_dir: Where sets are prepared.
         split_seed: Seed of divisions that the dataset does not make itself. Each has a folder of
             its own, by the suffix of the config's name.
@@ -206,7 +206,10 @@ def make_builder(
     Raises:
         UsageError: There is no such set or config, or what was prepared of it is damaged.
     """
-    dataset, _, config = (TASKS[name].dataset if name in TASKS else name).partition("/")
+    full = TASKS[name].dataset if name in TASKS else name
+    if full.startswith("phantom_"):
+        full = f"medinit_phantom/{full}"
+    dataset, _, config = full.partition("/")
     if dataset not in BUILDERS:
         known = [*BUILDERS, *TASKS]
         near = difflib.get_close_matches(name, known, 3) or known
@@ -214,25 +217,26 @@ def make_builder(
             f"There is no dataset {dataset!r} here; `python -m medinit_jax.data list` shows all. "
             f"Perhaps one of: {', '.join(near)}."
         )
-    configs = {one.name: one for one in BUILDERS[dataset].BUILDER_CONFIGS}
+    known = BUILDERS[dataset].config_named
+    configs = [one.name for one in BUILDERS[dataset].BUILDER_CONFIGS]
     seeded = _SEED.match(config)
-    if seeded and config not in configs:
+    if seeded and known(config) is None:
         config, own_seed = seeded["config"], int(seeded["seed"])
         if split_seed not in (0, own_seed):
             raise UsageError(f"{name} names a split seed other than {split_seed}; give one.")
         split_seed = own_seed
-    config = config or next(iter(configs))
-    if config not in configs:
+    config = config or configs[0]
+    chosen = known(config)
+    if chosen is None:
         raise UsageError(f"{dataset} has no config {config!r}; use one of: {', '.join(configs)}.")
-    chosen: Any = config
     if split_seed:
         own = f"{config}_seed{split_seed}"
-        chosen = dataclasses.replace(configs[config], name=own, split_seed=split_seed)
+        chosen = dataclasses.replace(chosen, name=own, split_seed=split_seed)
     try:
         return BUILDERS[dataset](data_dir=data_dir, config=chosen, **options)
     except Exception as error:
         # What tfds raises of a damaged description depends on the damage.
-        folder = epath.Path(data_dir) / dataset / (chosen if chosen is config else chosen.name)
+        folder = epath.Path(data_dir) / dataset / chosen.name
         described = folder / str(BUILDERS[dataset].VERSION) / "dataset_info.json"
         if not described.exists():
             raise

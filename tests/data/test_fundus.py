@@ -1,3 +1,4 @@
+import cv2
 import numpy as np
 import pytest
 
@@ -139,3 +140,9 @@ def test_no_float64_sneaks_into_the_picture():
     geometry = fundus._draw_eye(rng, draw_patient(0), RIGHT, hard=False)
     light, planes = fundus._background(rng, draw_patient(0), geometry, frame)
     assert light.dtype == planes.dtype == np.float32
+
+
+def test_pictures_are_rich():
+    for seed in range(4):
+        image = fundus.render(seed, RIGHT, 256)["image"]
+        assert len(cv2.imencode(".png", image)[1]) > 20_000

@@ -114,7 +114,7 @@ def test_source_reduces_chooses_labels_and_survives_pickling(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"phantom": "mri"}, "no phantom 'mri'; set data.name to one of: fundus, xray"),
+        ({"phantom": "mri"}, "no phantom 'mri'; set data.name to one of: ct, fundus, xray"),
         ({"split": "dev"}, "no split 'dev'"),
         ({"patients": 0}, "make no set"),
         ({"size": 4}, "sizes from 16"),

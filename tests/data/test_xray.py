@@ -69,3 +69,11 @@ def test_class_shares():
     classes = [xray.render(seed, 0, 16)["labels"]["class3"] for seed in range(150)]
     share = np.bincount(classes, minlength=3) / 150
     np.testing.assert_allclose(share, (0.33, 0.44, 0.23), atol=0.12)
+
+
+def test_findings_are_known_without_drawing():
+    for seed in range(40):
+        example, (kind, count) = xray.render(seed, 0, 32), xray.draw_finding(seed)
+        assert xray.CLASSES[example["labels"]["class3"]] == kind
+        assert len(example["boxes"]) == count
+        assert (1 <= count <= 5) == (kind == "opacity")

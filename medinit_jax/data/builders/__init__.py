@@ -8,6 +8,7 @@ from medinit_jax.data.builders.eyepacs import MedinitEyepacs
 from medinit_jax.data.builders.idrid import MedinitIdrid
 from medinit_jax.data.builders.messidor import MedinitMessidor
 from medinit_jax.data.builders.oia_odir import MedinitOiaOdir
+from medinit_jax.data.builders.phantom import MedinitPhantom
 from medinit_jax.data.builders.refuge import MedinitRefuge
 from medinit_jax.data.builders.refuge2 import MedinitRefuge2
 from medinit_jax.data.builders.rsna_cxr import MedinitRsnaCxr
@@ -23,6 +24,7 @@ BUILDERS: dict[str, type[Builder]] = {
     "medinit_idrid": MedinitIdrid,
     "medinit_messidor": MedinitMessidor,
     "medinit_oia_odir": MedinitOiaOdir,
+    "medinit_phantom": MedinitPhantom,
     "medinit_refuge": MedinitRefuge,
     "medinit_refuge2": MedinitRefuge2,
     "medinit_rsna_cxr": MedinitRsnaCxr,

@@ -21,6 +21,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 from PIL import Image
 
+from medinit_jax.core.errors import UsageError
 from medinit_jax.data.decode import DecodeError, decode_with_size, opened
 from medinit_jax.data.layout import DatasetLayoutError, Tree, locate, pointer_kind
 
@@ -75,7 +76,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # pyrig
 
     Class attributes, beside tfds' own:
         HOMEPAGE, LICENSE, CITATION: For `DatasetInfo` and the table of datasets.
-        MODALITY: "fundus", "CT" or "X-ray".
+        MODALITY: "fundus", "CT" or "X-ray", for the table of datasets.
         SIZE: What a download weighs, as text.
         EXPECTED: What a root folder holds, in one line.
         MARKERS: Alternatives; a folder that holds all names of one of them is the root.
@@ -160,9 +161,11 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # pyrig
     # What tfds calls.
 
     def _create_builder_config(self, builder_config: Any, version: Any) -> Any:
-        # Of a config made by hand, as for another split seed, tfds would warn in every worker.
-        if isinstance(builder_config, Config) and builder_config.name not in self.builder_configs:
-            return builder_config
+        # tfds would refuse copies of its configs, as come to a worker, and warn of others there.
+        if isinstance(builder_config, Config):
+            known = self.builder_configs.get(builder_config.name)
+            if known is None or known == builder_config:
+                return known or builder_config
         return super()._create_builder_config(builder_config, version)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -203,10 +206,22 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # pyrig
                 yield item.key, example
         refuse_many_skipped(self.name, skipped, len(items))
 
+    @property
+    def modality(self) -> str:
+        """What this config's images are: "fundus", "CT" or "X-ray"."""
+        return self.MODALITY
+
+    @classmethod
+    def config_named(cls, name: str) -> Config | None:
+        """Returns the config of this name; None if there is none."""
+        return next((one for one in cls.BUILDER_CONFIGS if one.name == name), None)
+
     # What preparing needs.
 
-    def locate(self, folder: epath.PathLike) -> Tree:
-        """Finds the dataset's root in the user's folder."""
+    def locate(self, folder: epath.PathLike | None = None) -> Tree:
+        """Finds the dataset's root in the user's folder; only phantoms do without one."""
+        if folder is None:
+            raise UsageError(f"{self.name} is downloaded by hand; name its folder with --from.")
         return locate(self.name, folder, self.is_root, self.EXPECTED, self.HOMEPAGE, self.recognize)
 
     @classmethod

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from medinit_jax.data.phantoms import fundus, xray
+from medinit_jax.data.phantoms import ct, fundus, xray
 from medinit_jax.data.phantoms.fundus_patient import LEFT, RIGHT
 
 
@@ -27,6 +27,7 @@ class Phantom(NamedTuple):
 
 
 PHANTOMS = {
+    "ct": Phantom(ct.render, (0,), "any", ct.TYPES, version=1),
     "fundus": Phantom(
         fundus.render,
         (RIGHT, LEFT),
@@ -34,5 +35,5 @@ PHANTOMS = {
         ("vessels", "disc_cup", "lesions", "fov"),
         version=1,
     ),
-    "xray": Phantom(xray.render, (xray.UNKNOWN_EYE,), "opacity", ("lungs",), version=1),
+    "xray": Phantom(xray.render, (xray.UNKNOWN_EYE,), "opacity", ("lungs",), version=2),
 }

@@ -40,6 +40,7 @@ from medinit_jax.data.phantoms.fundus_patient import (
     draw_labels,
     draw_patient,
 )
+from medinit_jax.data.phantoms.fundus_signs import CRESCENT, SIGN_STREAMS, Signs, paint_signs
 from medinit_jax.data.phantoms.fundus_vessels import Style, draw_tree, vessel_tree
 
 
@@ -57,7 +58,8 @@ class _Eye:
 
 def _draw_eye(rng: np.random.Generator, patient: Patient, eye: int, hard: bool) -> _Eye:
     unit = 45.0 / patient.field_degrees
-    fraction = float(rng.uniform(0.05, 1.0 if hard else 0.62))
+    low, high = patient.centering or (0.05, 1.0 if hard else 0.62)
+    fraction = float(rng.uniform(low, high))
     distance = 0.69 * unit * float(rng.uniform(0.94, 1.06))
     height = float(rng.uniform(-0.05, 0.05))
     low, high = (0.01, 0.05) if hard else (0.035, 0.075)
@@ -79,6 +81,7 @@ def render(
     *,
     patient: Patient | None = None,
     labels: EyeLabels | None = None,
+    signs: Signs | None = None,
     upright: Literal["normal", "hard"] = "normal",
 ) -> dict:
     """Draws one fundus photograph.
@@ -89,6 +92,7 @@ def render(
         size: Side of the square image in pixels.
         patient: Overrides the drawn patient.
         labels: Overrides the drawn labels; anatomy and nuisances stay the same.
+        signs: Other diseases that the eye shows; narrow arteries are the patient's.
         upright: "hard" weakens the cues to what is up: head tilt N(0, 6 degrees), a fovea only
             0.02 to 0.10 below the disc, and fields that may be centered on the disc.
 
@@ -107,7 +111,8 @@ def render(
     frame = Frame(size, size / 2 * patient.zoom, tilt)
     field = _field_of_view(frame, patient)
     light, planes = _background(anatomy, patient, geometry, frame)
-    disc_cup = _disc_and_cup(anatomy, patient, labels, geometry, frame, light, planes)
+    crescent = CRESCENT if signs is not None and signs.myopia else None
+    disc_cup = _disc_and_cup(anatomy, patient, labels, geometry, frame, light, planes, crescent)
 
     arteries, veins, reflex = Layer(frame), Layer(frame), Layer(frame)
     disc_nasal = (geometry.disc[0] + eye * 0.15 * geometry.disc_radius, geometry.disc[1])
@@ -133,6 +138,9 @@ def render(
     drawn = draw_lesions(lesion, frame, region, labels.lesions, patient.macular, veins)
     vessels = _paint_vessels(planes, arteries, veins, reflex)
     lesion_masks = _paint_lesions(planes, drawn, light, frame)
+    if signs is not None:
+        signs_rng = np.random.default_rng([seed, SIGN_STREAMS[eye]])
+        paint_signs(signs_rng, signs, frame, region, light, planes)
     image = _photograph(optics, patient, frame, region, planes, field)
     inside = field > 0.5
     return {
@@ -209,7 +217,9 @@ def _background(rng, patient, geometry, frame) -> tuple[np.ndarray, np.ndarray]:
     return light, planes
 
 
-def _disc_and_cup(rng, patient, labels, geometry, frame, light, planes) -> np.ndarray:
+def _disc_and_cup(
+    rng, patient, labels, geometry, frame, light, planes, crescent_strength: float | None
+) -> np.ndarray:
     """Paints optic disc, cup, crescent and halo; returns the mask uint8 (S, S)."""
     radius, aspect, side = geometry.disc_radius, geometry.disc_aspect, geometry.side
     px, py = (int(v) for v in frame.pixels(*geometry.disc))
@@ -242,7 +252,9 @@ def _disc_and_cup(rng, patient, labels, geometry, frame, light, planes) -> np.nd
     cup = soft_step(radius * ratio - from_cup, softness * float(rng.uniform(0.9, 1.6))) * disc
 
     crescent = np.exp(-(((distance - 1.12 * radius) / (0.10 * radius)) ** 2))
-    crescent *= np.clip(-side * dx / radius, 0, 1) * float(rng.uniform(0, 0.5))
+    usual = float(rng.uniform(0, 0.5))
+    strength = usual if crescent_strength is None else crescent_strength
+    crescent *= np.clip(-side * dx / radius, 0, 1) * strength
     halo = 0.10 * np.exp(-np.maximum(distance - radius, 0) / (0.5 * radius))
     brightness, contrast = float(rng.uniform(0.90, 1.08)), float(rng.uniform(0.75, 1.0))
     holes = 1 + np.float32(0.05) * smooth_noise(rng, 12, frame.size)[window]
@@ -329,7 +341,7 @@ def _photograph(rng, patient, frame, region, planes, field) -> np.ndarray:
     gray += room
     gray *= np.float32(1 - patient.saturation)
     gain, gamma = float(rng.uniform(0.82, 1.14)), float(rng.uniform(0.88, 1.15))
-    noise = sensor_noise(rng, size, 255 * float(rng.uniform(0.004, 0.014)))
+    noise = sensor_noise(rng, size, 255 * patient.noise * float(rng.uniform(0.004, 0.014)))
     image = np.empty((size, size, 3), np.uint8)
     for c, plane in enumerate(planes):
         plane *= np.float32(patient.saturation)

@@ -30,6 +30,9 @@ class Patient:
         grade: Diabetic retinopathy grade 0 to 4 before the eyes differ.
         glaucoma: Whether both eyes have glaucoma.
         macular: Whether exudates gather around the fovea.
+        centering: Range of where the field's center lies between fovea (0) and disc (1); None as
+            usual.
+        noise: Relative strength of the camera's noise.
     """
 
     pigment: float
@@ -44,6 +47,8 @@ class Patient:
     grade: int
     glaucoma: bool
     macular: bool
+    centering: tuple[float, float] | None = None
+    noise: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,9 @@
 """Chest X-ray phantom: drawn frontal radiographs with opacities, boxes and decoys.
 
+Hazes are the main decoy: smooth shadows as large and as bright as opacities, in every class, that
+only lack their ragged texture. Without them a thumbnail of 8 x 8 pixels tells opacities as well as
+a small network does.
+
 Coordinates run from -1 to 1, x to the right, y down; image left is the patient's right. Bone is
 bright (MONOCHROME2). Findings draw from their own stream, so that neither body nor camera depends
 on the class except through the view: bed-side (AP) pictures are commoner in ill patients, and AP
@@ -21,8 +25,8 @@ from medinit_jax.data.phantoms.drawing import (
 )
 
 UNKNOWN_EYE = 0
-CLASSES = ("normal", "not_normal", "opacity")
 Finding = Literal["normal", "not_normal", "opacity"]
+CLASSES: tuple[Finding, ...] = ("normal", "not_normal", "opacity")
 _BODY_STREAM, _FINDING_STREAM, _CAMERA_STREAM = (7, 0), (7, 1), (7, 2)
 _RIGHT_LUNG, _LEFT_LUNG = -1, 1
 
@@ -60,8 +64,9 @@ def render(seed: int, eye: int = UNKNOWN_EYE, size: int = 256, *, finding: Findi
     body_rng = np.random.default_rng([seed, *_BODY_STREAM])
     finding_rng = np.random.default_rng([seed, *_FINDING_STREAM])
     camera_rng = np.random.default_rng([seed, *_CAMERA_STREAM])
-    drawn = CLASSES[int(finding_rng.choice(3, p=(0.33, 0.44, 0.23)))]
+    drawn = _draw_kind(finding_rng)
     kind = finding or drawn
+    count = _draw_count(finding_rng)
     anteroposterior = bool(finding_rng.random() < (0.6 if kind == "opacity" else 0.45))
     enlarged = bool(finding_rng.random() < 0.4) and kind == "not_normal"
 
@@ -71,7 +76,7 @@ def render(seed: int, eye: int = UNKNOWN_EYE, size: int = 256, *, finding: Findi
     _bones_and_hila(body_rng, chest, image)
     boxes = []
     if kind == "opacity":
-        boxes = _opacities(finding_rng, chest, image)
+        boxes = _opacities(finding_rng, chest, image, count)
     elif kind == "not_normal" and not enlarged:
         _other_disease(finding_rng, chest, image)
     gray = _photograph(camera_rng, chest, image, anteroposterior)
@@ -87,6 +92,21 @@ def render(seed: int, eye: int = UNKNOWN_EYE, size: int = 256, *, finding: Findi
         "eye": UNKNOWN_EYE,
         "patient": f"xray-{seed}",
     }
+
+
+def draw_finding(seed: int) -> tuple[Finding, int]:
+    """Returns a patient's class and number of opacities, as `render` draws them, quickly."""
+    rng = np.random.default_rng([seed, *_FINDING_STREAM])
+    kind = _draw_kind(rng)
+    return kind, _draw_count(rng) if kind == "opacity" else 0
+
+
+def _draw_kind(rng: np.random.Generator) -> Finding:
+    return CLASSES[int(rng.choice(3, p=(0.33, 0.44, 0.23)))]
+
+
+def _draw_count(rng: np.random.Generator) -> int:
+    return int(rng.choice((1, 2, 3, 4, 5), p=(0.38, 0.30, 0.17, 0.10, 0.05)))
 
 
 def _draw_chest(rng: np.random.Generator, size: int) -> _Chest:
@@ -132,7 +152,21 @@ def _soft_tissue(rng: np.random.Generator, chest: _Chest) -> np.ndarray:
             image += float(rng.uniform(0.04, 0.11)) * shadow
     size = chest.frame.size
     image += chest.lung * (smooth_noise(rng, 3, size, 0.035) + smooth_noise(rng, 6, size, 0.025))
+    image += _hazes(rng, chest)
     return image.astype(np.float32)
+
+
+def _hazes(rng: np.random.Generator, chest: _Chest) -> np.ndarray:
+    """Draws up to five smooth shadows, placed and sized as opacities are, in most chests."""
+    some, count = rng.random() < 0.8, int(rng.integers(1, 6))
+    total = np.zeros_like(chest.lung)
+    for _ in range(count if some else 0):
+        side = int(rng.choice((_RIGHT_LUNG, _LEFT_LUNG)))
+        x0, y0 = side * float(rng.uniform(0.26, 0.56)), float(rng.uniform(-0.25, 0.48))
+        rx, ry = float(rng.uniform(0.10, 0.24)), float(rng.uniform(0.12, 0.30))
+        square = ((chest.x - x0) / rx) ** 2 + ((chest.y - y0) / ry) ** 2
+        np.maximum(total, np.exp(-1.1 * square) * chest.lungs[side], out=total)
+    return float(rng.uniform(0.06, 0.20)) * total
 
 
 def _heart_and_spine(rng, chest: _Chest, image: np.ndarray, bedside: bool, enlarged: bool):
@@ -181,20 +215,21 @@ def _bones_and_hila(rng: np.random.Generator, chest: _Chest, image: np.ndarray) 
     image += 0.17 * bones.coverage(0.8) * chest.body * (0.35 + 0.65 * chest.lung)
 
 
-def _opacities(rng: np.random.Generator, chest: _Chest, image: np.ndarray) -> list[tuple]:
-    """Adds one to five ragged opacities in place and returns their boxes, at least one."""
+def _opacities(
+    rng: np.random.Generator, chest: _Chest, image: np.ndarray, count: int
+) -> list[tuple[float, float, float, float]]:
+    """Adds ragged opacities in place and returns their boxes."""
     size = chest.frame.size
-    count = int(rng.choice((1, 2, 3, 4, 5), p=(0.38, 0.30, 0.17, 0.10, 0.05)))
     total = np.zeros((size, size), np.float32)
     boxes: list[tuple[float, float, float, float]] = []
-    attempts = 0
-    while attempts < count or not boxes:
-        attempts += 1
+    while len(boxes) < count:
         side = int(rng.choice((_RIGHT_LUNG, _LEFT_LUNG)))
         x0, y0 = side * float(rng.uniform(0.26, 0.56)), float(rng.uniform(-0.25, 0.48))
         rx, ry = float(rng.uniform(0.10, 0.24)), float(rng.uniform(0.12, 0.30))
         blob = np.exp(-1.1 * (((chest.x - x0) / rx) ** 2 + ((chest.y - y0) / ry) ** 2))
-        blob *= 1 + smooth_noise(rng, 14, size, 0.55) + smooth_noise(rng, 34, size, 0.25)
+        # Air and fluid side by side: patches with edges, which hazes have not.
+        patches = soft_step(smooth_noise(rng, 22, size) + 0.2, 0.15)
+        blob *= 0.1 + 1.3 * patches
         blob = np.clip(blob, 0, 1.1) * chest.lungs[side]
         rows, columns = np.nonzero(blob > 0.33)
         # Forty pixels at 256 px; smaller ones would be boxes around nothing.

@@ -1,0 +1,494 @@
+"""What the phantom twin of every benchmark task holds: patients, cameras, features and labels.
+
+A twin has the features, class names and splits of the real dataset's builder. A case is an image
+that is not drawn yet; all its randomness follows from its seed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from medinit_jax.data.builders.base import jpeg, png
+from medinit_jax.data.phantoms import ct, fundus, xray
+from medinit_jax.data.phantoms.cameras import Camera, photographed
+from medinit_jax.data.phantoms.fundus_patient import LEFT, RIGHT, Patient, draw_patient
+from medinit_jax.data.phantoms.odir import draw_odir, with_signs
+
+EYE_NAMES = {RIGHT: "right", LEFT: "left", 0: "unknown"}
+GRADES = ("no_dr", "mild", "moderate", "severe", "proliferative")
+EDEMA_RISKS = ("none", "low", "high")
+SEXES = ("female", "male", "unknown")
+FOLDS = 5
+_CT_QUALITY = 95
+_DISEASE_STREAM, _PERSON_STREAM = 21, 23
+# Labels do not depend on the size; folds need them before anything is drawn in earnest.
+_SKETCH = 16
+
+_ZEISS = Camera((45.0,), (0.84, 0.90), 0.0, 0.12, (0.05, 0.0, -0.04))
+_CANON = Camera((45.0,), (0.96, 1.02), 0.35, -0.12, (-0.04, 0.02, 0.02))
+# Three hospitals of Messidor.
+_SITES = (
+    Camera((45.0,), (0.92, 0.96), 0.0, 0.05, (0.03, 0.0, 0.0)),
+    Camera((45.0,), (0.96, 1.00), 0.35, -0.10, (0.0, 0.02, 0.0)),
+    Camera((45.0,), (1.00, 1.04), 0.35, 0.0, (-0.03, 0.0, 0.03)),
+)
+
+
+class Case(NamedTuple):
+    """An image that is not drawn yet.
+
+    Attributes:
+        seed: Patient number; no two sets have one in common.
+        name: Name of the image.
+        patient: Name of the patient, "" where the real set has none.
+        eye: +1 right, -1 left, 0 no eye.
+        number: Slice of the patient, or opacity of the radiograph.
+        camera: Who took a fundus photograph.
+        source: Name of the part or site.
+        fold: Of a cross-validation.
+    """
+
+    seed: int
+    name: str
+    patient: str
+    eye: int = 0
+    number: int = 0
+    camera: Camera = Camera()
+    source: str = ""
+    fold: int = 0
+
+
+class Draft(NamedTuple):
+    """Cases of one split, and what was left out and why."""
+
+    cases: list[Case]
+    left_out: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Twin:
+    """The phantom counterpart of a dataset.
+
+    Attributes:
+        twin_of: Builder and config of the dataset.
+        images: Number of images of each split (of `arrange`'s input, where it adds or drops some).
+        patients: Number of patients of each split; images are shared out among them.
+        features: Returns the features beside the common ones.
+        draw: Draws a case at a size; returns the features but those that all cases have.
+        cameras: {split: cameras}, taken in turn.
+        arrange: Adds, drops or labels cases of a split.
+        known_patients: Whether the real set tells patients.
+        known_eyes: Whether it tells right from left.
+        sources: {split: names of the parts}, as `cameras`.
+    """
+
+    twin_of: str
+    images: Mapping[str, int]
+    patients: Mapping[str, int]
+    features: Callable[[], dict[str, Any]]
+    draw: Callable[[Case, int], dict[str, Any]]
+    cameras: Mapping[str, tuple[Camera, ...]] = dataclasses.field(default_factory=dict)
+    arrange: Callable[[list[Case]], Draft] = lambda cases: Draft(cases, [])
+    known_patients: bool = True
+    known_eyes: bool = True
+    sources: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+
+
+def _label(*names: str) -> tfds.features.ClassLabel:
+    return tfds.features.ClassLabel(names=list(names))
+
+
+def _patient(case: Case) -> Patient:
+    return photographed(draw_patient(case.seed), case.camera, case.seed)
+
+
+def _chance(case: Case) -> np.random.Generator:
+    return np.random.default_rng([case.seed, _DISEASE_STREAM])
+
+
+def _person(seed: int) -> dict[str, Any]:
+    """Draws age and sex, on which no label depends."""
+    rng = np.random.default_rng([seed, _PERSON_STREAM])
+    return {"age": int(rng.integers(18, 91)), "sex": SEXES[int(rng.integers(2))]}
+
+
+# Graded photographs.
+
+
+def _grade_features() -> dict[str, Any]:
+    return {"label": _label(*GRADES)}
+
+
+def _eyepacs_features() -> dict[str, Any]:
+    return {
+        **_grade_features(),
+        "abnormal": _label("normal", "abnormal"),
+        "referable": _label("not_referable", "referable"),
+    }
+
+
+def _draw_grade(case: Case, size: int) -> dict[str, Any]:
+    drawn = fundus.render(case.seed, case.eye, size, patient=_patient(case))
+    return {"image": jpeg(drawn["image"]), "label": drawn["labels"]["grade"]}
+
+
+def _draw_eyepacs(case: Case, size: int) -> dict[str, Any]:
+    example = _draw_grade(case, size)
+    grade = example["label"]
+    return {**example, "abnormal": int(grade > 0), "referable": int(grade >= 2)}
+
+
+def _draw_aptos(case: Case, size: int) -> dict[str, Any]:
+    return {**_draw_grade(case, size), "fov_found": True}
+
+
+def _idrid_features() -> dict[str, Any]:
+    return {"dr": _label(*GRADES), "dme": _label(*EDEMA_RISKS)}
+
+
+def _draw_idrid(case: Case, size: int) -> dict[str, Any]:
+    drawn = fundus.render(case.seed, case.eye, size, patient=_patient(case))
+    labels = drawn["labels"]
+    return {"image": jpeg(drawn["image"]), "dr": labels["grade"], "dme": labels["dme"]}
+
+
+def _messidor_features() -> dict[str, Any]:
+    return {
+        "dr": _label(*(f"grade{grade}" for grade in range(4))),
+        "referable": _label("nonreferable", "referable"),
+        "abnormal": _label("normal", "abnormal"),
+        "dme": _label(*(f"risk{risk}" for risk in range(3))),
+        "fold": tfds.features.Scalar(dtype=np.int64),
+        "group": tfds.features.Text(),
+        "source": tfds.features.Text(),
+        "department": tfds.features.Text(),
+    }
+
+
+def _draw_messidor(case: Case, size: int) -> dict[str, Any]:
+    drawn = fundus.render(case.seed, case.eye, size, patient=_patient(case))
+    grade, dme = drawn["labels"]["messidor"], drawn["labels"]["dme"]
+    return {
+        "image": jpeg(drawn["image"]),
+        "dr": grade,
+        "referable": int(grade > 1),
+        "abnormal": int(grade > 0),
+        "dme": dme,
+        "fold": case.fold,
+        "group": case.name,
+        "source": case.source,
+        "department": f"department of {case.source}",
+    }
+
+
+def _fold(cases: list[Case]) -> Draft:
+    """Spreads every combination of referable and dme over the folds, as evenly as can be."""
+    strata: dict[tuple[int, int], list[int]] = {}
+    for place, case in enumerate(cases):
+        sketch = _draw_messidor(case, _SKETCH)
+        strata.setdefault((sketch["referable"], sketch["dme"]), []).append(place)
+    rng = np.random.default_rng(0)
+    dealt = np.concatenate([rng.permutation(strata[key]) for key in sorted(strata)])
+    folded = list(cases)
+    for turn, place in enumerate(dealt.tolist()):
+        folded[place] = cases[place]._replace(fold=turn % FOLDS)
+    return Draft(folded, [])
+
+
+# Discs and vessels.
+
+
+def _refuge_features() -> dict[str, Any]:
+    return {
+        "mask": tfds.features.LabeledImage(
+            labels=["background", "disc", "cup"], shape=(None, None, 1)
+        ),
+        "label": _label("normal", "glaucoma"),
+        "fovea": tfds.features.Tensor(shape=(2,), dtype=np.float32),
+        "vcdr": tfds.features.Scalar(np.float32),
+        "source": tfds.features.Text(),
+    }
+
+
+def _draw_refuge(case: Case, size: int) -> dict[str, Any]:
+    patient = dataclasses.replace(_patient(case), glaucoma=bool(_chance(case).random() < 0.15))
+    drawn = fundus.render(case.seed, case.eye, size, patient=patient)
+    mask = drawn["masks"]["disc_cup"]
+    # In tiny images a small cup may cover no pixel.
+    disc, cup = (int((mask >= part).any(axis=1).sum()) for part in (1, 2))
+    return {
+        "image": png(drawn["image"]),
+        "mask": png(mask),
+        "label": drawn["labels"]["glaucoma"],
+        "fovea": np.array(drawn["fovea"], np.float32),
+        "vcdr": np.float32(cup / disc),
+        "source": case.source,
+    }
+
+
+def _vessel_features() -> dict[str, Any]:
+    vessels = {"labels": ["background", "vessel"], "shape": (None, None, 1)}
+    return {
+        "mask": tfds.features.LabeledImage(**vessels),
+        "mask2": tfds.features.Sequence(tfds.features.LabeledImage(**vessels)),
+        "fov": tfds.features.Image(shape=(None, None, 1)),
+        "fov_found": tfds.features.Scalar(np.uint8),
+        "fov_source": _label("file", "computed"),
+    }
+
+
+def _draw_vessels(case: Case, size: int, ill_share: float | None = None) -> dict[str, Any]:
+    """Draws vessels; `ill_share` is the share of the patients with retinopathy, None: the usual."""
+    patient = _patient(case)
+    if ill_share is not None:
+        rng = _chance(case)
+        ill, grade = rng.random() < ill_share, int(rng.integers(1, 5))
+        patient = dataclasses.replace(patient, grade=grade if ill else 0)
+    drawn = fundus.render(case.seed, case.eye, size, patient=patient)
+    return {
+        "image": png(drawn["image"]),
+        "mask": png(drawn["masks"]["vessels"]),
+        "mask2": [],
+        "fov": png(drawn["masks"]["fov"] * np.uint8(255)),
+        "fov_found": np.uint8(1),
+        "fov_source": "file",
+    }
+
+
+def _draw_stare(case: Case, size: int) -> dict[str, Any]:
+    return _draw_vessels(case, size, 0.5)
+
+
+def _draw_chase(case: Case, size: int) -> dict[str, Any]:
+    return _draw_vessels(case, size, 0.0)
+
+
+# Both eyes of ODIR.
+
+
+def _odir_features() -> dict[str, Any]:
+    return {
+        "abnormal": _label("normal", "abnormal"),
+        "odd": tfds.features.Scalar(dtype=np.int64),
+        "source": tfds.features.Text(),
+        "labels8": tfds.features.Tensor(shape=(8,), dtype=np.int64),
+        "eye_labels8": tfds.features.Tensor(shape=(8,), dtype=np.int64),
+        "keywords": tfds.features.Text(),
+        "age": tfds.features.Scalar(dtype=np.int64),
+        "sex": _label(*SEXES),
+    }
+
+
+def _draw_odir(case: Case, size: int) -> dict[str, Any]:
+    patient = _patient(case)
+    both = draw_odir(patient, case.seed)
+    eye = both.eyes[case.eye]
+    drawn = fundus.render(
+        case.seed, case.eye, size, patient=with_signs(patient, eye), signs=eye.signs
+    )
+    return {
+        "image": jpeg(drawn["image"]),
+        "abnormal": 1 - eye.classes[0],
+        "odd": 0,
+        "source": case.source,
+        "labels8": np.array(both.classes, np.int64),
+        "eye_labels8": np.array(eye.classes, np.int64),
+        "keywords": eye.keywords,
+        **_person(case.seed),
+    }
+
+
+def _usable_pairs(cases: list[Case]) -> Draft:
+    """Leaves out both photographs of patients of whom one shows no fundus."""
+    usable = {case.seed: draw_odir(draw_patient(case.seed), case.seed).usable for case in cases}
+    return Draft(
+        [case for case in cases if usable[case.seed]],
+        [
+            f"{case.name}: of a pair with an anterior segment"
+            for case in cases
+            if not usable[case.seed]
+        ],
+    )
+
+
+# Slices and radiographs.
+
+
+def _ihd_features() -> dict[str, Any]:
+    return {
+        "label": _label("no_bleeding", "any"),
+        "labels": tfds.features.Tensor(shape=(len(ct.TYPES),), dtype=np.int64),
+    }
+
+
+def _draw_ihd(case: Case, size: int) -> dict[str, Any]:
+    drawn = ct.render(case.seed, 0, size, slice_number=case.number)
+    labels = drawn["labels"]
+    return {
+        "image": jpeg(drawn["image"], _CT_QUALITY),
+        "label": labels["any"],
+        "labels": np.array([labels[name] for name in ct.TYPES], np.int64),
+    }
+
+
+def _cxr_features() -> dict[str, Any]:
+    return {
+        "label": _label("no_opacity", "opacity"),
+        "class3": _label(*xray.CLASSES),
+        "boxes": tfds.features.Sequence(tfds.features.BBoxFeature()),
+        "view": _label("AP", "PA", "unknown"),
+        "age": tfds.features.Scalar(dtype=np.int64),
+        "sex": _label(*SEXES),
+    }
+
+
+def _draw_cxr(case: Case, size: int) -> dict[str, Any]:
+    drawn = xray.render(case.seed, 0, size)
+    labels = drawn["labels"]
+    return {
+        "image": jpeg(drawn["image"]),
+        "label": labels["opacity"],
+        "class3": labels["class3"],
+        "boxes": [_box(box, size) for box in drawn["boxes"]],
+        "view": labels["view"],
+        **_person(case.seed),
+    }
+
+
+def _box(box: tuple[float, float, float, float], size: int) -> tfds.features.BBox:
+    """Returns x, y, width, height in pixels as shares of the image."""
+    x, y, width, height = box
+    edges = (y, x, y + height, x + width)
+    ymin, xmin, ymax, xmax = (min(1.0, max(0.0, edge / size)) for edge in edges)
+    return tfds.features.BBox(ymin=ymin, xmin=xmin, ymax=ymax, xmax=xmax)
+
+
+def _rows(cases: list[Case]) -> Draft:
+    """Repeats a radiograph for each of its opacities, as the table of labels does."""
+    rows = []
+    for case in cases:
+        for number in range(max(1, xray.draw_finding(case.seed)[1])):
+            rows.append(case._replace(name=f"{case.name}#{number}", number=number))
+    return Draft(rows, [])
+
+
+def _alike(splits: Mapping[str, int], **options: Any) -> dict[str, Any]:
+    """Returns counts for a twin with one image per patient."""
+    return {"images": splits, "patients": splits, **options}
+
+
+def _pairs(splits: Mapping[str, int], **options: Any) -> dict[str, Any]:
+    """Returns counts for a twin with both eyes of every patient."""
+    return {"images": splits, "patients": {k: n // 2 for k, n in splits.items()}, **options}
+
+
+def _everywhere(*cameras: Camera, splits=("train", "validation", "test")) -> dict[str, tuple]:
+    return dict.fromkeys(splits, cameras)
+
+
+_ANONYMOUS = {"known_patients": False, "known_eyes": False}
+_REFUGE = _alike(
+    {"train": 200, "validation": 200, "test": 200},
+    features=_refuge_features,
+    draw=_draw_refuge,
+    cameras={"train": (_ZEISS,), "validation": (_CANON,), "test": (_CANON,)},
+    sources={"train": ("train",), "validation": ("val",), "test": ("test",)},
+    **_ANONYMOUS,
+)
+_VESSELS = {"features": _vessel_features, **_ANONYMOUS}
+
+# The order decides the seeds: new twins go to the end.
+TWINS: dict[str, Twin] = {
+    "eyepacs_dr": Twin(
+        "medinit_eyepacs/paper",
+        **_pairs({"train": 4000, "validation": 1000, "test": 2000}),
+        features=_eyepacs_features,
+        draw=_draw_eyepacs,
+        cameras=_everywhere(Camera()),
+    ),
+    "aptos_dr": Twin(
+        "medinit_aptos2019/paper",
+        **_alike({"train": 800, "test": 200}, **_ANONYMOUS),
+        features=lambda: {**_grade_features(), "fov_found": tfds.features.Scalar(dtype=np.bool_)},
+        draw=_draw_aptos,
+        cameras=_everywhere(Camera((35.0, 40.0), pigment=-0.25)),
+    ),
+    "refuge2_seg": Twin(
+        "medinit_refuge2/paper",
+        **{
+            **_REFUGE,
+            **_alike({"train": 400, "test": 200}),
+            "cameras": {"train": (_ZEISS, _CANON), "test": (_CANON,)},
+            "sources": {"train": ("train", "val"), "test": ("test",)},
+        },
+    ),
+    "drive_seg": Twin(
+        "medinit_drive/default",
+        **_alike({"train": 20, "test": 20}),
+        **_VESSELS,
+        draw=_draw_vessels,
+        cameras=_everywhere(Camera((45.0,), (0.92, 0.96), 0.0)),
+    ),
+    "rsna_ihd": Twin(
+        "medinit_rsna_ihd/paper10",
+        images={"train": 3000, "test": 750},
+        patients={"train": 320, "test": 80},
+        features=_ihd_features,
+        draw=_draw_ihd,
+    ),
+    "rsna_cxr": Twin(
+        "medinit_rsna_cxr/paper_rows",
+        **_alike({"train": 1200, "test": 300}),
+        features=_cxr_features,
+        draw=_draw_cxr,
+        arrange=_rows,
+    ),
+    "messidor": Twin(
+        "medinit_messidor/swcl",
+        **_alike({"train": 600}, **_ANONYMOUS),
+        features=_messidor_features,
+        draw=_draw_messidor,
+        cameras={"train": _SITES},
+        arrange=_fold,
+        sources={"train": ("site1", "site2", "site3")},
+    ),
+    "idrid": Twin(
+        "medinit_idrid/grading",
+        **_alike({"train": 331, "validation": 82, "test": 103}, **_ANONYMOUS),
+        features=_idrid_features,
+        draw=_draw_idrid,
+        cameras=_everywhere(Camera((50.0,), (0.96, 1.04), 1.0, 0.15)),
+    ),
+    "refuge_cls": Twin("medinit_refuge/default", **_REFUGE),
+    "stare_seg": Twin(
+        "medinit_stare/ah",
+        **_alike({"train": 10, "test": 10}),
+        **_VESSELS,
+        draw=_draw_stare,
+        cameras=_everywhere(Camera((35.0,), (0.94, 1.0), 0.5, noise=1.8)),
+    ),
+    "chase_seg": Twin(
+        "medinit_chase_db1/first",
+        **_pairs({"train": 20, "test": 8}),
+        features=_vessel_features,
+        draw=_draw_chase,
+        cameras=_everywhere(
+            Camera((30.0,), (0.94, 0.98), 0.0, 0.2, (0.04, -0.02, -0.04), centering=(0.8, 1.0))
+        ),
+    ),
+    "refuge_seg": Twin("medinit_refuge/default", **_REFUGE),
+    "odir": Twin(
+        "medinit_oia_odir/default",
+        **_pairs({"train": 700, "validation": 100, "test": 200}),
+        features=_odir_features,
+        draw=_draw_odir,
+        cameras=_everywhere(Camera()),
+        arrange=_usable_pairs,
+        sources={"train": ("training",), "validation": ("off-site",), "test": ("on-site",)},
+    ),
+}
