@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import logging
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,6 +28,8 @@ from medinit_jax.models.ops import apply_block, at_least_float32, batch_norm_ove
 Leaves = dict[str, jax.Array]
 Prepare = Callable[[Leaves, Mapping[str, Shape], bool], Leaves]
 Raw = dict[str, Leaves]
+# Of the memory mappings that Linux allows a process: beyond, compiled blocks are dropped.
+_MAPPINGS = 0.8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +73,29 @@ def _local(call: Call, module: str) -> str:
     return module[len(call.prefix) + 1 :] if call.prefix else module
 
 
+def crowded() -> bool:
+    """Says whether this process is near the number of memory mappings that Linux allows it.
+
+    A compiled block takes 60 to 90 of 65,530 (`vm.max_map_count`) on CPUs; where the kernel gives
+    no more, XLA ends the process.
+    """
+    try:
+        allowed = int(Path("/proc/sys/vm/max_map_count").read_text())
+        with Path("/proc/self/maps").open("rb") as lines:
+            return sum(1 for _ in lines) > _MAPPINGS * allowed
+    except OSError:
+        return False
+
+
 class Tape:
     """Compiled blocks and the passes over them.
+
+    Blocks that were not used for longest are dropped when the process has no room for more; the
+    persistent cache brings them back in a fraction of the time that compiling takes.
+
+    Attributes:
+        compiled: The blocks that are loaded, the one used last at the end.
+        built: How many blocks were compiled or loaded so far.
 
     Args:
         parallel: Devices.
@@ -93,6 +119,8 @@ class Tape:
         self.prepare = prepare
         self.dtype = dtype
         self.compiled: dict[Signature, tuple[Callable, Callable]] = {}
+        self.built = 0
+        self._lock = threading.Lock()
         self._add = parallel.map(jnp.add)
         self._grayscale = parallel.map(grayscale)
         weight = 1 / parallel.size
@@ -111,9 +139,16 @@ class Tape:
 
     def functions(self, signature: Signature) -> tuple[Callable, Callable]:
         """Returns the (forward, backward) pair of a signature; compiled on their first call."""
-        if signature not in self.compiled:
-            self.compiled[signature] = self._build(signature)
-        return self.compiled[signature]
+        with self._lock:
+            pair = self.compiled.pop(signature, None)
+            if pair is None:
+                if crowded():
+                    for old in list(self.compiled)[: 1 + len(self.compiled) // 4]:
+                        del self.compiled[old]
+                pair = self._build(signature)
+                self.built += 1
+            self.compiled[signature] = pair
+        return pair
 
     def _build(self, signature):
         parameters = block_layout(signature.block, signature.shapes).parameters
@@ -225,9 +260,15 @@ class Tape:
             example: Signature -> what its modules are given, as zeros, not yet copied to devices.
             threads: Compilations at the same time.
             report: Called after each.
+
+        Where the process has no room for all of them, the less useful ones are left for later.
         """
+        left: list[Signature] = []
 
         def run(signature):
+            if left or crowded():
+                left.append(signature)
+                return report()
             inputs = tuple(
                 self.parallel.shard(jnp.zeros((batch, *shape), self.dtype))
                 for shape in signature.shapes
@@ -240,3 +281,9 @@ class Tape:
         with concurrent.futures.ThreadPoolExecutor(threads) as pool:
             for done in [pool.submit(run, s) for s in wanted if s not in self.compiled]:
                 done.result()
+        if left:
+            logging.warning(
+                "%d blocks are compiled when they are needed: a process may have no more memory "
+                "mappings (vm.max_map_count).",
+                len(left),
+            )

@@ -89,7 +89,7 @@ def rotation_accuracy(
         chance there, and "new_blocks": how many blocks had to be compiled.
     """
     chance = 1 / bilevel.pretext.num_targets
-    before = len(bilevel.tape.compiled)
+    before = bilevel.tape.built
     names = list(programs)
     # The meta-batches of training, so that the hypernetwork's compiled pieces serve here too.
     group = min(bilevel.config.train.meta_batch, len(names))
@@ -119,7 +119,7 @@ def rotation_accuracy(
         "per_network": accuracies,
         "networks": names,
         "not_finite": not_finite,
-        "new_blocks": len(bilevel.tape.compiled) - before,
+        "new_blocks": bilevel.tape.built - before,
     }
 
 

@@ -249,7 +249,7 @@ def _finish(config, workdir, current, bilevel, seconds, stream, console) -> None
         "skipped_steps": int(current.skipped),
         "takeoff_step": takeoff,
         "final_loss": losses[-1][1] if losses else None,
-        "compiled_signatures": len(bilevel.tape.compiled),
+        "compiled_signatures": bilevel.tape.built,
         "curve_file": "metrics.jsonl",
     }
     write_json(workdir / "train.json", summary)

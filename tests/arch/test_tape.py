@@ -2,6 +2,7 @@
 
 import functools
 import logging
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from medinit_jax.arch.cell_blocks import (
     subsample_block,
 )
 from medinit_jax.arch.program import ProgramBuilder
-from medinit_jax.arch.tape import Tape, signatures
+from medinit_jax.arch.tape import Tape, crowded, signatures
 from medinit_jax.core.parallel import Parallel
 from medinit_jax.hyper.pretext import Rotation
 from medinit_jax.models.network import apply_with_batch_statistics
@@ -223,6 +224,35 @@ def test_equal_blocks_are_compiled_once():
     for signature in signatures(program):
         tape.functions(signature)
     assert len(program.calls) == 18 and len(tape.compiled) == 9
+
+
+def test_blocks_are_dropped_where_a_process_may_hold_no_more(monkeypatch, caplog):
+    program = attending()
+    drawn = draw(program, np.float32)
+    whole, small = (Tape(Parallel(jax.devices()[:1]), GROUP, LOSS) for _ in range(2))
+    expected = run(whole, program, *drawn)
+    used = list(dict.fromkeys(signatures(program)))
+    monkeypatch.setattr("medinit_jax.arch.tape.crowded", lambda: len(small.compiled) >= 3)
+    for got, want in zip(jax.tree.leaves(run(small, program, *drawn)), jax.tree.leaves(expected),
+                         strict=True):  # fmt: skip
+        np.testing.assert_array_equal(got, want)
+    assert len(small.compiled) <= 3 < len(used) < small.built
+    # The block used last stays.
+    last = list(small.compiled)[-1]
+    small.functions(used[0])
+    assert last in small.compiled and list(small.compiled)[-1] == used[0]
+    layouts = {s: program.layout(i).parameters for i, s in enumerate(signatures(program))}
+    small.compiled.clear()
+    small.warm_up(layouts, BATCH, lambda signature: zeros(dict(layouts[signature])), threads=1)
+    assert list(small.compiled) == list(layouts)[:3]
+    assert f"{len(layouts) - 3} blocks are compiled when they are needed" in caplog.text
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="mappings are Linux's")
+def test_mappings_are_counted(monkeypatch):
+    for share, answer in ((0.0, True), (1.0, False)):
+        monkeypatch.setattr("medinit_jax.arch.tape._MAPPINGS", share)
+        assert crowded() is answer
 
 
 def test_only_what_reads_the_image_alone_goes_without_its_gradient():
