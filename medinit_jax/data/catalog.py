@@ -239,7 +239,8 @@ def _normalization(data: Any) -> str:
         if data.source == "prepared":
             from medinit_jax.data.tasks import make_builder
 
-            fundus = make_builder(data.name, data.data_dir).modality == "fundus"
+            # Tables are taken for photographs, as where they are read directly.
+            fundus = make_builder(data.name, data.data_dir).modality in ("fundus", "your own")
         return "fundus" if fundus else "gray"
     if data.normalization not in NORMALIZATION:
         raise UsageError(

@@ -67,7 +67,9 @@ def _prepare(
     if read_manifest(target) is not None:
         print(f"{target} is prepared already; delete it to prepare it anew.")
         return 0
-    print(f"Reading labels and folders in {folder} ...", flush=True)
+    drawn = builder.name == "medinit_phantom"
+    what = "Drawing" if drawn else f"Reading labels and folders in {folder}"
+    print(f"{what} ...", flush=True)
     if beam is not None:
         manifest: Any = prepare_with_beam(builder, folder, shlex.split(beam))
     else:

@@ -55,6 +55,9 @@ class MedinitTable(Builder):
     The names of the classes are in `info.metadata["classes"]`, {label: names}.
     """
 
+    MODALITY = "your own"
+    LICENSE = "Your own images."
+    SIZE = "nothing to download"
     EXPECTED = "a table (.csv, .tsv, .xlsx or .xls) and the images that it lists"
     MANUAL_DOWNLOAD_INSTRUCTIONS = f"Name a folder that holds {EXPECTED}, or the table itself."
     BUILDER_CONFIGS = [
