@@ -45,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--split-seed", type=int, default=0, metavar="N", help="seed of our own divisions")
     add("--host", type=int, default=0, metavar="I", help="number of this host, from 0")
     add("--hosts", type=int, default=1, metavar="N", help="hosts that share the work")
+    add("--columns", metavar="KEY=COLUMN,...", help="of medinit_table/NAME: image=file,labels=dx")
     add("--beam", metavar="OPTIONS", help='with Apache Beam: --beam="--runner=DirectRunner"')
     sub = command("verify", "Reads a prepared set completely and names what is wrong.")
     sub.add_argument("--workers", type=int, help="threads (as many as cores)")

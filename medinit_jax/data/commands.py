@@ -14,6 +14,7 @@ from medinit_jax.core.progress import Progress
 from medinit_jax.data.archive import unpack
 from medinit_jax.data.beam import prepare_with_beam
 from medinit_jax.data.contact_sheet import save_contact_sheet
+from medinit_jax.data.image_table import parse_columns
 from medinit_jax.data.listing import lines_of, list_sets, show_info
 from medinit_jax.data.manifest import read_manifest
 from medinit_jax.data.prepare import prepare
@@ -59,9 +60,11 @@ def _prepare(
     host: int,
     hosts: int,
     beam: str | None,
+    columns: str | None,
 ) -> int:
     options = {"strict_counts": not any_count, "on_corrupt": on_corrupt}
-    builder = make_builder(name, data_dir, split_seed, beam=beam is not None, **options)
+    of_table = None if columns is None else parse_columns(columns)
+    builder = make_builder(name, data_dir, split_seed, of_table, beam=beam is not None, **options)
     folder = folder or str(Path(data_dir) / "downloads" / "manual" / builder.name)
     target = Path(builder.data_path)
     if read_manifest(target) is not None:

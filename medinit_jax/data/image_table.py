@@ -7,10 +7,11 @@ import logging
 import os
 import re
 from pathlib import PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from etils import epath
 
+from medinit_jax.core.errors import UsageError
 from medinit_jax.data.folder import OTHER_SUFFIXES, eye_of
 from medinit_jax.data.label_columns import (
     BLANK,
@@ -66,6 +67,26 @@ class Columns:
     split: str = ""
     group: str = ""
     root: str = ""
+
+
+def parse_columns(text: str) -> Columns:
+    """Reads columns from "image=file,labels=grade|edema,patient=subject".
+
+    Raises:
+        UsageError: A pair names nothing that a column can hold.
+    """
+    known = [field.name for field in dataclasses.fields(Columns)]
+    settings: dict[str, Any] = {}
+    for pair in text.split(","):
+        key, found, value = (part.strip() for part in pair.partition("="))
+        if not found or key not in known:
+            raise UsageError(
+                f"Columns are given as image=file,labels=grade|edema with the keys "
+                f"{', '.join(known)}; {pair.strip()!r} is none of these."
+            )
+        several = key in ("labels", "classes")
+        settings[key] = tuple(filter(None, value.split("|"))) if several else value
+    return Columns(**settings)
 
 
 class ImageRow(NamedTuple):

@@ -17,7 +17,9 @@ from etils import epath
 
 from medinit_jax.core.errors import UsageError
 from medinit_jax.data.builders import BUILDERS
-from medinit_jax.data.builders.base import Builder
+from medinit_jax.data.builders.base import Builder, Config
+from medinit_jax.data.builders.table import MedinitTable, TableConfig
+from medinit_jax.data.image_table import Columns
 
 # Where sets are prepared, unless told otherwise; the default of `config.data.data_dir`.
 DATA_DIR = "data"
@@ -191,7 +193,11 @@ TASKS: dict[str, Task] = {
 
 
 def make_builder(
-    name: str, data_dir: epath.PathLike = DATA_DIR, split_seed: int = 0, **options: Any
+    name: str,
+    data_dir: epath.PathLike = DATA_DIR,
+    split_seed: int = 0,
+    columns: Columns | None = None,
+    **options: Any,
 ) -> Builder:
     """Returns the builder that a name stands for.
 
@@ -201,25 +207,34 @@ def make_builder(
         data_dir: Where sets are prepared.
         split_seed: Seed of divisions that the dataset does not make itself. Each has a folder of
             its own, by the suffix of the config's name.
+        columns: Of "medinit_table/NAME", a table of the user's own; NAME is free.
         **options: See `Builder`.
 
     Raises:
         UsageError: There is no such set or config, or what was prepared of it is damaged.
     """
+
+    def known(config: str) -> Config | None:
+        return BUILDERS[dataset].config_named(config, data_dir)
+
     full = TASKS[name].dataset if name in TASKS else name
     if full.startswith("phantom_"):
         full = f"medinit_phantom/{full}"
     dataset, _, config = full.partition("/")
     if dataset not in BUILDERS:
-        known = [*BUILDERS, *TASKS]
-        near = difflib.get_close_matches(name, known, 3) or known
+        names = [*BUILDERS, *TASKS]
+        near = difflib.get_close_matches(name, names, 3) or names
         raise UsageError(
             f"There is no dataset {dataset!r} here; `python -m medinit_jax.data list` shows all. "
             f"Perhaps one of: {', '.join(near)}."
         )
-    known = BUILDERS[dataset].config_named
     configs = [one.name for one in BUILDERS[dataset].BUILDER_CONFIGS]
     seeded = _SEED.match(config)
+    if columns is not None:
+        if dataset != "medinit_table" or not config:
+            raise UsageError(f"Columns belong to medinit_table/NAME with a NAME, not to {name}.")
+        own_table = TableConfig(name=config, columns=columns, description="A table of one's own.")
+        return MedinitTable(data_dir=data_dir, config=own_table, **options)
     if seeded and known(config) is None:
         config, own_seed = seeded["config"], int(seeded["seed"])
         if split_seed not in (0, own_seed):

@@ -3,6 +3,7 @@ import shutil
 
 import pytest
 from fake_trees.drive import make_drive
+from fake_trees.table import make_table
 
 from medinit_jax.data import commands
 from medinit_jax.data.__main__ import main
@@ -140,3 +141,24 @@ def test_exit_codes(run, monkeypatch):
     monkeypatch.setitem(commands.COMMANDS, "list", stopped)
     code, _, err = run("list")
     assert code == 130 and "Stopped" in err
+
+
+def test_a_table_of_ones_own(run, tmp_path):
+    root = make_table(tmp_path / "mine")
+    columns = "image=image,labels=label|edema,classes=,patient=person,eye=side,split=part,mask=mask"
+    arguments = ("prepare", "medinit_table/mine", "--from", root, "--workers", 0)
+    code, _, err = run(*arguments, "--columns", "picture=file")
+    assert code == 2 and "'picture=file' is none of these" in err
+    code, _, err = run("prepare", "medinit_drive", "--from", root, "--columns", columns)
+    assert code == 2 and "Columns belong to medinit_table/NAME" in err
+    code, out, err = run(*arguments, "--columns", columns)
+    assert code == 0 and "Prepared " in out, err
+    assert run("verify", "medinit_table/mine")[0] == 0
+    found = run("info", "medinit_table/mine")[1]
+    counts = re.search(r"Examples: (.*)", found)
+    assert counts and {part.split()[0] for part in counts[1].split(", ")} == {
+        "train",
+        "val",
+        "test",
+    }
+    assert run("show", "medinit_table/mine", "--out", tmp_path / "mine.png")[0] == 0

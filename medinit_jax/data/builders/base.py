@@ -212,8 +212,14 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # pyrig
         return self.MODALITY
 
     @classmethod
-    def config_named(cls, name: str) -> Config | None:
-        """Returns the config of this name; None if there is none."""
+    def config_named(cls, name: str, data_dir: epath.PathLike) -> Config | None:
+        """Returns the config of this name; None if there is none.
+
+        Args:
+            name: Name of the config.
+            data_dir: Where sets are prepared, for builders that find configs there.
+        """
+        del data_dir
         return next((one for one in cls.BUILDER_CONFIGS if one.name == name), None)
 
     # What preparing needs.

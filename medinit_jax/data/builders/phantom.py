@@ -94,12 +94,12 @@ class MedinitPhantom(Builder):
         return self._twin.features()
 
     @classmethod
-    def config_named(cls, name: str) -> PhantomConfig | None:
+    def config_named(cls, name: str, data_dir: epath.PathLike) -> PhantomConfig | None:
         """Returns the config of a name such as "phantom_drive_seg_64px_x0.5"; None if none."""
         match = _NAME.fullmatch(name)
         if match is None:
             return None
-        known = super().config_named(match["task"])
+        known = super().config_named(match["task"], data_dir)
         if not isinstance(known, PhantomConfig):
             return None
         size, share = match["size"], match["share"]
@@ -197,7 +197,7 @@ def _resized(
         chosen = config
     else:
         known = [one.name for one in MedinitPhantom.BUILDER_CONFIGS]
-        chosen = MedinitPhantom.config_named(config or known[0])
+        chosen = MedinitPhantom.config_named(config or known[0], "")
         if chosen is None:
             raise UsageError(
                 f"medinit_phantom has no config {config!r}; use one of: {', '.join(known)}."

@@ -68,6 +68,21 @@ class MedinitTable(Builder):
         )
     ]
 
+    @classmethod
+    def config_named(cls, name: str, data_dir: epath.PathLike) -> Config | None:
+        """Returns a config of this name; one that was prepared is found by its manifest."""
+        place = epath.Path(data_dir) / cls.name / name / str(cls.VERSION) / "prepared.json"
+        if not place.exists():
+            return super().config_named(name, data_dir)
+        settings = json.loads(place.read_text())["config"]
+        columns: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in settings.pop("columns").items()
+        }
+        for key in ("shares", "mask_levels"):
+            settings[key] = tuple(settings[key])
+        return TableConfig(**settings, columns=Columns(**columns))
+
     def __init__(self, *, classes: Mapping[str, tuple[str, ...]] | None = None, **options: Any):
         """Makes a builder.
 
