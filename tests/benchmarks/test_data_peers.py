@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medinit_jax.data.builders.base import jpeg, png
+from medinit_jax.data.builders.image_files import jpeg, png
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from medinit_jax.data.builders.base import EYES, UNLABELLED, Builder, Config, Item, jpeg
+from medinit_jax.data.builders.base import EYES, UNLABELLED, Builder, Config, Item
 from medinit_jax.data.builders.grades import GRADES, matched
+from medinit_jax.data.builders.image_files import jpeg
 from medinit_jax.data.graham import subtract_local_mean
 from medinit_jax.data.layout import Tree
 from medinit_jax.data.tables import integer, read_table, unique_rows

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
-from medinit_jax.data.builders.base import jpeg, png
+from medinit_jax.data.builders.image_files import jpeg, png
 from medinit_jax.data.phantoms import ct, fundus, xray
 from medinit_jax.data.phantoms.cameras import Camera, photographed
 from medinit_jax.data.phantoms.fundus_patient import LEFT, RIGHT, Patient, draw_patient

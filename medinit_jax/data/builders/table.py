@@ -14,7 +14,8 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from medinit_jax.core.errors import UsageError
-from medinit_jax.data.builders.base import Builder, Config, Item, png
+from medinit_jax.data.builders.base import Builder, Config, Item
+from medinit_jax.data.builders.image_files import png
 from medinit_jax.data.decode import DecodeError, MaskError, decode_mask
 from medinit_jax.data.image_table import (
     TABLE_SUFFIXES,

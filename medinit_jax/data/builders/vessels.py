@@ -9,7 +9,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from medinit_jax.data.builders.base import Builder, Config, Item, carve, png
+from medinit_jax.data.builders.base import Builder, Config, Item, carve
+from medinit_jax.data.builders.image_files import png
 from medinit_jax.data.fov import fov_mask
 from medinit_jax.data.layout import Tree
 

@@ -8,7 +8,7 @@ from fake_trees.oia_odir import (
     write_annotation,
 )
 
-from medinit_jax.data.builders.base import jpeg
+from medinit_jax.data.builders.image_files import jpeg
 from medinit_jax.data.builders.oia_odir import ODD, MedinitOiaOdir
 from medinit_jax.data.decode import decode
 from medinit_jax.data.layout import DatasetLayoutError

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from medinit_jax.core.errors import UsageError
-from medinit_jax.data.builders.base import png
 from medinit_jax.data.builders.drive import MedinitDrive
+from medinit_jax.data.builders.image_files import png
 from medinit_jax.data.builders.phantom import MedinitPhantom, seed_ranges
 from medinit_jax.data.builders.phantom_twins import FOLDS, GRADES, TWINS
 from medinit_jax.data.phantoms import ct, fundus, xray

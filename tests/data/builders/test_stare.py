@@ -8,7 +8,7 @@ from fake_trees.images import save
 from fake_trees.stare import NUMBERS, make_stare
 from PIL import Image
 
-from medinit_jax.data.builders import base
+from medinit_jax.data.builders import image_files
 from medinit_jax.data.builders.stare import TEST, TRAIN, MedinitStare
 from medinit_jax.data.fov import fov_mask
 from medinit_jax.data.layout import DatasetLayoutError
@@ -124,7 +124,7 @@ def test_packed_files_unpack_only_so_far(fake, tmp_path, monkeypatch):
     builder, splits = checked(fake, tmp_path)
     item = next(i for s in splits.values() for i in s if i.files["image"].name.endswith(".gz"))
     builder.example(item)
-    monkeypatch.setattr(base, "_MOST_UNPACKED", 1000)
+    monkeypatch.setattr(image_files, "_MOST_UNPACKED", 1000)
     with pytest.raises(DatasetLayoutError, match="unpacks to more than") as raised:
         builder.example(item)
     assert raised.value.code == "E_DECODE"
