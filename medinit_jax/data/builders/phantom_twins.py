@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
+from medinit_jax.data.builders import rsna_cxr
 from medinit_jax.data.builders.image_files import jpeg, png
 from medinit_jax.data.phantoms import ct, fundus, xray
 from medinit_jax.data.phantoms.cameras import Camera, photographed
@@ -321,8 +322,9 @@ def _usable_pairs(cases: list[Case]) -> Draft:
 
 def _ihd_features() -> dict[str, Any]:
     return {
-        "label": _label("no_bleeding", "any"),
+        "label": _label("no_hemorrhage", "hemorrhage"),
         "labels": tfds.features.Tensor(shape=(len(ct.TYPES),), dtype=np.int64),
+        "study_id": tfds.features.Text(),
     }
 
 
@@ -333,30 +335,32 @@ def _draw_ihd(case: Case, size: int) -> dict[str, Any]:
         "image": jpeg(drawn["image"], _CT_QUALITY),
         "label": labels["any"],
         "labels": np.array([labels[name] for name in ct.TYPES], np.int64),
+        "study_id": case.patient,
     }
 
 
 def _cxr_features() -> dict[str, Any]:
     return {
         "label": _label("no_opacity", "opacity"),
-        "class3": _label(*xray.CLASSES),
+        "class3": _label(*rsna_cxr.CLASSES),
         "boxes": tfds.features.Sequence(tfds.features.BBoxFeature()),
-        "view": _label("AP", "PA", "unknown"),
-        "age": tfds.features.Scalar(dtype=np.int64),
-        "sex": _label(*SEXES),
+        "view": _label(*rsna_cxr.VIEWS),
+        "age": np.int32,
+        "sex": _label(*rsna_cxr.SEXES),
     }
 
 
 def _draw_cxr(case: Case, size: int) -> dict[str, Any]:
     drawn = xray.render(case.seed, 0, size)
-    labels = drawn["labels"]
+    labels, person = drawn["labels"], _person(case.seed)
     return {
         "image": jpeg(drawn["image"]),
         "label": labels["opacity"],
         "class3": labels["class3"],
         "boxes": [_box(box, size) for box in drawn["boxes"]],
         "view": labels["view"],
-        **_person(case.seed),
+        "age": person["age"],
+        "sex": rsna_cxr.SEXES[SEXES.index(person["sex"])],
     }
 
 

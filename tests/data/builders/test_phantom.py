@@ -15,6 +15,7 @@ from medinit_jax.data.phantoms import ct, fundus, xray
 from medinit_jax.data.phantoms.odir import CLASSES
 from medinit_jax.data.prepare import prepare
 from medinit_jax.data.records import _MAX_PATIENTS, FIRST_SEED
+from medinit_jax.data.tasks import make_builder
 from medinit_jax.downstream.metrics import roc_auc
 
 BENCHMARK = (
@@ -298,3 +299,14 @@ def test_nuisances_do_not_tell_the_label(task, tmp_path):
     assert 0.35 < roc_auc(y, sizes) < 0.65
     tables = {bytes(builder.example(item)["image"][:20]) for item in items[:8]}
     assert len(tables) <= (1 if b"JFIF" in next(iter(tables)) else 8)
+
+
+@pytest.mark.parametrize("task", TWINS)
+def test_features_are_those_of_the_real_set(task, tmp_path):
+    twin = MedinitPhantom(data_dir=tmp_path, config=f"phantom_{task}").info.features
+    real = make_builder(TWINS[task].twin_of, tmp_path).info.features
+    # The authors' folds follow the order of published tables.
+    assert set(real) - {"fold_swcl"} == set(twin)
+    for name, feature in twin.items():
+        assert repr(feature) == repr(real[name])
+        assert getattr(feature, "names", None) == getattr(real[name], "names", None)
