@@ -21,12 +21,14 @@ from medinit_jax.data.prepare import prepare
 from medinit_jax.data.tasks import make_builder
 
 SLOW = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from medinit_jax.data import shards
 from medinit_jax.data.__main__ import main
 from medinit_jax.data.builders.drive import MedinitDrive
 
+# What starts the tests in the background may ignore it, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 shards.SHARD_EXAMPLES = 1
 DATA, TREE, PLACE, AFTER, WORKERS = sys.argv[1:]
 decode = MedinitDrive.example
