@@ -165,8 +165,14 @@ def divide_names(
         The names of each part, sorted.
     """
     names = sorted(set(names))
-    order = np.random.Generator(np.random.PCG64(seed)).permutation(len(names))
     bounds = np.floor(np.cumsum(shares)[:-1] * len(names) + 1e-9).astype(int)
+    return cut_shuffled(names, bounds.tolist(), seed)
+
+
+def cut_shuffled(names: Sequence[str], bounds: Sequence[int], seed: int) -> tuple[list[str], ...]:
+    """Cuts names, sorted and then permuted by `PCG64(seed)`, at `bounds`; parts are sorted."""
+    names = sorted(names)
+    order = np.random.Generator(np.random.PCG64(seed)).permutation(len(names))
     return tuple([names[i] for i in sorted(part)] for part in np.split(order, bounds))
 
 

@@ -19,6 +19,7 @@ from etils import epath
 from medinit_jax.core.errors import UsageError
 from medinit_jax.data.builders.image_files import ImageFiles
 from medinit_jax.data.layout import DatasetLayoutError, Tree, locate
+from medinit_jax.data.sources import cut_shuffled
 
 # Sets without a builder, by what only they hold.
 FOREIGN = {
@@ -322,14 +323,9 @@ def common_features() -> dict[str, Any]:
 
 
 def divide(names: Sequence[str], first: int, seed: int) -> tuple[list[str], list[str]]:
-    """Divides names at random into `first` of them and the rest, both sorted.
-
-    The permutation is `PCG64(seed)`'s of the sorted names.
-    """
-    names = sorted(names)
-    order = np.random.Generator(np.random.PCG64(seed)).permutation(len(names))
-    parts = order[:first], order[first:]
-    return tuple([names[i] for i in sorted(part)] for part in parts)  # type: ignore[return-value]
+    """Divides names at random into `first` of them and the rest, see `cut_shuffled`."""
+    kept, rest = cut_shuffled(names, [first], seed)
+    return kept, rest
 
 
 def carve(items: Sequence[Item], split: str, seed: int) -> tuple[list[Item], list[Item]]:

@@ -12,7 +12,8 @@ from etils import epath
 
 from medinit_jax.core.errors import UsageError
 from medinit_jax.data.builders.base import Builder, Config, Item
-from medinit_jax.data.builders.phantom_twins import EYE_NAMES, TWINS, Case, Twin
+from medinit_jax.data.builders.phantom_case import EYE_NAMES, Case, Twin
+from medinit_jax.data.builders.phantom_twins import TWINS
 from medinit_jax.data.layout import Tree
 from medinit_jax.data.phantoms import PHANTOMS
 from medinit_jax.data.phantoms.fundus_patient import LEFT, RIGHT

@@ -7,26 +7,31 @@ that is not drawn yet; all its randomness follows from its seed.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from medinit_jax.data.builders import rsna_cxr
+from medinit_jax.data.builders import phantom_scans
 from medinit_jax.data.builders.image_files import jpeg, png
-from medinit_jax.data.phantoms import ct, fundus, xray
+from medinit_jax.data.builders.phantom_case import (
+    SEXES,
+    Case,
+    Draft,
+    Twin,
+    label_of,
+    person_of,
+)
+from medinit_jax.data.phantoms import fundus
 from medinit_jax.data.phantoms.cameras import Camera, photographed
-from medinit_jax.data.phantoms.fundus_patient import LEFT, RIGHT, Patient, draw_patient
+from medinit_jax.data.phantoms.fundus_patient import Patient, draw_patient
 from medinit_jax.data.phantoms.odir import draw_odir, with_signs
 
-EYE_NAMES = {RIGHT: "right", LEFT: "left", 0: "unknown"}
 GRADES = ("no_dr", "mild", "moderate", "severe", "proliferative")
 EDEMA_RISKS = ("none", "low", "high")
-SEXES = ("female", "male", "unknown")
 FOLDS = 5
-_CT_QUALITY = 95
-_DISEASE_STREAM, _PERSON_STREAM = 21, 23
+_DISEASE_STREAM = 21
 # Labels do not depend on the size; folds need them before anything is drawn in earnest.
 _SKETCH = 16
 
@@ -40,70 +45,6 @@ _SITES = (
 )
 
 
-class Case(NamedTuple):
-    """An image that is not drawn yet.
-
-    Attributes:
-        seed: Patient number; no two sets have one in common.
-        name: Name of the image.
-        patient: Name of the patient, "" where the real set has none.
-        eye: +1 right, -1 left, 0 no eye.
-        number: Slice of the patient, or opacity of the radiograph.
-        camera: Who took a fundus photograph.
-        source: Name of the part or site.
-        fold: Of a cross-validation.
-    """
-
-    seed: int
-    name: str
-    patient: str
-    eye: int = 0
-    number: int = 0
-    camera: Camera = Camera()
-    source: str = ""
-    fold: int = 0
-
-
-class Draft(NamedTuple):
-    """Cases of one split, and what was left out and why."""
-
-    cases: list[Case]
-    left_out: list[str]
-
-
-@dataclasses.dataclass(frozen=True)
-class Twin:
-    """The phantom counterpart of a dataset.
-
-    Attributes:
-        twin_of: Builder and config of the dataset.
-        images: Number of images of each split (of `arrange`'s input, where it adds or drops some).
-        patients: Number of patients of each split; images are shared out among them.
-        features: Returns the features beside the common ones.
-        draw: Draws a case at a size; returns the features but those that all cases have.
-        cameras: {split: cameras}, taken in turn.
-        arrange: Adds, drops or labels cases of a split.
-        known_patients: Whether the real set tells patients.
-        known_eyes: Whether it tells right from left.
-        sources: {split: names of the parts}, as `cameras`.
-    """
-
-    twin_of: str
-    images: Mapping[str, int]
-    patients: Mapping[str, int]
-    features: Callable[[], dict[str, Any]]
-    draw: Callable[[Case, int], dict[str, Any]]
-    cameras: Mapping[str, tuple[Camera, ...]] = dataclasses.field(default_factory=dict)
-    arrange: Callable[[list[Case]], Draft] = lambda cases: Draft(cases, [])
-    known_patients: bool = True
-    known_eyes: bool = True
-    sources: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-
-
-def _label(*names: str) -> tfds.features.ClassLabel:
-    return tfds.features.ClassLabel(names=list(names))
-
-
 def _patient(case: Case) -> Patient:
     return photographed(draw_patient(case.seed), case.camera, case.seed)
 
@@ -112,24 +53,18 @@ def _chance(case: Case) -> np.random.Generator:
     return np.random.default_rng([case.seed, _DISEASE_STREAM])
 
 
-def _person(seed: int) -> dict[str, Any]:
-    """Draws age and sex, on which no label depends."""
-    rng = np.random.default_rng([seed, _PERSON_STREAM])
-    return {"age": int(rng.integers(18, 91)), "sex": SEXES[int(rng.integers(2))]}
-
-
 # Graded photographs.
 
 
 def _grade_features() -> dict[str, Any]:
-    return {"label": _label(*GRADES)}
+    return {"label": label_of(*GRADES)}
 
 
 def _eyepacs_features() -> dict[str, Any]:
     return {
         **_grade_features(),
-        "abnormal": _label("normal", "abnormal"),
-        "referable": _label("not_referable", "referable"),
+        "abnormal": label_of("normal", "abnormal"),
+        "referable": label_of("not_referable", "referable"),
     }
 
 
@@ -149,7 +84,7 @@ def _draw_aptos(case: Case, size: int) -> dict[str, Any]:
 
 
 def _idrid_features() -> dict[str, Any]:
-    return {"dr": _label(*GRADES), "dme": _label(*EDEMA_RISKS)}
+    return {"dr": label_of(*GRADES), "dme": label_of(*EDEMA_RISKS)}
 
 
 def _draw_idrid(case: Case, size: int) -> dict[str, Any]:
@@ -160,10 +95,10 @@ def _draw_idrid(case: Case, size: int) -> dict[str, Any]:
 
 def _messidor_features() -> dict[str, Any]:
     return {
-        "dr": _label(*(f"grade{grade}" for grade in range(4))),
-        "referable": _label("nonreferable", "referable"),
-        "abnormal": _label("normal", "abnormal"),
-        "dme": _label(*(f"risk{risk}" for risk in range(3))),
+        "dr": label_of(*(f"grade{grade}" for grade in range(4))),
+        "referable": label_of("nonreferable", "referable"),
+        "abnormal": label_of("normal", "abnormal"),
+        "dme": label_of(*(f"risk{risk}" for risk in range(3))),
         "fold": tfds.features.Scalar(dtype=np.int64),
         "group": tfds.features.Text(),
         "source": tfds.features.Text(),
@@ -209,7 +144,7 @@ def _refuge_features() -> dict[str, Any]:
         "mask": tfds.features.LabeledImage(
             labels=["background", "disc", "cup"], shape=(None, None, 1)
         ),
-        "label": _label("normal", "glaucoma"),
+        "label": label_of("normal", "glaucoma"),
         "fovea": tfds.features.Tensor(shape=(2,), dtype=np.float32),
         "vcdr": tfds.features.Scalar(np.float32),
         "source": tfds.features.Text(),
@@ -239,7 +174,7 @@ def _vessel_features() -> dict[str, Any]:
         "mask2": tfds.features.Sequence(tfds.features.LabeledImage(**vessels)),
         "fov": tfds.features.Image(shape=(None, None, 1)),
         "fov_found": tfds.features.Scalar(np.uint8),
-        "fov_source": _label("file", "computed"),
+        "fov_source": label_of("file", "computed"),
     }
 
 
@@ -274,14 +209,14 @@ def _draw_chase(case: Case, size: int) -> dict[str, Any]:
 
 def _odir_features() -> dict[str, Any]:
     return {
-        "abnormal": _label("normal", "abnormal"),
+        "abnormal": label_of("normal", "abnormal"),
         "odd": tfds.features.Scalar(dtype=np.int64),
         "source": tfds.features.Text(),
         "labels8": tfds.features.Tensor(shape=(8,), dtype=np.int64),
         "eye_labels8": tfds.features.Tensor(shape=(8,), dtype=np.int64),
         "keywords": tfds.features.Text(),
         "age": tfds.features.Scalar(dtype=np.int64),
-        "sex": _label(*SEXES),
+        "sex": label_of(*SEXES),
     }
 
 
@@ -300,7 +235,7 @@ def _draw_odir(case: Case, size: int) -> dict[str, Any]:
         "labels8": np.array(both.classes, np.int64),
         "eye_labels8": np.array(eye.classes, np.int64),
         "keywords": eye.keywords,
-        **_person(case.seed),
+        **person_of(case.seed),
     }
 
 
@@ -315,70 +250,6 @@ def _usable_pairs(cases: list[Case]) -> Draft:
             if not usable[case.seed]
         ],
     )
-
-
-# Slices and radiographs.
-
-
-def _ihd_features() -> dict[str, Any]:
-    return {
-        "label": _label("no_hemorrhage", "hemorrhage"),
-        "labels": tfds.features.Tensor(shape=(len(ct.TYPES),), dtype=np.int64),
-        "study_id": tfds.features.Text(),
-    }
-
-
-def _draw_ihd(case: Case, size: int) -> dict[str, Any]:
-    drawn = ct.render(case.seed, 0, size, slice_number=case.number)
-    labels = drawn["labels"]
-    return {
-        "image": jpeg(drawn["image"], _CT_QUALITY),
-        "label": labels["any"],
-        "labels": np.array([labels[name] for name in ct.TYPES], np.int64),
-        "study_id": case.patient,
-    }
-
-
-def _cxr_features() -> dict[str, Any]:
-    return {
-        "label": _label("no_opacity", "opacity"),
-        "class3": _label(*rsna_cxr.CLASSES),
-        "boxes": tfds.features.Sequence(tfds.features.BBoxFeature()),
-        "view": _label(*rsna_cxr.VIEWS),
-        "age": np.int32,
-        "sex": _label(*rsna_cxr.SEXES),
-    }
-
-
-def _draw_cxr(case: Case, size: int) -> dict[str, Any]:
-    drawn = xray.render(case.seed, 0, size)
-    labels, person = drawn["labels"], _person(case.seed)
-    return {
-        "image": jpeg(drawn["image"]),
-        "label": labels["opacity"],
-        "class3": labels["class3"],
-        "boxes": [_box(box, size) for box in drawn["boxes"]],
-        "view": labels["view"],
-        "age": person["age"],
-        "sex": rsna_cxr.SEXES[SEXES.index(person["sex"])],
-    }
-
-
-def _box(box: tuple[float, float, float, float], size: int) -> tfds.features.BBox:
-    """Returns x, y, width, height in pixels as shares of the image."""
-    x, y, width, height = box
-    edges = (y, x, y + height, x + width)
-    ymin, xmin, ymax, xmax = (min(1.0, max(0.0, edge / size)) for edge in edges)
-    return tfds.features.BBox(ymin=ymin, xmin=xmin, ymax=ymax, xmax=xmax)
-
-
-def _rows(cases: list[Case]) -> Draft:
-    """Repeats a radiograph for each of its opacities, as the table of labels does."""
-    rows = []
-    for case in cases:
-        for number in range(max(1, xray.draw_finding(case.seed)[1])):
-            rows.append(case._replace(name=f"{case.name}#{number}", number=number))
-    return Draft(rows, [])
 
 
 def _alike(splits: Mapping[str, int], **options: Any) -> dict[str, Any]:
@@ -442,15 +313,15 @@ TWINS: dict[str, Twin] = {
         "medinit_rsna_ihd/paper10",
         images={"train": 3000, "test": 750},
         patients={"train": 320, "test": 80},
-        features=_ihd_features,
-        draw=_draw_ihd,
+        features=phantom_scans.ihd_features,
+        draw=phantom_scans.draw_ihd,
     ),
     "rsna_cxr": Twin(
         "medinit_rsna_cxr/paper_rows",
         **_alike({"train": 1200, "test": 300}),
-        features=_cxr_features,
-        draw=_draw_cxr,
-        arrange=_rows,
+        features=phantom_scans.cxr_features,
+        draw=phantom_scans.draw_cxr,
+        arrange=phantom_scans.rows_of,
     ),
     "messidor": Twin(
         "medinit_messidor/swcl",
