@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from medinit_jax.core.compiler import jit
 from medinit_jax.core.errors import UsageError
 
 AXIS = "data"
@@ -69,12 +70,12 @@ class Parallel:
     def split(self, function: Callable) -> Callable:
         """Compiles a function of whole batches so that its outputs lie split over the devices."""
         if self.size == 1:
-            return jax.jit(function)
+            return jit(function)
 
         def whole(*args):
             return jax.tree.map(lambda x: x.reshape(self.size, -1, *x.shape[1:]), function(*args))
 
-        return jax.jit(whole, out_shardings=self._split)
+        return jit(whole, out_shardings=self._split)
 
     def replicate(self, tree):
         """Puts one and the same pytree on all devices, without a device axis."""
@@ -98,18 +99,17 @@ class Parallel:
     def map(self, function: Callable) -> Callable:
         """Compiles `function` to run once per device on that device's part of every argument."""
         if self.size == 1:
-            return jax.jit(function)
+            return jit(function)
 
         def per_device(*args):
             outputs = function(*jax.tree.map(lambda x: x[0], args))
             return jax.tree.map(lambda x: x[None], outputs)
 
         spec = PartitionSpec(AXIS)
-        return jax.jit(
-            jax.shard_map(
-                per_device, mesh=self.mesh, in_specs=spec, out_specs=spec, check_vma=False
-            )
+        mapped = jax.shard_map(
+            per_device, mesh=self.mesh, in_specs=spec, out_specs=spec, check_vma=False
         )
+        return jit(mapped)
 
     def total(self, tree):
         """Adds the devices' parts of a pytree (device, ...) inside one compiled reduction."""

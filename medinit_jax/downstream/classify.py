@@ -19,6 +19,7 @@ import numpy as np
 import optax
 
 from medinit_jax.core import optim
+from medinit_jax.core.compiler import jit
 from medinit_jax.core.errors import UsageError
 from medinit_jax.downstream.metrics import roc_auc
 from medinit_jax.downstream.protocol import fold_seed
@@ -267,7 +268,7 @@ def _step(network: Network, weight_decay: float, clip: float) -> tuple[Callable,
         params = jax.tree.map(lambda p, u: p + rate * u, state.params, updates)
         return _State(params, statistics, optimizer_state), value
 
-    return jax.jit(optimizer.init), jax.jit(step)
+    return jax.jit(optimizer.init), jit(step)
 
 
 @functools.lru_cache(maxsize=16)
@@ -278,7 +279,7 @@ def _outputs(network: Network, taps: tuple[int, ...]) -> Callable:
         variables = {"params": params, "batch_stats": statistics}
         return network.apply(variables, images, taps=(*taps, last))
 
-    return jax.jit(run)
+    return jit(run)
 
 
 def forget_compiled() -> None:

@@ -19,7 +19,7 @@ from rich.console import Console
 from medinit_jax.arch.space import Space, get_space
 from medinit_jax.arch.tape import Tape
 from medinit_jax.arch.vocabulary import NODE_TYPES
-from medinit_jax.core import compilation_cache
+from medinit_jax.core import compilation_cache, compiler
 from medinit_jax.core.errors import UsageError
 from medinit_jax.core.ledger import Ledger
 from medinit_jax.core.parallel import Parallel
@@ -170,7 +170,7 @@ def _what_is_compiled(bilevel: Bilevel) -> str:
     train, space = bilevel.config.train, bilevel.space
     parts = (
         (jax.__version__, importlib.metadata.version("jaxlib"), jax.config.read("jax_enable_x64")),
-        os.environ.get("XLA_FLAGS", ""),
+        (os.environ.get("XLA_FLAGS", ""), compiler.options()),
         [device.device_kind for device in bilevel.parallel.devices],
         dataclasses.astuple(bilevel.pretext),
         (space.name, space.image_size, space.families, space.widen.__qualname__),

@@ -22,6 +22,7 @@ from rich.console import Console
 from medinit_jax.api import load
 from medinit_jax.core import loop, optim, state
 from medinit_jax.core.checkpoint import Checkpoints
+from medinit_jax.core.compiler import jit
 from medinit_jax.core.errors import UsageError
 from medinit_jax.core.log import MetricWriter, create_writer
 from medinit_jax.core.parallel import Parallel
@@ -90,7 +91,7 @@ def _gradients(bilevel: Bilevel):
             views, targets = (x.reshape(-1, *x.shape[2:]) for x in (views, targets))
         graphs = [graph_of(bilevel.module, program) for program in batch.programs]
 
-        @jax.jit
+        @jit
         def run(theta, views, targets):
             def loss(theta):
                 return loss_whole(

@@ -15,8 +15,8 @@ from medinit_jax.arch.program import Step
 
 # Height times width up to which XLA's 3x3 convolution on CPUs is slower than a product of patches.
 TINY_MAP = 16
-# Channels up to which, and from which on, the gradient of a square kernel is faster by lines.
-FEW, MANY = 4, 64
+# Height times width per group from which on the groups are faster one by one than as patches.
+MAP_PER_GROUP = 4
 
 
 def convolution(x: jax.Array, kernel: jax.Array, step: Step) -> jax.Array:
@@ -27,12 +27,12 @@ def convolution(x: jax.Array, kernel: jax.Array, step: Step) -> jax.Array:
     window = (step.kernel, step.stride, step.padding, step.dilation)
     if step.groups == channels == step.features:
         return _depthwise(x, kernel, window)
-    tiny = step.kernel == (3, 3) and x.shape[1] * x.shape[2] <= TINY_MAP
-    if step.groups > 1 or tiny:
-        return _by_patches(x, kernel, window)
-    if channels <= FEW or channels >= MANY or 1 in step.kernel:
-        return _by_lines(x, kernel, window)
-    return _lax_convolution(x, kernel, window)
+    places = x.shape[1] * x.shape[2]
+    if step.groups > 1:
+        apart = places > TINY_MAP and places >= MAP_PER_GROUP * step.groups
+        return (_by_group if apart else _by_patches)(x, kernel, window)
+    tiny = step.kernel == (3, 3) and places <= TINY_MAP
+    return (_by_patches if tiny else _lax_convolution)(x, kernel, window)
 
 
 def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -86,59 +86,6 @@ def untap(parts, shape, window):
         )
         spread.append(lax.pad(part, zero, config))
     return functools.reduce(jnp.add, spread)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _by_lines(x, kernel, window):
-    return _lax_convolution(x, kernel, window)
-
-
-def _by_lines_forward(x, kernel, window):
-    return _lax_convolution(x, kernel, window), (x, kernel)
-
-
-def _by_lines_backward(window, residuals, cotangent):
-    x, kernel = residuals
-
-    def by_lax(x, cotangent):
-        return jax.vjp(lambda w: _lax_convolution(x, w, window), kernel)[1](cotangent)[0]
-
-    def by_lines(x, cotangent):
-        return _line_gradient(x, cotangent, window)
-
-    (dx,) = jax.vjp(lambda x: _lax_convolution(x, kernel, window), x)[1](cotangent)
-    return dx, lax.platform_dependent(x, cotangent, cpu=by_lines, default=by_lax)
-
-
-_by_lines.defvjp(_by_lines_forward, _by_lines_backward)
-
-
-def _line_gradient(x, cotangent, window):
-    """Returns the gradient of the kernel by one 1-D convolution along its longer side.
-
-    It sums over the other side of the map and the batch as over channels, which lie together in
-    memory: XLA's own form gathers runs as short as the batch.
-    """
-    (rows, columns), (down, right), (top, left), dilation = window
-    if columns > rows:
-        x, cotangent = x.swapaxes(1, 2), cotangent.swapaxes(1, 2)
-        window = ((columns, rows), (right, down), (left, top), dilation)
-        return _line_gradient(x, cotangent, window).swapaxes(0, 1)
-    _, height, width, features = cotangent.shape
-    channels = x.shape[-1]
-    x = jnp.pad(x, ((0, 0), (top, top), (left, left), (0, 0))).transpose(3, 1, 2, 0)
-    starts = range(0, columns * dilation, dilation)
-    read = [x[:, :, start : start + right * (width - 1) + 1 : right] for start in starts]
-    lines = jnp.concatenate(read).reshape(columns * channels, x.shape[1], -1)
-    gradient = lax.conv_general_dilated(
-        lines,
-        cotangent.transpose(1, 2, 0, 3).reshape(height, -1, features),
-        (dilation,),
-        [(0, 0)],
-        rhs_dilation=(down,),
-        dimension_numbers=("NWC", "WIO", "NWC"),
-    )
-    return gradient[:, :rows].reshape(columns, channels, rows, features).transpose(2, 0, 1, 3)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -221,3 +168,11 @@ def _by_patches(x, kernel, window):
     columns = kernel.reshape(height * width * depth, groups, -1)
     products = jnp.einsum("pgc,cgo->pgo", patches, columns)
     return products.reshape(*views[0].shape[:3], features)
+
+
+@_by_platform
+def _by_group(x, kernel, window):
+    """Convolves every group by itself."""
+    groups = x.shape[-1] // kernel.shape[2]
+    parts = zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True)
+    return jnp.concatenate([_lax_convolution(*part, window) for part in parts], -1)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from medinit_jax.arch.program import Program
+from medinit_jax.core.compiler import jit
 from medinit_jax.models.network import MOMENTUM, Network
 
 Statistics = dict[str, dict[str, jax.Array]]
@@ -48,7 +49,7 @@ def batch_statistics(network: Network) -> Callable[[Any, jax.Array], Statistics]
         )[1]
         return jax.tree.map(lambda x: x / (1 - MOMENTUM), dict(state.get("batch_stats", {})))
 
-    return jax.jit(statistics)
+    return jit(statistics)
 
 
 @jax.jit

@@ -103,7 +103,6 @@ def test_depthwise_convolution(form, size, stride, dilation, image):
         ((7, 7), (4, 4), 1, 1, (16, 16)),
         ((1, 7), (1, 2), 1, 4, (5, 9)),
         ((3, 3), (3, 3), 1, 3, (8, 8)),
-        # One side is 1, or the channels are many.
         ((1, 7), (1, 2), 1, 8, (5, 9)),
         ((7, 1), (2, 1), 1, 8, (9, 5)),
         ((3, 1), (1, 1), 2, 8, (7, 6)),
@@ -111,7 +110,7 @@ def test_depthwise_convolution(form, size, stride, dilation, image):
         ((3, 5), (2, 1), 2, 64, (9, 11)),
     ],
 )
-def test_convolution_by_lines(form, kernel, stride, dilation, channels, image):
+def test_convolution(form, kernel, stride, dilation, channels, image):
     padding = (kernel[0] // 2 * dilation, kernel[1] // 2 * dilation)
     step = Step("conv", (0,), "c", 6, kernel, stride, padding, dilation)
     assert_same_value_and_gradients(
@@ -137,6 +136,10 @@ def test_pointwise_convolution(stride, channels):
         (3, 3, 2, 1, (7, 5)),
         (3, 5, 1, 2, (9, 8)),
         (2, 1, 2, 1, (5, 4)),
+        # Few groups for so large a map, and many.
+        (6, 3, 1, 1, (6, 6)),
+        (6, 3, 1, 1, (4, 5)),
+        (2, 3, 2, 1, (9, 8)),
         # Not grouped, but tiny.
         (1, 3, 1, 1, (4, 4)),
         (1, 3, 2, 1, (3, 5)),
