@@ -10,9 +10,9 @@ from typing import Any
 import jax
 
 # XLA gives convolutions on CPUs to YNNPACK by default, where they take two to five times as long as
-# in Eigen, the gradient of the kernel above all; products are as fast in the one as in the other.
+# in Eigen, the gradient of the kernel above all; products and reductions are well placed there.
 _LIBRARY = "xla_cpu_experimental_ynn_fusion_type"
-_PRODUCTS_ALONE = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
+_ALL_BUT_CONVOLUTIONS = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
 
 
 @functools.cache
@@ -20,7 +20,7 @@ def options() -> dict[str, str]:
     """Returns XLA's options for the default platform; what XLA_FLAGS sets is left as it is."""
     if jax.default_backend() != "cpu" or _LIBRARY in os.environ.get("XLA_FLAGS", ""):
         return {}
-    chosen = {_LIBRARY: _PRODUCTS_ALONE}
+    chosen = {_LIBRARY: _ALL_BUT_CONVOLUTIONS}
     try:
         jax.jit(lambda: 0, compiler_options=chosen).lower().compile()
     except jax.errors.JaxRuntimeError:

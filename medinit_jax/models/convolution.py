@@ -67,27 +67,6 @@ def taps(x, window, fill=0.0):
             yield (i, j), x[:, rows_read, columns_read]
 
 
-def untap(parts, shape, window):
-    """Adds up `parts` = [((i, j), array of output size)] at the input positions they came from."""
-    (_, _), (down, right), (top, left), dilation = window
-    spread = []
-    for (i, j), part in parts:
-        low = (i * dilation, j * dilation)
-        high = (
-            shape[1] + 2 * top - low[0] - down * (part.shape[1] - 1) - 1,
-            shape[2] + 2 * left - low[1] - right * (part.shape[2] - 1) - 1,
-        )
-        zero = jnp.zeros((), part.dtype)
-        config = (
-            (0, 0, 0),
-            (low[0] - top, high[0] - top, down - 1),
-            (low[1] - left, high[1] - left, right - 1),
-            (0, 0, 0),
-        )
-        spread.append(lax.pad(part, zero, config))
-    return functools.reduce(jnp.add, spread)
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _depthwise(x, kernel, window):
     def by_taps(x, kernel):
@@ -107,16 +86,14 @@ def _depthwise_backward(window, residuals, cotangent):
     x, kernel = residuals
 
     def by_taps(x, kernel, cotangent):
-        positions = [(i, j) for i in range(kernel.shape[0]) for j in range(kernel.shape[1])]
-
         def add_image(total, pair):
             image, gradient = pair
             products = [(tap[0] * gradient).sum((0, 1)) for _, tap in taps(image[None], window)]
-            parts = [((i, j), gradient[None] * kernel[i, j, 0]) for i, j in positions]
-            return total + jnp.stack(products), untap(parts, (1, *image.shape), window)[0]
+            return total + jnp.stack(products), None
 
-        start = jnp.zeros((len(positions), x.shape[-1]), x.dtype)
-        dkernel, dx = lax.scan(add_image, start, (x, cotangent))
+        start = jnp.zeros((kernel.shape[0] * kernel.shape[1], x.shape[-1]), x.dtype)
+        dkernel, _ = lax.scan(add_image, start, (x, cotangent))
+        dx = _depthwise_input_gradient(cotangent, kernel, x.shape, window)
         return dx, dkernel.reshape(kernel.shape)
 
     def by_lax(x, kernel, cotangent):
@@ -129,6 +106,35 @@ def _depthwise_backward(window, residuals, cotangent):
 
 
 _depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+def _depthwise_input_gradient(cotangent, kernel, shape, window):
+    """Gathers, for every input position, from the outputs that read it: one loop, no additions.
+
+    Scattering every tap to where it came from would write the whole map once for each.
+    """
+    (rows, columns), (down, right), (top, left), dilation = window
+    _, height, width, _ = shape
+    _, made_rows, made_columns, _ = cotangent.shape
+    reach = (dilation * (rows - 1), dilation * (columns - 1))
+    low = (reach[0] - top, reach[1] - left)
+    high = (
+        height + top - down * (made_rows - 1) - 1,
+        width + left - right * (made_columns - 1) - 1,
+    )
+    spread = lax.pad(
+        cotangent,
+        jnp.zeros((), cotangent.dtype),
+        ((0, 0, 0), (low[0], high[0], down - 1), (low[1], high[1], right - 1), (0, 0, 0)),
+    )
+    # Fused into the sum, the padding would be worked out again for every tap.
+    spread = lax.optimization_barrier(spread)
+    parts = []
+    for i in range(rows):
+        for j in range(columns):
+            y, z = reach[0] - i * dilation, reach[1] - j * dilation
+            parts.append(spread[:, y : y + height, z : z + width] * kernel[i, j, 0])
+    return functools.reduce(jnp.add, parts)
 
 
 def _by_platform(cpu):
