@@ -19,6 +19,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
+from medinit_jax.core.compiler import jit
 from medinit_jax.data.phantoms import PHANTOMS
 from medinit_jax.downstream.metrics import auc_interval, roc_auc
 from medinit_jax.downstream.probe import ridge_probe
@@ -83,7 +84,7 @@ def cnn_scores(
     schedule = optax.warmup_cosine_decay_schedule(0.0, 2e-3, min(100, steps // 4), steps)
     optimizer = optax.adamw(schedule, weight_decay=1e-3)
 
-    @jax.jit
+    @jit
     def step(variables, state, x, y):
         def loss(variables):
             return optax.sigmoid_binary_cross_entropy(model.apply(variables, x), y).mean()
@@ -91,7 +92,7 @@ def cnn_scores(
         updates, state = optimizer.update(jax.grad(loss)(variables), state, variables)
         return optax.apply_updates(variables, updates), state
 
-    predict = jax.jit(model.apply)
+    predict = jit(model.apply)
     state = optimizer.init(variables)
     for _ in range(epochs):
         order = rng.permutation(len(images))[: len(images) // BATCH * BATCH]
