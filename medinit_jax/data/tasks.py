@@ -150,7 +150,7 @@ TASKS: dict[str, Task] = {
         "joint classification",
         _JOINT,
         ("dr", "dme"),
-        (331, 82, 103),
+        (330, 83, 103),
         _swcl(32.62, 45.83, 38.25, 40.19, 38.64, 46.41, 54.76, 53.59, 45.05, 48.54, 51.26),
     ),
     "refuge_cls": Task(

@@ -334,7 +334,7 @@ TWINS: dict[str, Twin] = {
     ),
     "idrid": Twin(
         "medinit_idrid/grading",
-        **_alike({"train": 331, "validation": 82, "test": 103}, **_ANONYMOUS),
+        **_alike({"train": 330, "validation": 83, "test": 103}, **_ANONYMOUS),
         features=_idrid_features,
         draw=_draw_idrid,
         cameras=_everywhere(Camera((50.0,), (0.96, 1.04), 1.0, 0.15)),
