@@ -25,6 +25,8 @@ from medinit_jax.data.sources import cut_shuffled
 FOREIGN = {
     "Messidor-2": ("messidor_data.csv", "messidor-2.csv", "messidor-2.xlsx", "messidor-2"),
     "a resized copy of EyePACS": ("resized_train", "resized_train_cropped"),
+    "stage 1 of RSNA-IHD": ("stage_1_train.csv",),
+    "stage 1 of RSNA-CXR": ("stage_1_train_labels.csv", "stage_1_detailed_class_info.csv"),
 }
 EYES = ("left", "right", "unknown")
 # Share of the files that may be left out with on_corrupt="skip".

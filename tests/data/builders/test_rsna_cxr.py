@@ -141,6 +141,16 @@ def test_rows_out_of_range(tmp_path, table, old, new, found):
     assert raised.value.code == "E_LABEL_RANGE"
 
 
+def test_stage_1_alone_is_refused(tmp_path):
+    tree = make_rsna_cxr(tmp_path / "tree")
+    for place in tree.iterdir():
+        place.rename(tree / place.name.replace("stage_2", "stage_1"))
+    builder = MedinitRsnaCxr(data_dir=tmp_path, strict_counts=False)
+    with pytest.raises(DatasetLayoutError, match="looks like stage 1 of RSNA-CXR") as raised:
+        builder.locate(tree)
+    assert raised.value.code == "E_MISPLACED"
+
+
 def test_orphans_are_left_out_only_when_told(tmp_path):
     tree = make_rsna_cxr(tmp_path / "tree")
     classes = tree / "stage_2_detailed_class_info.csv"
