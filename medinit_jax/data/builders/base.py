@@ -302,6 +302,20 @@ class Builder(tfds.core.GeneratorBasedBuilder, ImageFiles, skip_registration=Tru
             fix="Unpacking was interrupted, or this is another part; --any-count leaves them out.",
         )
 
+    def note_leak(self, count: int, shared: str, remedy: str) -> None:
+        """Notes how much a division, made as a paper made it, has on both sides; warns if any.
+
+        Args:
+            count: Number of patients or images on both sides.
+            shared: What they are, as "patients are in train and in test".
+            remedy: What has no such leak.
+        """
+        note = f"{count} {shared}"
+        if count:
+            note += f", so test results are too good; {remedy}"
+            logging.warning("%s/%s: %s.", self.name, self.builder_config.name, note)
+        self.notes.append(note)
+
     def example_or_reason(self, item: Item) -> dict[str, Any] | str:
         """Returns the example, or why its file is left out."""
         try:

@@ -109,7 +109,7 @@ class MedinitRsnaIhd(RsnaBuilder):
         return self.COUNTS.get(self._rule, {})
 
     def items(self, tree: Tree) -> dict[str, list[Item]]:
-        """Reads the table, the folders and, to divide by patient, the heads of all files."""
+        """Reads the table, the folders and, unless `full`, the heads of files for patients."""
         dicom_file.require()
         images = tree.folder("stage_2_train", "stage_2_train_images").files(".dcm")
         labels = self._labels(tree, tree.file("stage_2_train.csv"))
@@ -140,8 +140,15 @@ class MedinitRsnaIhd(RsnaBuilder):
             order = np.random.Generator(np.random.PCG64(seed)).permutation(len(ids))
             chosen = order[:PAPER_IMAGES]
             first = len(chosen) * 4 // 5
-            parts = chosen[:first], chosen[first:]
-            return tuple([ids[i] for i in sorted(part)] for part in parts)
+            parts = [[ids[i] for i in sorted(part)] for part in (chosen[:first], chosen[first:])]
+            patients = self.patients({one: images[one] for part in parts for one in part})
+            train, test = ({patients[one] for one in part} for part in parts)
+            self.note_leak(
+                len(train & test),
+                "patients are in train and in test (slices are divided, as in the paper)",
+                "medinit_rsna_ihd/patient has no such leak",
+            )
+            return tuple(parts)
         patients = self.patients({one: images[one] for one in ids})
         names = sorted(set(patients.values()))
         train = set(divide(names, len(names) * 4 // 5, seed)[0])

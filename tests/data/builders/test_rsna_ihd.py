@@ -127,6 +127,19 @@ def test_divisions(fake, tmp_path, monkeypatch):
     assert split("patient") == patients
 
 
+def test_shared_patients_of_the_papers_division_are_told(fake, tmp_path, caplog):
+    _, manifest = prepared(fake, tmp_path, "paper10")
+    order = np.random.Generator(np.random.PCG64(0)).permutation(9)
+    train, test = ({IDS.index(READABLE[i]) % 2 for i in part} for part in (order[:7], order[7:]))
+    shared = len(train & test)
+    (note,) = manifest["notes"]
+    assert shared and note.startswith(f"{shared} patients are in train and in test")
+    assert "too good; medinit_rsna_ihd/patient has no such leak" in note
+    assert f"medinit_rsna_ihd/paper10: {note}." in caplog.text
+    _, manifest = prepared(fake, tmp_path, "patient")
+    assert manifest["notes"] == []
+
+
 @pytest.mark.parametrize("config", ["full", "paper10"])
 def test_stage_1_alone_is_refused_even_when_any_count_will_do(config, tmp_path):
     tree = make_rsna_ihd(tmp_path / "tree", stage=1)
