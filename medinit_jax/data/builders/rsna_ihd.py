@@ -18,7 +18,8 @@ from medinit_jax.data.layout import Tree
 
 SUBTYPES = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural")
 TYPES = (*SUBTYPES, "any")
-# Center and width in Hounsfield units.
+# Center and width in Hounsfield units. No config shows the last two: they are for slices prepared
+# in HU, as `dicom.window(hu, *WINDOWS["stroke"])`.
 WINDOWS = {
     "brain": (40, 80),
     "subdural": (80, 200),

@@ -16,10 +16,10 @@ from fake_trees.rsna_ihd import (
     types_of,
 )
 
-from medinit_jax.data import dicom_file
+from medinit_jax.data import dicom, dicom_file
 from medinit_jax.data.builders import rsna
 from medinit_jax.data.builders.base import Config
-from medinit_jax.data.builders.rsna_ihd import MedinitRsnaIhd, hounsfield, padded
+from medinit_jax.data.builders.rsna_ihd import WINDOWS, MedinitRsnaIhd, hounsfield, padded
 from medinit_jax.data.layout import DatasetLayoutError
 from medinit_jax.data.prepare import prepare
 
@@ -87,6 +87,14 @@ def test_windows_are_lossless_at_the_native_size(fake, tmp_path):
             # The wrapped group is lighter outside the scan: -1000 instead of -1024.
             close = 2 if name == WRAPPED else 0.51
             np.testing.assert_allclose(example["image"][..., channel], share * 255, atol=close)
+
+
+@pytest.mark.parametrize(
+    ("name", "black", "gray", "white"), [("soft", -150, 40, 230), ("stroke", 28, 32, 36)]
+)
+def test_windows_for_slices_in_hounsfield_units(name, black, gray, white):
+    shown = dicom.window(np.array([black, gray, white], np.int16), *WINDOWS[name])
+    np.testing.assert_allclose(shown, [0, 0.5, 1])
 
 
 def test_the_other_views(fake, tmp_path):
