@@ -161,7 +161,9 @@ def test_duplicates_in_two_of_the_authors_folds_are_told(tmp_path, caplog):
         builder, values = read("swcl", root, strict=False)
         apart = len({values[name]["fold_swcl"] for name in pair}) - 1
         note = f"{apart} of 1 pairs of duplicates are in two folds of fold_swcl"
-        told = f", so test results are too good; the feature fold keeps pairs together" if apart else ""
+        told = (
+            ", so test results are too good; the feature fold keeps pairs together" if apart else ""
+        )
         assert builder.notes[-1] == note + told
         assert (f"medinit_messidor/swcl: {note}{told}." in caplog.text) == bool(apart)
         seen.add(apart)
