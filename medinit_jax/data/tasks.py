@@ -203,7 +203,8 @@ def make_builder(
 
     Args:
         name: A task id, "phantom_" and a task id for its twin, "builder", "builder/config", or
-            "builder/config_seed3" for a division with another seed.
+            "builder/config_seed3" for a division with another seed, or "builder/config_512px" for
+            images stored at another size, see `Builder.config_named`.
         data_dir: Where sets are prepared.
         split_seed: Seed of divisions that the dataset does not make itself. Each has a folder of
             its own, by the suffix of the config's name.

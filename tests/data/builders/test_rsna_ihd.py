@@ -22,6 +22,7 @@ from medinit_jax.data.builders.base import Config
 from medinit_jax.data.builders.rsna_ihd import WINDOWS, MedinitRsnaIhd, hounsfield, padded
 from medinit_jax.data.layout import DatasetLayoutError
 from medinit_jax.data.prepare import prepare
+from medinit_jax.data.tasks import make_builder
 
 READABLE = [name for name in IDS if name != CORRUPT]
 
@@ -112,6 +113,16 @@ def test_the_other_views(fake, tmp_path):
         MedinitRsnaIhd.builder_configs
     )
     assert all(config.square == 256 for config in MedinitRsnaIhd.BUILDER_CONFIGS)
+
+
+def test_other_sizes(fake, tmp_path):
+    builder = make_builder("medinit_rsna_ihd/full_64px", tmp_path, strict_counts=False)
+    manifest = prepare(builder, fake, workers=0)
+    assert manifest["splits"] == {"train": 9, "unlabelled": 3}
+    assert {one["image"].shape for one in by_name(builder, "train").values()} == {(64, 64, 3)}
+    strict = make_builder("medinit_rsna_ihd/full_64px", tmp_path / "strict")
+    with pytest.raises(DatasetLayoutError, match="10 images; expected 752803"):
+        strict.checked_items(strict.locate(fake))
 
 
 def test_divisions(fake, tmp_path, monkeypatch):
