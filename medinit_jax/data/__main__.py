@@ -7,8 +7,9 @@
     python -m medinit_jax.data verify medinit_drive
     python -m medinit_jax.data show medinit_drive --split test --count 8 --out drive.png
 
-NAME is a set, a set with a config (medinit_drive/train_only) or a task (drive_seg). Exit codes: 0
-done, 1 `verify` found something, 2 something to put right (a sentence on stderr), 130 stopped.
+NAME is a set, a set with a config (medinit_drive/train_only) or a task (drive_seg). A config that
+reduces images stores them at another size with a suffix (medinit_rsna_ihd/full_512px). Exit codes:
+0 done, 1 `verify` found something, 2 something to put right (a sentence on stderr), 130 stopped.
 """
 
 import argparse

@@ -1,11 +1,13 @@
-"""Photographs that occur twice, found by what they look like."""
+"""Photographs that occur twice, found by their bytes or by what they look like."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
+from etils import epath
 
 _SIDE = 16
 
@@ -54,6 +56,27 @@ def alike(hashes: np.ndarray, distance: int = 2) -> list[list[int]]:
     for index in range(len(hashes)):
         groups.setdefault(root(index), []).append(index)
     return list(groups.values())
+
+
+def identical(files: Mapping[str, epath.Path]) -> list[list[str]]:
+    """Groups files that are byte for byte the same; only files of equal size are read.
+
+    Args:
+        files: {name: file}.
+
+    Returns:
+        Lists of two names or more, each sorted, in order of their first.
+    """
+    by_size: dict[int, list[str]] = {}
+    for name in sorted(files):
+        by_size.setdefault(files[name].stat().length, []).append(name)
+    groups: dict[tuple[int, bytes], list[str]] = {}
+    for size, names in by_size.items():
+        if len(names) > 1:
+            for name in names:
+                digest = hashlib.sha256(files[name].read_bytes()).digest()
+                groups.setdefault((size, digest), []).append(name)
+    return sorted(group for group in groups.values() if len(group) > 1)
 
 
 def divide_groups(groups: Sequence[Sequence[str]], first: int, seed: int) -> tuple[list[str], ...]:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from medinit_jax.data.builders import BUILDERS
-from medinit_jax.data.builders.base import Builder
+from medinit_jax.data.builders.base import Builder, plain_name
 from medinit_jax.data.manifest import MANIFEST, read_manifest
 from medinit_jax.data.tasks import TASKS, Task, make_builder
 
@@ -103,7 +103,7 @@ def _present_lines(builder: Builder, manifest: dict[str, Any]) -> list[str]:
 
 def _absent_lines(builder: Builder) -> list[str]:
     config = builder.builder_config.name
-    counts = builder.COUNTS.get(config.partition("_seed")[0], {})
+    counts = builder.COUNTS.get(plain_name(config), {})
     begun = Path(f"{builder.data_path}.incomplete").exists()
     place = f"{'Begun, not finished' if begun else 'Not prepared'}: {builder.data_path}"
     command = f"python -m medinit_jax.data prepare {builder.name}/{config}"

@@ -150,7 +150,7 @@ TASKS: dict[str, Task] = {
         "joint classification",
         _JOINT,
         ("dr", "dme"),
-        (331, 82, 103),
+        (330, 83, 103),
         _swcl(32.62, 45.83, 38.25, 40.19, 38.64, 46.41, 54.76, 53.59, 45.05, 48.54, 51.26),
     ),
     "refuge_cls": Task(
@@ -203,7 +203,8 @@ def make_builder(
 
     Args:
         name: A task id, "phantom_" and a task id for its twin, "builder", "builder/config", or
-            "builder/config_seed3" for a division with another seed.
+            "builder/config_seed3" for a division with another seed, or "builder/config_512px" for
+            images stored at another size, see `Builder.config_named`.
         data_dir: Where sets are prepared.
         split_seed: Seed of divisions that the dataset does not make itself. Each has a folder of
             its own, by the suffix of the config's name.

@@ -1,8 +1,9 @@
 import numpy as np
+from etils import epath
 from fake_trees.images import photograph
 
 from medinit_jax.data.builders.base import divide
-from medinit_jax.data.duplicates import alike, difference_hash, divide_groups
+from medinit_jax.data.duplicates import alike, difference_hash, divide_groups, identical
 
 
 def test_hash_bits_by_hand():
@@ -60,3 +61,12 @@ def test_groups_stay_whole_and_numbers_exact():
     assert len(sides) > 1
     single = [[f"s{i}"] for i in range(20)]
     assert divide_groups(single, 16, 3) == divide([f"s{i}" for i in range(20)], 16, 3)
+
+
+def test_identical_files(tmp_path):
+    contents = {"d": b"one", "a": b"two", "c": b"one", "b": b"longer", "e": b"two", "f": b"six"}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    files = {name: epath.Path(tmp_path / name) for name in contents}
+    assert identical(files) == [["a", "e"], ["c", "d"]]
+    assert identical({}) == []

@@ -1,3 +1,4 @@
+import re
 import runpy
 
 import pytest
@@ -54,6 +55,33 @@ def test_names_and_seeds(tmp_path):
     ):
         with pytest.raises(UsageError, match=message):
             make_builder(name, tmp_path, split_seed=seed)
+
+
+def test_names_of_other_sizes(tmp_path):
+    sized = {
+        "medinit_rsna_ihd/hu_paper10_512px": (0, 512),
+        "medinit_rsna_cxr/patient_64px": (64, 0),
+        "medinit_eyepacs/pretrain448_224px_seed3": (224, 0),
+        "medinit_refuge/seg514_16px": (0, 16),
+    }
+    for name, sides in sized.items():
+        builder = make_builder(name, tmp_path)
+        config = builder.builder_config
+        assert (config.shorter, config.square) == sides
+        assert config.split_seed == (3 if name.endswith("seed3") else 0)
+        assert str(builder.data_path).endswith(f"{name}/1.0.0")
+        # The published numbers are those of the usual size.
+        plain = make_builder(re.sub(r"_\d+px.*", "", name), tmp_path)
+        wanted = plain.published(None)
+        assert wanted and builder.published(None) == wanted
+    for name in (
+        # Too small or large, no number, and a config that keeps images as they are.
+        *("medinit_rsna_cxr/patient_15px", "medinit_rsna_cxr/patient_4097px"),
+        *("medinit_rsna_cxr/patient_064px", "medinit_rsna_cxr/patient_64px_64px"),
+        *("medinit_drive/default_64px", "medinit_eyepacs/btgraham300_64px"),
+    ):
+        with pytest.raises(UsageError, match="has no config"):
+            make_builder(name, tmp_path)
 
 
 def test_sets_are_looked_for_where_training_looks():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,7 +13,7 @@ from etils import epath
 
 from medinit_jax.data.builders.base import UNLABELLED, Builder, Config, Item, divide
 from medinit_jax.data.builders.grades import GRADES, matched
-from medinit_jax.data.duplicates import alike, difference_hash, divide_groups
+from medinit_jax.data.duplicates import alike, difference_hash, divide_groups, identical
 from medinit_jax.data.fov import circle_crop, crop_to, fov_mask
 from medinit_jax.data.layout import DatasetLayoutError, Tree
 from medinit_jax.data.tables import integer, read_table, unique_rows
@@ -25,7 +25,8 @@ class MedinitAptos2019(Builder):
     """APTOS 2019: photographs from India, graded 0 to 4 for diabetic retinopathy.
 
     Size and black border go with the grade, so every photograph is cut to the square around its
-    field. Some occur twice, with different grades even; `paper_dedupe` keeps those in one part.
+    field. Some occur twice, with different grades even: `paper` notes how many identical files are
+    in both of its parts, `paper_dedupe` keeps all that look alike in one.
     There are no patients' names.
     """
 
@@ -86,6 +87,7 @@ class MedinitAptos2019(Builder):
         first = len(graded) * 4 // 5
         if config.rule == "paper":
             parts = divide(list(graded), first, config.split_seed)
+            self._note_copies(graded, parts)
         else:
             groups = self._lookalikes(list(graded.values()))
             parts = divide_groups(groups, first, config.split_seed)
@@ -101,6 +103,26 @@ class MedinitAptos2019(Builder):
         names = list(unique_rows(tree, path, table, "image"))
         files = matched(self, folder, names, folder.files(".png"))
         return [_item("test", name, file, UNLABELLED) for name, file in files.items()]
+
+    def _note_copies(
+        self, graded: Mapping[str, Item], parts: tuple[Sequence[str], Sequence[str]]
+    ) -> None:
+        """Notes the photographs of test that are in train, too, under another name.
+
+        Only files that are byte for byte the same are counted: finding those that merely look
+        alike means decoding all of them, which is left to `paper_dedupe`.
+        """
+        train = set(parts[0])
+        groups = identical({name: item.files["image"] for name, item in graded.items()})
+        apart = [group for group in groups if 0 < len(train.intersection(group)) < len(group)]
+        copied = sum(name not in train for group in apart for name in group)
+        differing = sum(len({graded[name].values["label"] for name in g}) > 1 for g in apart)
+        self.note_leak(
+            copied,
+            "photographs of test are in train under other names (identical files; "
+            f"in {differing} of {len(apart)} groups the grades differ)",
+            "medinit_aptos2019/paper_dedupe keeps copies in one part",
+        )
 
     def _lookalikes(self, items: Sequence[Item]) -> list[list[str]]:
         """Groups the photographs that look alike, and notes those with different grades."""

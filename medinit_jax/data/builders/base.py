@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -25,11 +26,17 @@ from medinit_jax.data.sources import cut_shuffled
 FOREIGN = {
     "Messidor-2": ("messidor_data.csv", "messidor-2.csv", "messidor-2.xlsx", "messidor-2"),
     "a resized copy of EyePACS": ("resized_train", "resized_train_cropped"),
+    "stage 1 of RSNA-IHD": ("stage_1_train.csv",),
+    "stage 1 of RSNA-CXR": ("stage_1_train_labels.csv", "stage_1_detailed_class_info.csv"),
 }
 EYES = ("left", "right", "unknown")
 # Share of the files that may be left out with on_corrupt="skip".
 MAX_SKIPPED = 0.001
 UNLABELLED = -1
+# Least and largest side of stored images in pixels.
+SIZES = (16, 4096)
+_SIZED = re.compile(r"(?P<config>.+)_(?P<size>[1-9]\d*)px")
+_SUFFIXES = re.compile(r"(_\d+px)?(_seed\d+)?$")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -209,11 +216,21 @@ class Builder(tfds.core.GeneratorBasedBuilder, ImageFiles, skip_registration=Tru
         """Returns the config of this name; None if there is none.
 
         Args:
-            name: Name of the config.
+            name: Name of the config; "full_512px" is "full" with images of another size. Configs
+                that keep every image as it is have no other size.
             data_dir: Where sets are prepared, for builders that find configs there.
         """
         del data_dir
-        return next((one for one in cls.BUILDER_CONFIGS if one.name == name), None)
+        known = {one.name: one for one in cls.BUILDER_CONFIGS}
+        sized = _SIZED.fullmatch(name)
+        config = known.get(sized["config"]) if sized else None
+        if name in known or sized is None or config is None:
+            return known.get(name)
+        field = "square" if config.square else "shorter"
+        size = int(sized["size"])
+        if not getattr(config, field) or not SIZES[0] <= size <= SIZES[1]:
+            return None
+        return dataclasses.replace(config, name=name, **{field: size})
 
     # What preparing needs.
 
@@ -275,7 +292,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, ImageFiles, skip_registration=Tru
     def published(self, tree: Tree) -> Mapping[str, int]:
         """Returns the number of examples per split that this config should have."""
         del tree
-        return self.COUNTS.get(self.builder_config.name.partition("_seed")[0], {})
+        return self.COUNTS.get(plain_name(self.builder_config.name), {})
 
     def refuse_orphans(self, tree: Tree, missing: Sequence[str], total: int, what: str) -> None:
         """Raises E_ORPHAN if labels (or images) have no file; without strict counts, notes them.
@@ -300,6 +317,20 @@ class Builder(tfds.core.GeneratorBasedBuilder, ImageFiles, skip_registration=Tru
             fix="Unpacking was interrupted, or this is another part; --any-count leaves them out.",
         )
 
+    def note_leak(self, count: int, shared: str, remedy: str) -> None:
+        """Notes how much a division, made as a paper made it, has on both sides; warns if any.
+
+        Args:
+            count: Number of patients or images on both sides.
+            shared: What they are, as "patients are in train and in test".
+            remedy: What has no such leak.
+        """
+        note = f"{count} {shared}"
+        if count:
+            note += f", so test results are too good; {remedy}"
+            logging.warning("%s/%s: %s.", self.name, self.builder_config.name, note)
+        self.notes.append(note)
+
     def example_or_reason(self, item: Item) -> dict[str, Any] | str:
         """Returns the example, or why its file is left out."""
         try:
@@ -309,6 +340,11 @@ class Builder(tfds.core.GeneratorBasedBuilder, ImageFiles, skip_registration=Tru
             if unreadable and (self.on_corrupt == "skip" or item.key in self.KNOWN_CORRUPT):
                 return str(error).splitlines()[0]
             raise
+
+
+def plain_name(config: str) -> str:
+    """Returns a config's name without the suffixes for another size and split seed."""
+    return _SUFFIXES.sub("", config)
 
 
 def common_features() -> dict[str, Any]:

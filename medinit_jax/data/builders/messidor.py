@@ -151,6 +151,12 @@ class MedinitMessidor(Builder):
             # In the order of the tables, by the published grade, not shuffled.
             folds = stratified_folds([one.published for one in kept], FOLDS, None)
             extra = {one.stem: int(fold) for one, fold in zip(kept, folds, strict=True)}
+            pairs = [pair for pair in DUPLICATES.items() if extra.keys() >= {*pair}]
+            self.note_leak(
+                sum(extra[one] != extra[other] for one, other in pairs),
+                f"of {len(pairs)} pairs of duplicates are in two folds of fold_swcl",
+                "the feature fold keeps pairs together",
+            )
         kept.sort(key=lambda one: one.stem)
         groups = [DUPLICATES.get(one.stem, one.stem) for one in kept]
         strata = [(one.grade > 1, one.dme) for one in kept]

@@ -35,17 +35,28 @@ def keywords(text: str) -> list[str]:
 
 
 def is_normal(text: str) -> bool:
-    """Says whether an eye's keywords call it normal: "normal fundus" is one, or dust is all."""
+    """Says whether an eye's keywords call it normal: one holds "normal fundus", or dust is all.
+
+    So the rule of the SWCL authors, but whatever the case, the blanks and the kind of comma. A
+    keyword as "abnormal fundus" would be called normal, too; the builder notes every such eye.
+    """
     words = keywords(text)
-    return _NORMAL in words or words == [_DUST]
+    return any(_NORMAL in word for word in words) or words == [_DUST]
 
 
-def is_normal_by_substring(text: str) -> bool:
-    """Says the same by the SWCL authors' rule, which looks for "normal fundus" anywhere.
+def is_normal_by_authors(text: str) -> bool:
+    """Says the same as the SWCL authors' code does, letter by letter.
+
+    It minds case and blanks, and separates keywords by the half-width comma only.
 
     Source: https://github.com/BPYap/SWCL, script/2_preprocess_odir.py.
     """
     return _NORMAL in text or [word.strip() for word in text.split(",")] == [_DUST]
+
+
+def hidden_normal(text: str) -> str:
+    """Returns the first keyword that holds "normal fundus" and says more; "" if there is none."""
+    return next((word for word in keywords(text) if _NORMAL in word and word != _NORMAL), "")
 
 
 def eye_classes(text: str) -> list[int]:
@@ -63,7 +74,7 @@ def eye_classes(text: str) -> list[int]:
     found = {"N"} if is_normal(text) else set()
     for word in keywords(text):
         named = {name for name, parts in _PARTS.items() if any(part in word for part in parts)}
-        if not named and word != _NORMAL and word not in _QUALITY:
+        if not named and _NORMAL not in word and word not in _QUALITY:
             named = {"O"}
         found |= named
     return [int(name in found) for name in CLASSES]

@@ -14,8 +14,9 @@ from medinit_jax.data.builders.odir_keywords import (
     CLASSES,
     NO_FUNDUS,
     eye_classes,
+    hidden_normal,
     is_normal,
-    is_normal_by_substring,
+    is_normal_by_authors,
     keywords,
 )
 from medinit_jax.data.layout import Tree
@@ -92,9 +93,9 @@ class MedinitOiaOdir(Builder):
         ),
         Config(
             name="compat_code",
-            description="As default, normal and abnormal by the SWCL authors' substring rule.",
+            description="As default, normal or not to the letter of the SWCL authors' code.",
             shorter=512,
-            rule="substring",
+            rule="authors",
         ),
     ]
     # Images before pairs are left out, which of the sets they are in being unpublished; "all" is
@@ -139,6 +140,7 @@ class MedinitOiaOdir(Builder):
                 f"{self.HOMEPAGE}",
             )
         self._left_out: dict[str, int] = {}
+        self._differing = 0
         splits: dict[str, list[Item]] = {}
         for split, (folder, table) in _SETS.items():
             if rule == "train" and split != "train":
@@ -150,7 +152,7 @@ class MedinitOiaOdir(Builder):
             else:
                 path, images = self._rerelease(tree)
             splits[split] = self._set(tree, path, images, split)
-        eyes, differing = sum(len(items) for items in splits.values()), len(self.notes)
+        eyes, differing = sum(len(items) for items in splits.values()), self._differing
         self.notes.append(f"the two keyword rules agree on {eyes - differing} of {eyes} eyes")
         if differing:
             logging.warning("%s; the manifest lists the others.", self.notes[-1].capitalize())
@@ -236,11 +238,16 @@ class MedinitOiaOdir(Builder):
     def _item(self, files, split: str, patient: str, eye: str, row: Row) -> Item:
         text = row[f"{eye} keywords"]
         stem = f"{patient}_{eye}"
-        ours, theirs = is_normal(text), is_normal_by_substring(text)
+        ours, theirs = is_normal(text), is_normal_by_authors(text)
         if ours != theirs:
             told = "normal" if theirs else "abnormal"
-            self.notes.append(f"{stem}: {text!r} is {told} by the substring rule only")
-        normal = theirs if self.builder_config.rule == "substring" else ours
+            self._differing += 1
+            self.notes.append(f"{stem}: {text!r} is {told} by the authors' code only")
+        hidden = hidden_normal(text)
+        if hidden:
+            self.notes.append(f"{stem}: normal by the part 'normal fundus' of {hidden!r}")
+            logging.warning("%s.", self.notes[-1])
+        normal = theirs if self.builder_config.rule == "authors" else ours
         values = {
             "image_id": stem,
             "patient_id": f"odir_{patient}",

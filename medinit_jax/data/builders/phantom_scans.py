@@ -49,14 +49,15 @@ def cxr_features() -> dict[str, Any]:
 
 
 def draw_cxr(case: Case, size: int) -> dict[str, Any]:
-    """Draws a radiograph."""
+    """Draws a radiograph; as a row of the real table, it has one of its boxes."""
     drawn = xray.render(case.seed, 0, size)
     labels, person = drawn["labels"], person_of(case.seed)
     return {
+        "image_id": case.patient,
         "image": jpeg(drawn["image"]),
         "label": labels["opacity"],
         "class3": labels["class3"],
-        "boxes": [_box(box, size) for box in drawn["boxes"]],
+        "boxes": [_box(box, size) for box in drawn["boxes"][case.number :][:1]],
         "view": labels["view"],
         "age": person["age"],
         "sex": rsna_cxr.SEXES[SEXES.index(person["sex"])],

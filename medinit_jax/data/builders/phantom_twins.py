@@ -272,7 +272,11 @@ _REFUGE = _alike(
     features=_refuge_features,
     draw=_draw_refuge,
     cameras={"train": (_ZEISS,), "validation": (_CANON,), "test": (_CANON,)},
-    sources={"train": ("train",), "validation": ("val",), "test": ("test",)},
+    sources={
+        "train": ("refuge1_train",),
+        "validation": ("refuge1_val",),
+        "test": ("refuge1_test",),
+    },
     **_ANONYMOUS,
 )
 _VESSELS = {"features": _vessel_features, **_ANONYMOUS}
@@ -299,7 +303,7 @@ TWINS: dict[str, Twin] = {
             **_REFUGE,
             **_alike({"train": 400, "test": 200}),
             "cameras": {"train": (_ZEISS, _CANON), "test": (_CANON,)},
-            "sources": {"train": ("train", "val"), "test": ("test",)},
+            "sources": {"train": ("refuge1_train", "refuge1_val"), "test": ("refuge1_test",)},
         },
     ),
     "drive_seg": Twin(
@@ -334,7 +338,7 @@ TWINS: dict[str, Twin] = {
     ),
     "idrid": Twin(
         "medinit_idrid/grading",
-        **_alike({"train": 331, "validation": 82, "test": 103}, **_ANONYMOUS),
+        **_alike({"train": 330, "validation": 83, "test": 103}, **_ANONYMOUS),
         features=_idrid_features,
         draw=_draw_idrid,
         cameras=_everywhere(Camera((50.0,), (0.96, 1.04), 1.0, 0.15)),

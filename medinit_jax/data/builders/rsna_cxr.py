@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 from typing import Any, NamedTuple, NoReturn
@@ -125,11 +124,10 @@ class MedinitRsnaCxr(RsnaBuilder):
         first = int(_TRAIN_SHARE * len(of_row) + 1e-9)
         parts = divide(list(of_row), first, self.builder_config.split_seed)
         train, test = ({of_row[name][0] for name in part} for part in parts)
-        logging.warning(
-            "%s/paper_rows divides rows, as the paper did: %d patients are in train and in test, "
-            "so its test results are too good; medinit_rsna_cxr/patient has no such leak.",
-            self.name,
+        self.note_leak(
             len(train & test),
+            "patients are in train and in test (rows are divided, as in the paper)",
+            "medinit_rsna_cxr/patient has no such leak",
         )
         return {
             split: [

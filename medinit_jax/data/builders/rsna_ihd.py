@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -18,7 +18,8 @@ from medinit_jax.data.layout import Tree
 
 SUBTYPES = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural")
 TYPES = (*SUBTYPES, "any")
-# Center and width in Hounsfield units.
+# Center and width in Hounsfield units. No config shows the last two: they are for slices prepared
+# in HU, as `dicom.window(hu, *WINDOWS["stroke"])`.
 WINDOWS = {
     "brain": (40, 80),
     "subdural": (80, 200),
@@ -41,21 +42,8 @@ _RULES = {
 _JPEG_QUALITY = 95
 
 
-class _Stage(NamedTuple):
-    """One of the two stages of the competition.
-
-    Attributes:
-        number: 1 or 2.
-        labelled: Images with labels, whether or not they can be read.
-        unlabelled: Images of the official test set.
-    """
-
-    number: int
-    labelled: int
-    unlabelled: int
-
-
-_FIRST, _SECOND = _Stage(1, 674258, 78545), _Stage(2, 752803, 121232)
+# With labels, whether or not they can be read.
+_LABELLED = 752803
 
 
 def _configs() -> list[Config]:
@@ -87,11 +75,11 @@ class MedinitRsnaIhd(RsnaBuilder):
     CITATION += "the RSNA 2019 brain CT hemorrhage challenge, 2020."
     SIZE = "460 GB"
     EXPECTED = "stage_2_train/, stage_2_test/ and stage_2_train.csv"
-    MARKERS = (("stage_2_train.csv",), ("stage_1_train.csv",), ("stage_2_train",))
+    MARKERS = (("stage_2_train.csv",), ("stage_2_train",))
     MANUAL_DOWNLOAD_INSTRUCTIONS = f"Download from {HOMEPAGE} (account needed); {EXPECTED}."
     BUILDER_CONFIGS = _configs()
     COUNTS = {
-        "full": {"train": _SECOND.labelled - 1, UNLABELLED_SPLIT: _SECOND.unlabelled},
+        "full": {"train": _LABELLED - 1, UNLABELLED_SPLIT: 121232},
         "paper10": {"train": 60224, "test": 15056},
     }
 
@@ -117,27 +105,21 @@ class MedinitRsnaIhd(RsnaBuilder):
         return self.builder_config.rule.partition(" ")[2]
 
     def published(self, tree: Tree) -> Mapping[str, int]:
-        """Returns the numbers of the stage that was downloaded; `items` checks the sum itself."""
-        counts = self.COUNTS.get(self._rule, {})
-        if self._rule == "full" and _stage(tree) is _FIRST:
-            return {UNLABELLED_SPLIT: _FIRST.unlabelled}
-        return counts
+        """Returns the numbers of this rule, whatever the view."""
+        del tree
+        return self.COUNTS.get(self._rule, {})
 
     def items(self, tree: Tree) -> dict[str, list[Item]]:
-        """Reads the table, the folders and, to divide by patient, the heads of all files."""
+        """Reads the table, the folders and, unless `full`, the heads of files for patients."""
         dicom_file.require()
-        stage = _stage(tree)
-        if stage is _FIRST:
-            logging.warning("%s holds stage 1 of the competition, a part of stage 2.", tree.path)
-        name = f"stage_{stage.number}_train"
-        images = tree.folder(name, f"{name}_images").files(".dcm")
-        labels = self._labels(tree, tree.file(f"{name}.csv"))
+        images = tree.folder("stage_2_train", "stage_2_train_images").files(".dcm")
+        labels = self._labels(tree, tree.file("stage_2_train.csv"))
         images.pop(CORRUPT, None)
         corrupt = labels.pop(CORRUPT, None) is not None
         if corrupt:
             self.ignored.append(f"{CORRUPT}: published with a part of its pixels only")
         ids = self.matched(tree, list(labels), images)
-        self.refuse_total(tree, len(ids) + corrupt, stage.labelled)
+        self.refuse_total(tree, len(ids) + corrupt, _LABELLED)
         if self._rule == "full":
             splits = {"train": ids}
         else:
@@ -148,8 +130,8 @@ class MedinitRsnaIhd(RsnaBuilder):
         }
         if self._rule == "full":
             nothing = _label_values(np.full(len(TYPES), UNLABELLED))
-            test = f"stage_{stage.number}_test"
-            unlabelled = self.unlabelled_items(tree, nothing, test, f"{test}_images")
+            folders = "stage_2_test", "stage_2_test_images"
+            unlabelled = self.unlabelled_items(tree, nothing, *folders)
             items |= {UNLABELLED_SPLIT: unlabelled} if unlabelled else {}
         return items
 
@@ -159,8 +141,15 @@ class MedinitRsnaIhd(RsnaBuilder):
             order = np.random.Generator(np.random.PCG64(seed)).permutation(len(ids))
             chosen = order[:PAPER_IMAGES]
             first = len(chosen) * 4 // 5
-            parts = chosen[:first], chosen[first:]
-            return tuple([ids[i] for i in sorted(part)] for part in parts)
+            parts = [[ids[i] for i in sorted(part)] for part in (chosen[:first], chosen[first:])]
+            patients = self.patients({one: images[one] for part in parts for one in part})
+            train, test = ({patients[one] for one in part} for part in parts)
+            self.note_leak(
+                len(train & test),
+                "patients are in train and in test (slices are divided, as in the paper)",
+                "medinit_rsna_ihd/patient has no such leak",
+            )
+            return tuple(parts)
         patients = self.patients({one: images[one] for one in ids})
         names = sorted(set(patients.values()))
         train = set(divide(names, len(names) * 4 // 5, seed)[0])
@@ -274,11 +263,6 @@ def padded(hu: np.ndarray) -> np.ndarray:
     square = np.full((side, side), HU_LIMITS[0], np.int16)
     square[top : top + height, left : left + width] = hu
     return square
-
-
-def _stage(tree: Tree) -> _Stage:
-    second = tree.has("stage_2_train.csv") or tree.find("stage_2_train", "stage_2_train_images")
-    return _SECOND if second or not tree.has("stage_1_train.csv") else _FIRST
 
 
 def _label_values(row: np.ndarray) -> dict[str, Any]:

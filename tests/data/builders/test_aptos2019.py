@@ -73,7 +73,7 @@ def test_the_papers_division_needs_no_test_set(tmp_path):
     assert raised.value.code == "E_MISSING_FILE" and "test.csv" in str(raised.value)
 
 
-def test_lookalikes_stay_in_one_part(whole, tmp_path):
+def test_lookalikes_stay_in_one_part(whole, tmp_path, caplog):
     apart = {"paper": 0, "paper_dedupe": 0}
     for rule in apart:
         for seed in range(8):
@@ -81,7 +81,12 @@ def test_lookalikes_stay_in_one_part(whole, tmp_path):
             builder, splits = items_of(whole, tmp_path, config)
             assert len(splits["train"]) == 8 and len(splits["test"]) == 2
             apart[rule] += len(PAIR & set(splits["test"])) == 1
-            assert bool(builder.notes) == (rule == "paper_dedupe")
+            if rule == "paper":
+                copied = int(len(PAIR & set(splits["test"])) == 1)
+                (note,) = builder.notes
+                assert note.startswith(f"{copied} photographs of test are in train")
+                assert ("too good" in note) == (note in caplog.text) == bool(copied)
+                assert f"in {copied} of {copied} groups the grades differ" in note
     assert apart["paper_dedupe"] == 0 < apart["paper"]
 
 

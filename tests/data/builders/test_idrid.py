@@ -48,7 +48,7 @@ def test_grades_and_pixels_although_numbers_restart(fake, tmp_path):
 
 def test_a_fifth_of_the_training_set_is_for_validation(fake, tmp_path):
     counts = MedinitIdrid.COUNTS["grading"]
-    assert counts["train"] + counts["validation"] == 413 and counts["validation"] == 413 // 5
+    assert counts["train"] + counts["validation"] == 413 and counts["train"] == int(0.8 * 413)
     assert counts["test"] == 103
     chosen = set()
     for seed in range(6):
@@ -100,3 +100,11 @@ def test_grades_out_of_range(fake, tmp_path, value):
     table.write_text(table.read_text().replace("IDRiD_001 ,3,2", value))
     error = refusal(fake, tmp_path)
     assert error.code == "E_LABEL_RANGE" and "row 2" in str(error)
+
+
+def test_the_part_that_stays_is_rounded_down(fake, tmp_path):
+    table = fake / PART / "2. Groundtruths/a. IDRiD_Disease Grading_Training Labels.csv"
+    table.write_text(table.read_text().rstrip("\n") + "\nIDRiD_006,0,0\n")
+    images = fake / PART / "1. Original Images/a. Training Set"
+    (images / "IDRiD_006.jpg").write_bytes((images / "IDRiD_001.jpg").read_bytes())
+    assert [len(items) for items in items_of(fake, tmp_path).values()] == [4, 2, 3]

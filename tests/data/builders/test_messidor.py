@@ -132,7 +132,7 @@ def test_folds_are_those_of_scikit_learn(whole):
     for fold, (_, test) in enumerate(split):
         assert {clean[names[i]]["fold"] for i in test} == {fold}
     # The authors': in the order of the tables, by the grades before the errata.
-    _, swcl = read("swcl", whole)
+    builder, swcl = read("swcl", whole)
     published = []
     for base in BASES:
         stems = [place.stem for place in (whole / base).glob("*.tif") if place.stem in swcl]
@@ -142,10 +142,32 @@ def test_folds_are_those_of_scikit_learn(whole):
         published += known + sorted(set(stems) - set(known))
     grades = [next((o for (_, n), (o, _) in ERRATA.items() if n == p), None) for p in published]
     grades = [swcl[n]["dr"] if g is None else g for n, g in zip(published, grades, strict=True)]
+    assert builder.notes[-1] == "0 of 11 pairs of duplicates are in two folds of fold_swcl"
     split = StratifiedKFold(5).split(np.zeros(1196), grades)
     for fold, (_, test) in enumerate(split):
         assert {swcl[published[i]]["fold_swcl"] for i in test} == {fold}
     assert "fold_swcl" not in clean[names[0]]
+
+
+def test_duplicates_in_two_of_the_authors_folds_are_told(tmp_path, caplog):
+    root = make_messidor(tmp_path)
+    one, other = pair = ("20051202_55582_0400_PP", "20051202_54744_0400_PP")
+    seen = set()
+    for grade in range(4):
+        caplog.clear()
+        write_annotation(
+            annotation(root, "Base33"), {**GRADED["Base33"], one: (grade, 0), other: (0, 0)}
+        )
+        builder, values = read("swcl", root, strict=False)
+        apart = len({values[name]["fold_swcl"] for name in pair}) - 1
+        note = f"{apart} of 1 pairs of duplicates are in two folds of fold_swcl"
+        told = (
+            ", so test results are too good; the feature fold keeps pairs together" if apart else ""
+        )
+        assert builder.notes[-1] == note + told
+        assert (f"medinit_messidor/swcl: {note}{told}." in caplog.text) == bool(apart)
+        seen.add(apart)
+    assert seen == {0, 1}
 
 
 def test_an_image_in_two_rows(tmp_path):

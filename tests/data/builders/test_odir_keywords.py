@@ -2,8 +2,9 @@ import pytest
 
 from medinit_jax.data.builders.odir_keywords import (
     eye_classes,
+    hidden_normal,
     is_normal,
-    is_normal_by_substring,
+    is_normal_by_authors,
     keywords,
 )
 
@@ -17,7 +18,7 @@ def test_keywords_are_separated_by_commas_of_both_kinds():
 
 
 @pytest.mark.parametrize(
-    ("text", "by_words", "by_substring"),
+    ("text", "ours", "theirs"),
     [
         ("normal fundus", True, True),
         ("lens dust", True, True),
@@ -27,16 +28,21 @@ def test_keywords_are_separated_by_commas_of_both_kinds():
         ("lens dust，low image quality", False, False),
         ("low image quality", False, False),
         ("cataract", False, False),
+        ("abnormal fundus", True, True),
         # Where the rules would differ.
-        ("abnormal fundus", False, True),
         ("Normal Fundus", True, False),
         ("lens dust，lens dust", False, False),
         ("lens dust，", True, False),
     ],
 )
-def test_normal_or_not(text, by_words, by_substring):
-    assert is_normal(text) is by_words
-    assert is_normal_by_substring(text) is by_substring
+def test_normal_or_not(text, ours, theirs):
+    assert is_normal(text) is ours
+    assert is_normal_by_authors(text) is theirs
+
+
+def test_keywords_that_hold_normal_fundus_and_more():
+    assert hidden_normal("lens dust，Abnormal  fundus") == "abnormal fundus"
+    assert hidden_normal("lens dust，normal fundus") == ""
 
 
 @pytest.mark.parametrize(
@@ -58,7 +64,7 @@ def test_normal_or_not(text, by_words, by_substring):
         ("refractive media opacity，lens dust", "O"),
         ("low image quality", ""),
         ("optic disk photographically invisible，cataract", "C"),
-        ("abnormal fundus", "O"),
+        ("abnormal fundus", "N"),
     ],
 )
 def test_classes_of_an_eye(text, classes):

@@ -88,15 +88,15 @@ def test_the_rules_are_compared_on_every_eye(tmp_path, caplog):
     assert builder.notes == ["the two keyword rules agree on 18 of 18 eyes"]
     changed = (69, "Female", "abnormal fundus", "Normal fundus", "00000001")
     write_annotation(root / TABLE, {**TRAINING, 0: changed})
-    for config, labels in (("default", (1, 0)), ("compat_code", (0, 1))):
+    for config, labels in (("default", (0, 0)), ("compat_code", (0, 1))):
         builder, values = read(root, config)
         assert builder.notes == [
-            "0_left: 'abnormal fundus' is normal by the substring rule only",
-            "0_right: 'Normal fundus' is abnormal by the substring rule only",
-            "the two keyword rules agree on 16 of 18 eyes",
+            "0_left: normal by the part 'normal fundus' of 'abnormal fundus'",
+            "0_right: 'Normal fundus' is abnormal by the authors' code only",
+            "the two keyword rules agree on 17 of 18 eyes",
         ]
         assert (values["0_left"]["abnormal"], values["0_right"]["abnormal"]) == labels
-    assert "agree on 16 of 18 eyes" in caplog.text
+    assert "agree on 17 of 18 eyes" in caplog.text and "of 'abnormal fundus'" in caplog.text
 
 
 def test_published_numbers_count_the_pairs_left_out(fake, monkeypatch):

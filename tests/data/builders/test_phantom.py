@@ -5,12 +5,15 @@ import pickle
 import cv2
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
 from medinit_jax.core.errors import UsageError
 from medinit_jax.data.builders.drive import MedinitDrive
 from medinit_jax.data.builders.image_files import png
+from medinit_jax.data.builders.oia_odir import _SOURCES as SOURCES
 from medinit_jax.data.builders.phantom import MedinitPhantom, seed_ranges
 from medinit_jax.data.builders.phantom_twins import FOLDS, GRADES, TWINS
+from medinit_jax.data.builders.refuge_layouts import PARTS
 from medinit_jax.data.phantoms import ct, fundus, xray
 from medinit_jax.data.phantoms.odir import CLASSES
 from medinit_jax.data.prepare import prepare
@@ -138,12 +141,20 @@ def test_rows_of_radiographs_repeat_boxes(tmp_path):
     assert len(by_patient) == 120 and len(items) > 120
     for rows in list(by_patient.values())[:40]:
         assert [row.key.rpartition("#")[2] for row in rows] == [str(i) for i in range(len(rows))]
-        example = builder.example(rows[0])
-        assert len(rows) == max(1, len(example["boxes"]))
-        assert example["label"] == int(example["class3"] == xray.CLASSES.index("opacity"))
-        assert bool(example["boxes"]) == bool(example["label"])
-        for box in example["boxes"]:
-            assert 0 <= box.ymin < box.ymax <= 1 and 0 <= box.xmin < box.xmax <= 1
+        examples, case = [builder.example(row) for row in rows], rows[0].values["case"]
+        drawn = xray.render(case.seed, 0, 48)["boxes"]
+        assert len(rows) == max(1, len(drawn))
+        # As in the real set: a row has one box, and the image's name is the patient's.
+        assert sum((example["boxes"] for example in examples), []) == [
+            tfds.features.BBox(y / 48, x / 48, (y + h) / 48, (x + w) / 48) for x, y, w, h in drawn
+        ]
+        for example in examples:
+            assert example["image_id"] == example["patient_id"] == case.patient
+            assert example["image"] == examples[0]["image"]
+            assert example["label"] == int(example["class3"] == xray.CLASSES.index("opacity"))
+            assert len(example["boxes"]) == example["label"]
+            for box in example["boxes"]:
+                assert 0 <= box.ymin < box.ymax <= 1 and 0 <= box.xmin < box.xmax <= 1
 
 
 def test_folds_are_even_in_every_stratum(tmp_path):
@@ -208,6 +219,17 @@ def test_discs_and_their_ratio(tmp_path):
     assert cameras["validation"] == cameras["test"]
 
 
+def test_parts_have_the_names_of_the_real_ones():
+    for task, names in {
+        "refuge_seg": (*PARTS,),
+        "refuge2_seg": (*PARTS,),
+        "odir": (*SOURCES.values(),),
+        "messidor": ("site1", "site2", "site3"),
+    }.items():
+        spec = TWINS[task].sources
+        assert tuple(name for split in spec.values() for name in split) == names
+
+
 def test_chase_is_centered_on_the_disc_and_healthy(tmp_path):
     builder = twin("chase_seg", tmp_path, size=96)
     for item in builder.items(builder.locate())["test"]:
@@ -270,7 +292,11 @@ def nuisances(image, colors):
 
 @pytest.mark.parametrize("task", LABELS)
 def test_nuisances_do_not_tell_the_label(task, tmp_path):
-    """Ridge regression on them, cross-validated, stays near chance; so does the file's size."""
+    """Ridge regression on them, cross-validated, stays near chance; so does the file's size.
+
+    The size is that of a thumbnail, which lesions hardly enter: the whole file's tells the label
+    rightly, for lesions are detail, and detail takes bytes.
+    """
     builder = twin(task, tmp_path, size=112)
     if task == "messidor":
         builder = twin(task, tmp_path, size=112, share=FEW / 600)

@@ -104,13 +104,24 @@ def test_rows_leak_and_say_so(fake, tmp_path, caplog):
     builder = MedinitRsnaCxr(data_dir=tmp_path, config=config, strict_counts=False)
     splits = builder.items(builder.locate(fake))
     assert {split: len(items) for split, items in splits.items()} == {"train": 5, "test": 2}
-    assert "1 patients are in train and in test" in caplog.text
+    (note,) = builder.notes
+    assert note.startswith("1 patients are in train and in test") and "too good" in note
+    assert f"medinit_rsna_cxr/paper_rows_seed{seed}: {note}." in caplog.text
     items = {item.key: item for part in splits.values() for item in part}
     assert len(items) == 7
     values = {key.partition("/")[2]: item.values for key, item in items.items()}
     assert values[f"{TWO_BOXES}#0"]["boxes"] == ((10.5, 20.0, 12.0, 16.0),)
     assert values[f"{TWO_BOXES}#1"]["boxes"] == ((40.0, 30.0, 30.0, 8.0),)
     assert [values[name]["label"] for name in sorted(values)] == [0, 0, 1, 1, 0, 1, 0]
+
+
+def test_without_shared_patients_nothing_is_too_good(fake, tmp_path, caplog):
+    seed = next(seed for seed in range(99) if not _separated(seed))
+    config = Config(name=f"paper_rows_seed{seed}", rule="paper_rows", split_seed=seed)
+    builder = MedinitRsnaCxr(data_dir=tmp_path, config=config, strict_counts=False)
+    (note,) = prepare(builder, fake, workers=0)["notes"]
+    assert note.startswith("0 patients are in train and in test") and "too good" not in note
+    assert "patients" not in caplog.text
 
 
 def _separated(seed):
@@ -139,6 +150,16 @@ def test_rows_out_of_range(tmp_path, table, old, new, found):
     with pytest.raises(DatasetLayoutError, match=found) as raised:
         builder.items(builder.locate(tree))
     assert raised.value.code == "E_LABEL_RANGE"
+
+
+def test_stage_1_alone_is_refused(tmp_path):
+    tree = make_rsna_cxr(tmp_path / "tree")
+    for place in tree.iterdir():
+        place.rename(tree / place.name.replace("stage_2", "stage_1"))
+    builder = MedinitRsnaCxr(data_dir=tmp_path, strict_counts=False)
+    with pytest.raises(DatasetLayoutError, match="looks like stage 1 of RSNA-CXR") as raised:
+        builder.locate(tree)
+    assert raised.value.code == "E_MISPLACED"
 
 
 def test_orphans_are_left_out_only_when_told(tmp_path):

@@ -16,12 +16,13 @@ from fake_trees.rsna_ihd import (
     types_of,
 )
 
-from medinit_jax.data import dicom_file
+from medinit_jax.data import dicom, dicom_file
 from medinit_jax.data.builders import rsna
 from medinit_jax.data.builders.base import Config
-from medinit_jax.data.builders.rsna_ihd import MedinitRsnaIhd, hounsfield, padded
+from medinit_jax.data.builders.rsna_ihd import WINDOWS, MedinitRsnaIhd, hounsfield, padded
 from medinit_jax.data.layout import DatasetLayoutError
 from medinit_jax.data.prepare import prepare
+from medinit_jax.data.tasks import make_builder
 
 READABLE = [name for name in IDS if name != CORRUPT]
 
@@ -89,6 +90,14 @@ def test_windows_are_lossless_at_the_native_size(fake, tmp_path):
             np.testing.assert_allclose(example["image"][..., channel], share * 255, atol=close)
 
 
+@pytest.mark.parametrize(
+    ("name", "black", "gray", "white"), [("soft", -150, 40, 230), ("stroke", 28, 32, 36)]
+)
+def test_windows_for_slices_in_hounsfield_units(name, black, gray, white):
+    shown = dicom.window(np.array([black, gray, white], np.int16), *WINDOWS[name])
+    np.testing.assert_allclose(shown, [0, 0.5, 1])
+
+
 def test_the_other_views(fake, tmp_path):
     builder, _ = prepared(fake, tmp_path / "hu", "hu_paper10")
     example = builder.as_data_source("train")[0]
@@ -104,6 +113,16 @@ def test_the_other_views(fake, tmp_path):
         MedinitRsnaIhd.builder_configs
     )
     assert all(config.square == 256 for config in MedinitRsnaIhd.BUILDER_CONFIGS)
+
+
+def test_other_sizes(fake, tmp_path):
+    builder = make_builder("medinit_rsna_ihd/full_64px", tmp_path, strict_counts=False)
+    manifest = prepare(builder, fake, workers=0)
+    assert manifest["splits"] == {"train": 9, "unlabelled": 3}
+    assert {one["image"].shape for one in by_name(builder, "train").values()} == {(64, 64, 3)}
+    strict = make_builder("medinit_rsna_ihd/full_64px", tmp_path / "strict")
+    with pytest.raises(DatasetLayoutError, match="10 images; expected 752803"):
+        strict.checked_items(strict.locate(fake))
 
 
 def test_divisions(fake, tmp_path, monkeypatch):
@@ -127,14 +146,37 @@ def test_divisions(fake, tmp_path, monkeypatch):
     assert split("patient") == patients
 
 
-def test_stage_1(tmp_path, caplog):
+def test_shared_patients_of_the_papers_division_are_told(fake, tmp_path, caplog):
+    _, manifest = prepared(fake, tmp_path, "paper10")
+    order = np.random.Generator(np.random.PCG64(0)).permutation(9)
+    train, test = ({IDS.index(READABLE[i]) % 2 for i in part} for part in (order[:7], order[7:]))
+    shared = len(train & test)
+    (note,) = manifest["notes"]
+    assert shared and note.startswith(f"{shared} patients are in train and in test")
+    assert "too good; medinit_rsna_ihd/patient has no such leak" in note
+    assert f"medinit_rsna_ihd/paper10: {note}." in caplog.text
+    _, manifest = prepared(fake, tmp_path, "patient")
+    assert manifest["notes"] == []
+
+
+@pytest.mark.parametrize("config", ["full", "paper10"])
+def test_stage_1_alone_is_refused_even_when_any_count_will_do(config, tmp_path):
     tree = make_rsna_ihd(tmp_path / "tree", stage=1)
+    with pytest.raises(DatasetLayoutError, match="looks like stage 1 of RSNA-IHD") as raised:
+        prepared(tree, tmp_path / "data", config)
+    assert raised.value.code == "E_MISPLACED"
+    # Beside stage 2 it does not matter.
+    both = make_rsna_ihd(tree)
+    _, manifest = prepared(both, tmp_path / "data")
+    assert manifest["splits"] == {"train": 9, "unlabelled": 3}
+
+
+def test_stage_2_under_the_older_names_of_its_folders(tmp_path):
+    tree = make_rsna_ihd(tmp_path / "tree")
+    for part in ("train", "test"):
+        (tree / f"stage_2_{part}").rename(tree / f"stage_2_{part}_images")
     _, manifest = prepared(tree, tmp_path / "data")
     assert manifest["splits"] == {"train": 9, "unlabelled": 3}
-    assert "holds stage 1" in caplog.text
-    strict = MedinitRsnaIhd(data_dir=tmp_path, config="full")
-    with pytest.raises(DatasetLayoutError, match="10 images; expected 674258"):
-        strict.checked_items(strict.locate(tree))
 
 
 def test_published_numbers():
