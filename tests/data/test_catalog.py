@@ -1,3 +1,4 @@
+import os
 import pickle
 import shutil
 import subprocess
@@ -105,6 +106,8 @@ def test_phantoms_are_those_of_their_seeds_reduced_with_any_label(tmp_path):
 
 def test_interrupted_drawing_goes_on_with_the_missing_shards(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "SHARD_EXAMPLES", 3)
+    # Drawn in this process, where drawings can be counted.
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
     drawn, render = [], fundus.render
 
     def interrupted(seed, *options):
