@@ -68,7 +68,7 @@ def pretrain_config(phantom: str, size: int, split: str, patients: int) -> Pretr
         )
     return PretrainConfig(
         name=f"{phantom}_{size}px_{split}_{patients}",
-        description=f"{phantom} phantoms of {patients} patients for {split}, {size} pixels.",
+        description=f"{patients} patients of the {phantom} phantom for {split}, {size} pixels.",
         phantom=phantom,
         size=size,
         split=split,
@@ -79,8 +79,8 @@ def pretrain_config(phantom: str, size: int, split: str, patients: int) -> Pretr
 class MedinitPhantomPretrain(Drawn):
     """Drawn images with known labels for pretraining; they show no patient.
 
-    A config is named after phantom, size, split and number of patients: those that are listed are
-    examples. Each is one split; no patient is in two of them.
+    A config is one split, named after phantom, size, split and number of patients; any other size
+    and number makes one too. Patients of different splits are different.
     """
 
     BUILDER_CONFIGS = [pretrain_config(phantom, 64, "train", 2000) for phantom in PHANTOMS]
