@@ -113,4 +113,5 @@ def _described(place: Path, builder: Builder, counts: LabelCounts) -> dict[str, 
         size += len(record)
         counts.add(labels.deserialize_example_np(record))
     reader.close()
-    return {"file": place.name, "examples": number, "bytes": size, "sha256": checksum(place)}
+    found = {"file": place.name, "examples": number, "bytes": size, "sha256": checksum(place)}
+    return {**found, "file_bytes": place.stat().st_size}

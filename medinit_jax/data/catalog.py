@@ -31,6 +31,7 @@ The keys of `config.data`:
     augment: The fields of `Augmentation`, and `difficulty` with those of `Ramp`.
 """
 
+import functools
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -42,14 +43,14 @@ from medinit_jax.data.augment import NORMALIZATION, Augmentation
 from medinit_jax.data.folder import FolderSource
 from medinit_jax.data.image_table import TABLE_SUFFIXES, Columns
 from medinit_jax.data.npz import NpzSource, npz_keys
+from medinit_jax.data.phantoms import PHANTOMS
 from medinit_jax.data.pipeline import BatchOptions, Ramp
-from medinit_jax.data.record_source import RecordSource
-from medinit_jax.data.records import PhantomSet, write_phantoms
 from medinit_jax.data.sources import Source, Subset, cached, split_by_patient
 from medinit_jax.data.table_source import TableSource
 
 SPLITS: tuple[str, ...] = ("train", "val", "test")
-# Called with the name of a split, the number of its images drawn so far, and their total.
+# Called with the name of a split, the number of its images drawn so far, and their total; also
+# when nothing has changed since.
 Progress = Callable[[str, int, int], None]
 
 
@@ -80,16 +81,28 @@ def open_splits(
 
 
 def _phantoms(data: Any, splits: tuple[str, ...], progress: Progress | None) -> dict[str, Source]:
+    # Imported when chosen: tensorflow-datasets takes a second.
+    from medinit_jax.data.builders.phantom_pretrain import pretrain_config
+    from medinit_jax.data.prepare import prepare
+    from medinit_jax.data.prepared import PreparedSource, label_feature
+    from medinit_jax.data.tasks import make_builder
+
+    def report(split: str, done: int, total: int) -> None:
+        if progress is not None:
+            progress(split, done, total)
+
+    names = {
+        split: pretrain_config(data.name, data.render_size, split, data.patients[split]).name
+        for split in splits
+    }
+    label = data.label or PHANTOMS[data.name].label
     opened: dict[str, Source] = {}
-    for split in splits:
-        wanted = PhantomSet(data.name, split, data.patients[split], data.render_size)
-
-        def report(done: int, total: int, split: str = split) -> None:
-            if progress is not None:
-                progress(split, done, total)
-
-        listing = write_phantoms(data.data_dir, wanted, progress=report)
-        source = RecordSource(listing, data.size, data.label or None)
+    for split, name in names.items():
+        builder = make_builder(f"medinit_phantom_pretrain/{name}", data.data_dir)
+        # Before what may take long.
+        label_feature(builder, label)
+        prepare(builder, report=functools.partial(report, split))
+        source = PreparedSource(builder, split, data.size, label=label)
         opened[split] = cached(source, data.cache_mb)
     return opened
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from medinit_jax.core.progress import Progress
 from medinit_jax.data.archive import unpack
 from medinit_jax.data.beam import prepare_with_beam
+from medinit_jax.data.builders.drawn import Drawn
 from medinit_jax.data.contact_sheet import save_contact_sheet
 from medinit_jax.data.image_table import parse_columns
 from medinit_jax.data.listing import lines_of, list_sets, show_info
@@ -70,8 +71,7 @@ def _prepare(
     if read_manifest(target) is not None:
         print(f"{target} is prepared already; delete it to prepare it anew.")
         return 0
-    drawn = builder.name == "medinit_phantom"
-    what = "Drawing" if drawn else f"Reading labels and folders in {folder}"
+    what = "Drawing" if isinstance(builder, Drawn) else f"Reading labels and folders in {folder}"
     print(f"{what} ...", flush=True)
     if beam is not None:
         manifest: Any = prepare_with_beam(builder, folder, shlex.split(beam))

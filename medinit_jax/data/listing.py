@@ -13,6 +13,7 @@ from rich.table import Column, Table
 
 from medinit_jax.data.builders import BUILDERS
 from medinit_jax.data.builders.base import Builder, plain_name
+from medinit_jax.data.builders.drawn import Drawn
 from medinit_jax.data.manifest import MANIFEST, read_manifest
 from medinit_jax.data.tasks import TASKS, Task, make_builder
 
@@ -103,20 +104,23 @@ def _present_lines(builder: Builder, manifest: dict[str, Any]) -> list[str]:
 
 def _absent_lines(builder: Builder) -> list[str]:
     config = builder.builder_config.name
-    counts = builder.COUNTS.get(plain_name(config), {})
     begun = Path(f"{builder.data_path}.incomplete").exists()
     place = f"{'Begun, not finished' if begun else 'Not prepared'}: {builder.data_path}"
     command = f"python -m medinit_jax.data prepare {builder.name}/{config}"
-    drawn = [place, f"Numbers: {_splits_text(counts) or 'not known before'}", f"Draw it: {command}"]
-    downloaded = [
-        place,
-        f"Download: {builder.SIZE} from {builder.HOMEPAGE}",
-        f"Expected tree: {builder.EXPECTED}",
-        f"Published numbers: {_splits_text(counts) or 'none'}",
-        f"Then: {command} --from DIR",
-    ]
+    if isinstance(builder, Drawn):
+        counts = _splits_text(builder.published(builder.locate()))
+        lines = [f"Numbers: {counts or 'not known before'}", f"Draw it: {command}"]
+    else:
+        counts = _splits_text(builder.COUNTS.get(plain_name(config), {}))
+        lines = [
+            f"Download: {builder.SIZE}{f' from {builder.HOMEPAGE}' if builder.HOMEPAGE else ''}",
+            f"Expected tree: {builder.EXPECTED}",
+            f"Published numbers: {counts or 'none'}",
+            f"Then: {command} --from DIR",
+        ]
     return [
-        *(downloaded if builder.HOMEPAGE else drawn),
+        place,
+        *lines,
         "Configs:",
         *(f"  {one.name}: {one.description}" for one in builder.BUILDER_CONFIGS),
     ]

@@ -51,7 +51,7 @@ def make_manifest(
         labels: {split: {feature: {class: examples}}}.
         skipped: Key and reason of files that could not be read.
         outside: Links that were not followed.
-        shards: File, examples, bytes and sha256 of each.
+        shards: File, examples, bytes of their records, sha256 and bytes of the file of each.
     """
     return {
         "dataset": builder.name,
@@ -65,7 +65,7 @@ def make_manifest(
         "notes": builder.notes,
         "links_not_followed": outside,
         "shards": [
-            {name: shard[name] for name in ("file", "examples", "bytes", "sha256")}
+            {name: shard[name] for name in ("file", "examples", "bytes", "sha256", "file_bytes")}
             for shard in shards
         ],
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ class PreparedSource:
                 the set has it.
 
         Raises:
-            UsageError: The set is not prepared, has no such split, or no such label.
+            UsageError: The set is not prepared, is cut short, has no such split, or no such label.
         """
         self._manifest = manifest_of(builder)
         self._name = f"{builder.name}/{builder.builder_config.name}"
@@ -48,13 +49,17 @@ class PreparedSource:
         if not self._manifest["splits"].get(split):
             have = ", ".join(name for name, count in self._manifest["splits"].items() if count)
             raise UsageError(f"{self._name} has no split {split!r}; it has: {have}.")
+        self._shards = [
+            shard for shard in self._manifest["shards"] if f"-{split}.array_record" in shard["file"]
+        ]
+        self._refuse_cut_short(Path(builder.data_path))
         features = builder.info.features
         if not isinstance(features["image"], tfds.features.Image):
             raise UsageError(
                 f"{self._name} stores numbers that are no 8-bit images; set data.name to another "
                 f"config: `python -m medinit_jax.data info {builder.name}` lists them."
             )
-        self.label = self._label_of(features, label)
+        self.label = label_feature(builder, label)
         names = ["image", "eye", "patient_id", "image_id", *([self.label] if self.label else [])]
         # Only these are parsed: a record may hold masks that are dear to decode.
         self._features = tfds.features.FeaturesDict({name: features[name] for name in names})
@@ -66,18 +71,15 @@ class PreparedSource:
             split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
         )
 
-    def _label_of(self, features: Any, label: str) -> str | None:
-        possible = [
-            name
-            for name, feature in features.items()
-            if name != "eye" and feature.shape == () and np.issubdtype(feature.np_dtype, np.integer)
-        ]
-        if label and label not in possible:
-            raise UsageError(
-                f"{self._name} has no label {label!r}; set data.label to one of: "
-                f"{', '.join(possible) or 'none'}."
-            )
-        return label or ("label" if "label" in possible else None)
+    def _refuse_cut_short(self, folder: Path) -> None:
+        for shard in self._shards:
+            place = folder / shard["file"]
+            # Manifests of earlier versions do not tell the size.
+            if not place.is_file() or shard.get("file_bytes") not in (None, place.stat().st_size):
+                raise UsageError(
+                    f"{place} is missing or cut short; delete the folder {folder} and prepare "
+                    f"{self._name} again (phantoms are drawn anew by themselves)."
+                )
 
     def __len__(self) -> int:
         """Returns the number of images."""
@@ -114,15 +116,40 @@ class PreparedSource:
     def describe(self) -> dict[str, Any]:
         """Returns source, count and a sha256 over those of the split's shards, and the label."""
         digest = hashlib.sha256()
-        for shard in self._manifest["shards"]:
-            if f"-{self._split}.array_record" in shard["file"]:
-                digest.update(shard["sha256"].encode())
+        for shard in self._shards:
+            digest.update(shard["sha256"].encode())
         return {
             "source": f"prepared:{self._name}/{self._split}",
             "count": len(self),
             "sha256": digest.hexdigest(),
             "label": self.label,
         }
+
+
+def label_feature(builder: Builder, label: str = "") -> str | None:
+    """Returns the feature that is the label, a class or a whole number.
+
+    Args:
+        builder: The dataset; it need not be prepared.
+        label: Name of a feature; "" takes `label` if the set has it.
+
+    Returns:
+        Its name; None if there is none.
+
+    Raises:
+        UsageError: There is no such label.
+    """
+    possible = [
+        name
+        for name, feature in builder.info.features.items()
+        if name != "eye" and feature.shape == () and np.issubdtype(feature.np_dtype, np.integer)
+    ]
+    if label and label not in possible:
+        raise UsageError(
+            f"{builder.name}/{builder.builder_config.name} has no label {label!r}; set data.label "
+            f"to one of: {', '.join(possible) or 'none'}."
+        )
+    return label or ("label" if "label" in possible else None)
 
 
 def manifest_of(builder: Builder) -> dict[str, Any]:

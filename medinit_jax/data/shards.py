@@ -109,8 +109,9 @@ def write_shards(
                 report(done + counter.value, total)
         except concurrent.futures.process.BrokenProcessPool as error:
             raise UsageError(
-                "A process that prepares was killed, perhaps for want of memory; set --workers to "
-                f"fewer than {workers} and run the same command again: it goes on where it stopped."
+                "A process that prepares was killed, perhaps for want of memory; run "
+                f"`python -m medinit_jax.data prepare {builder.name}/{builder.builder_config.name} "
+                f"--workers N` with fewer than {workers}: it goes on where it stopped."
             ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -186,12 +187,12 @@ def write_shard(
                 count, size = count + 1, size + len(record)
             report(number)
         writer.close()
-        digest = checksum(partial)
+        digest, stored = checksum(partial), partial.stat().st_size
         os.replace(partial, place)
     finally:
         partial.unlink(missing_ok=True)
     note = {"file": place.name, "examples": count, "bytes": size, "sha256": digest}
-    note = {**note, "labels": labels.counts, "skipped": skipped}
+    note = {**note, "file_bytes": stored, "labels": labels.counts, "skipped": skipped}
     write_text(note_of(work, builder, shard), json.dumps(note))
 
 

@@ -12,8 +12,6 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import openpyxl
-import xlrd
 from etils import epath
 
 from medinit_jax.data.layout import Tree, normal, pointer_kind
@@ -232,6 +230,9 @@ def _encoding(name: str, content: bytes) -> str:
 
 
 def _xlsx(content: bytes) -> list[Sequence[Any]]:
+    # Takes a third of the time in which a process that prepares images starts.
+    import openpyxl
+
     _refuse_bomb(content)
     rows, cells = [], 0
     with warnings.catch_warnings():
@@ -265,6 +266,8 @@ def _refuse_bomb(content: bytes) -> None:
 
 
 def _xls(content: bytes) -> Iterator[Sequence[Any]]:
+    import xlrd
+
     book = xlrd.open_workbook(file_contents=content, logfile=io.StringIO())
     sheet = book.sheet_by_index(0)
     for number in range(sheet.nrows):

@@ -249,7 +249,8 @@ def make_builder(
         own = f"{config}_seed{split_seed}"
         chosen = dataclasses.replace(chosen, name=own, split_seed=split_seed)
     try:
-        return BUILDERS[dataset](data_dir=data_dir, config=chosen, **options)
+        # tfds would take "" for a folder of its own.
+        return BUILDERS[dataset](data_dir=epath.Path(data_dir), config=chosen, **options)
     except Exception as error:
         # What tfds raises of a damaged description depends on the damage.
         folder = epath.Path(data_dir) / dataset / chosen.name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -112,16 +113,17 @@ def make_pretext(config: ml_collections.ConfigDict, **changes) -> Rotation:
 def open_sources(config: ml_collections.ConfigDict, console: Console) -> dict[str, Source]:
     """Opens the images of all splits; phantoms that are not there yet are drawn, with a bar."""
     bars: dict[str, Progress] = {}
+    with contextlib.ExitStack() as stack:
 
-    def report(split: str, done: int, total: int) -> None:
-        if split not in bars:
-            bars[split] = Progress(f"draw {split}", total, console, unit="images")
-            bars[split].__enter__()
-        bars[split].update(done)
-        if done == total:
-            bars.pop(split).__exit__(None, None, None)
+        def report(split: str, done: int, total: int) -> None:
+            if split not in bars:
+                # A terminal shows one bar at a time.
+                stack.close()
+                bar = Progress(f"draw {split}", total, console, start=done, unit="images")
+                bars[split] = stack.enter_context(bar)
+            bars[split].update(done)
 
-    return open_splits(config.data, progress=report)
+        return open_splits(config.data, progress=report)
 
 
 def warm_up(bilevel: Bilevel, console: Console) -> float:

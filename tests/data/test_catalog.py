@@ -1,11 +1,22 @@
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+
 import numpy as np
 import pytest
+from conftest import ROOT
 from ml_collections import ConfigDict
 from PIL import Image
 
 from medinit_jax.core.errors import UsageError
+from medinit_jax.data import shards
+from medinit_jax.data.builders.phantom_pretrain import FIRST_SEED
 from medinit_jax.data.catalog import batch_options, open_splits
+from medinit_jax.data.phantoms import PHANTOMS, fundus
 from medinit_jax.data.pipeline import BatchSource
+from medinit_jax.data.prepared import PreparedSource
 from medinit_jax.data.sources import ArraySource
 
 
@@ -52,7 +63,12 @@ def test_phantoms_are_drawn_once_and_kept_in_memory(tmp_path):
     data, told = config(data_dir=tmp_path), []
     splits = open_splits(data, progress=lambda *report: told.append(report))
     assert {name: len(s) for name, s in splits.items()} == {"train": 8, "val": 4, "test": 4}
-    assert told == [("train", 8, 8), ("val", 4, 4), ("test", 4, 4)]
+    counts = [
+        (s, n, total)
+        for s, total in (("train", 8), ("val", 4), ("test", 4))
+        for n in range(total + 1)
+    ]
+    assert told == counts
     assert all(isinstance(s, ArraySource) for s in splits.values())
     assert splits["train"][0]["image"].shape == (16, 16, 3)
     names = [{s[i]["patient"] for i in range(len(s))} for s in splits.values()]
@@ -60,8 +76,70 @@ def test_phantoms_are_drawn_once_and_kept_in_memory(tmp_path):
     told.clear()
     open_splits(data, ("val",), progress=lambda *report: told.append(report))
     assert not told
+    # Another number of patients of one split leaves the others as they are.
+    data.patients.val = 1
+    assert len(open_splits(data, progress=lambda *report: told.append(report))["val"]) == 2
+    assert {report[0] for report in told} == {"val"}
     batch = BatchSource(splits["train"], batch_options(data, seed=0))[0]
     assert batch["image"].shape == (4, 16, 16, 3) and set(batch["label"]) <= {0, 1}
+
+
+def test_phantoms_are_those_of_their_seeds_reduced_with_any_label(tmp_path):
+    source = open_splits(config(data_dir=tmp_path, label="grade", cache_mb=0.0), ("val",))["val"]
+    copy = pickle.loads(pickle.dumps(source))
+    assert isinstance(source, PreparedSource) and len(source) == 4
+    seen = set()
+    for i in range(4):
+        example = copy[i]
+        seed = int(example["patient"].removeprefix("fundus-"))
+        drawn = fundus.render(seed, example["eye"], 32)
+        assert example["label"] == drawn["labels"]["grade"]
+        mean = drawn["image"].reshape(16, 2, 16, 2, 3).mean(axis=(1, 3))
+        assert np.abs(example["image"] - mean).max() <= 1
+        seen.add((seed, example["eye"]))
+    first = FIRST_SEED["val"]
+    assert seen == {(seed, eye) for seed in (first, first + 1) for eye in (1, -1)}
+    described = source.describe()
+    assert described["source"] == "prepared:medinit_phantom_pretrain/fundus_32px_val_2/val"
+    assert described["count"] == 4 and len(described["sha256"]) == 64
+
+
+def test_interrupted_drawing_goes_on_with_the_missing_shards(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "SHARD_EXAMPLES", 3)
+    # Drawn in this process, where drawings can be counted.
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    drawn, render = [], fundus.render
+
+    def interrupted(seed, *options):
+        drawn.append(seed)
+        if len(drawn) == 5:
+            raise KeyboardInterrupt
+        return render(seed, *options)
+
+    phantom = PHANTOMS["fundus"]._replace(render=interrupted)
+    monkeypatch.setitem(PHANTOMS, "fundus", phantom)
+    with pytest.raises(KeyboardInterrupt):
+        open_splits(config(data_dir=tmp_path / "part"), ("train",))
+    assert not list((tmp_path / "part").rglob("prepared.json"))
+    told = []
+    resumed = open_splits(
+        config(data_dir=tmp_path / "part"), ("train",), lambda *report: told.append(report)
+    )
+    # Eight images in three shards, the first of two images.
+    assert told[0] == ("train", 2, 8) and len(drawn) == 5 + 6
+    whole = open_splits(config(data_dir=tmp_path / "whole"), ("train",))
+    assert resumed["train"].describe() == whole["train"].describe()
+
+
+def test_phantoms_cut_short_are_noticed_and_drawn_anew_once_deleted(tmp_path):
+    data = config(data_dir=tmp_path)
+    before = open_splits(data, ("train",))["train"].describe()
+    (shard,) = tmp_path.rglob("*.array_record-*")
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(UsageError, match="cut short; delete the folder"):
+        open_splits(data, ("train",))
+    shutil.rmtree(shard.parent)
+    assert open_splits(data, ("train",))["train"].describe() == before
 
 
 @pytest.fixture
@@ -113,12 +191,18 @@ def test_npz_brings_its_own_splits(tmp_path):
     [
         ({"source": "web"}, "data.source is 'web'; set it to one of: phantom, folder, npz"),
         ({"source": "folder"}, "data.path is empty"),
-        ({"name": "mri"}, "set data.name to one of"),
+        ({"name": "mri"}, "no phantom 'mri'; set data.name to one of: ct, fundus, xray"),
+        ({"patients": {"test": 0}}, "0 patients in data.patients.test make no set"),
+        ({"render_size": 8}, "from 16 to 4096 pixels, not 8; change data.render_size"),
+        ({"render_size": 4097}, "not 4097; change data.render_size"),
+        ({"label": "sex"}, "has no label 'sex'; set data.label to one of: grade, any_dr"),
     ],
 )
 def test_unknown_values_are_named(changes, message, tmp_path):
     with pytest.raises(UsageError, match=message):
         open_splits(config(data_dir=tmp_path, **changes))
+    # It is told before anything is drawn.
+    assert not list(tmp_path.iterdir())
 
 
 def test_options_are_read_from_the_configuration():
@@ -129,3 +213,9 @@ def test_options_are_read_from_the_configuration():
     assert batch_options(config(normalization="gray"), 0).mean == (0.5, 0.5, 0.5)
     with pytest.raises(UsageError, match="data.normalization is 'ct'"):
         batch_options(config(normalization="ct"), 0)
+
+
+def test_sets_are_only_known_where_they_are_read():
+    """Importing tensorflow-datasets takes about as long as the whole package."""
+    code = "import sys, medinit_jax.data.catalog; sys.exit('tensorflow_datasets' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -4,11 +4,13 @@ import shutil
 import pytest
 from fake_trees.drive import make_drive
 from fake_trees.table import make_table
+from ml_collections import ConfigDict
 
 from medinit_jax.data import commands
 from medinit_jax.data.__main__ import main
 from medinit_jax.data.builders import BUILDERS
 from medinit_jax.data.builders.base import MAX_SKIPPED
+from medinit_jax.data.catalog import open_splits
 from medinit_jax.data.tasks import TASKS
 
 
@@ -115,6 +117,25 @@ def test_verify_and_show(run, tree, tmp_path):
     shard.unlink()
     code, out, _ = run("verify", "drive_seg")
     assert code == 1 and f"{shard.name} is missing" in out and "1 problems" in out
+
+
+def test_drawn_sets(run, tmp_path):
+    name = "medinit_phantom_pretrain/fundus_32px_val_2"
+    data = {"source": "phantom", "name": "fundus", "data_dir": str(tmp_path / "data"), "size": 32}
+    data |= {"render_size": 32, "patients": {"val": 2}, "label": "", "cache_mb": 0.0}
+    out = run("info", name)[1]
+    for text in ("Not prepared: ", "Numbers: val 4", f"medinit_jax.data prepare {name}"):
+        assert text in out
+    open_splits(ConfigDict(data), ("val",))
+    assert "fundus_32px_val_2" in run("list")[1]
+    out = run("info", name)[1]
+    assert "Examples: val 4" in out and "Modality: fundus" in out
+    assert re.search(r"eye\W+left\W+2\W", out) and re.search(r"any_dr\W+dr\W+\d\W", out)
+    assert run("verify", name)[0] == 0
+    code, out, _ = run("show", name, "--out", tmp_path / "sheet.png")
+    assert code == 0 and "4 images" in out
+    code, out, _ = run("prepare", name)
+    assert code == 0 and "is prepared already" in out
 
 
 def test_unpack(run, tmp_path):

@@ -177,3 +177,19 @@ def test_what_is_not_there_is_explained(data_dir, tmp_path):
     builder = tasks.make_builder("medinit_fake", data_dir)
     with pytest.raises(UsageError, match="no split 'val'; it has: train, validation, test"):
         PreparedSource(builder, "val", 16)
+
+
+@pytest.mark.parametrize("keep", [None, 0, 100, -1])
+def test_a_shard_that_is_missing_or_cut_short_is_named(tmp_path, keep):
+    for number in range(20):
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / f"{number}.png")
+    prepare(MedinitFake(data_dir=tmp_path / "data"), tmp_path, workers=0)
+    open_splits(config(tmp_path / "data"))
+    (shard,) = (tmp_path / "data").rglob("*test.array_record*")
+    content = shard.read_bytes()
+    shard.unlink()
+    if keep is not None:
+        shard.write_bytes(content[:keep])
+    assert len(open_splits(config(tmp_path / "data"), ("train",))["train"]) == 12
+    with pytest.raises(UsageError, match=f"{shard.name} is missing or cut short; delete the fold"):
+        open_splits(config(tmp_path / "data"))

@@ -9,6 +9,7 @@ from medinit_jax.data.builders.idrid import MedinitIdrid
 from medinit_jax.data.builders.messidor import MedinitMessidor
 from medinit_jax.data.builders.oia_odir import MedinitOiaOdir
 from medinit_jax.data.builders.phantom import MedinitPhantom
+from medinit_jax.data.builders.phantom_pretrain import MedinitPhantomPretrain
 from medinit_jax.data.builders.refuge import MedinitRefuge
 from medinit_jax.data.builders.refuge2 import MedinitRefuge2
 from medinit_jax.data.builders.rsna_cxr import MedinitRsnaCxr
@@ -25,6 +26,7 @@ BUILDERS: dict[str, type[Builder]] = {
     "medinit_messidor": MedinitMessidor,
     "medinit_oia_odir": MedinitOiaOdir,
     "medinit_phantom": MedinitPhantom,
+    "medinit_phantom_pretrain": MedinitPhantomPretrain,
     "medinit_refuge": MedinitRefuge,
     "medinit_refuge2": MedinitRefuge2,
     "medinit_rsna_cxr": MedinitRsnaCxr,

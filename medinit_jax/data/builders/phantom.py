@@ -7,20 +7,19 @@ import re
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 from etils import epath
 
 from medinit_jax.core.errors import UsageError
-from medinit_jax.data.builders.base import Builder, Config, Item
+from medinit_jax.data.builders.base import Config, Item
+from medinit_jax.data.builders.drawn import Drawn
 from medinit_jax.data.builders.phantom_case import EYE_NAMES, Case, Twin
+from medinit_jax.data.builders.phantom_pretrain import FIRST_SEED, MAX_PATIENTS
 from medinit_jax.data.builders.phantom_twins import TWINS
 from medinit_jax.data.layout import Tree
-from medinit_jax.data.phantoms import PHANTOMS
 from medinit_jax.data.phantoms.fundus_patient import LEFT, RIGHT
-from medinit_jax.data.records import FIRST_SEED
 
 # Seeds of the twins lie above those of the sets for pretraining.
-_FIRST = max(FIRST_SEED.values()) + 1_000_000_000
+_FIRST = max(FIRST_SEED.values()) + MAX_PATIENTS
 _PER_TASK, _PER_SPLIT = 10_000_000, 1_000_000
 _NAME = re.compile(r"(?P<task>\w+?)(?:_(?P<size>\d+)px)?(?:_x(?P<share>[\d.]+))?")
 # Modality of the twins that are no fundus photographs.
@@ -42,20 +41,12 @@ class PhantomConfig(Config):
     share: float = 1.0
 
 
-class MedinitPhantom(Builder):
+class MedinitPhantom(Drawn):
     """Drawn images with known labels, a twin of every benchmark task; they show no patient.
 
     Their figures tell whether a method runs, not how good it is on real images.
     """
 
-    # The versions of the three drawings, so that nobody reads old images for new ones.
-    VERSION = tfds.core.Version(
-        ".".join(str(PHANTOMS[name].version) for name in ("fundus", "xray", "ct"))
-    )
-    MODALITY = "fundus, CT, X-ray"
-    LICENSE = "Apache-2.0, as this package; drawn by it."
-    SIZE = "nothing to download"
-    EXPECTED = "no files"
     BUILDER_CONFIGS = [
         PhantomConfig(
             name=f"phantom_{task}", task=task, description=f"Drawn twin of {twin.twin_of}."
@@ -116,10 +107,6 @@ class MedinitPhantom(Builder):
     def _twin(self) -> Twin:
         return TWINS[self.builder_config.task]
 
-    def locate(self, folder: epath.PathLike | None = None) -> Tree:
-        """Returns a folder that is never read, for there is nothing to find."""
-        return Tree(self.name, epath.Path(self.data_path))
-
     def items(self, tree: Tree) -> dict[str, list[Item]]:
         """Decides whom to draw; what takes time is left to `example`."""
         seeds = seed_ranges(self.builder_config)
@@ -172,10 +159,6 @@ class MedinitPhantom(Builder):
             "orig_size": np.array((size, size), np.int32),
             **self._twin.draw(case, size),
         }
-
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        splits = self.checked_items(self.locate())
-        return {split: self._generate_examples(items) for split, items in splits.items()}
 
 
 def seed_ranges(config: PhantomConfig) -> dict[str, range]:

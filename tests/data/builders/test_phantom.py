@@ -12,12 +12,12 @@ from medinit_jax.data.builders.drive import MedinitDrive
 from medinit_jax.data.builders.image_files import png
 from medinit_jax.data.builders.oia_odir import _SOURCES as SOURCES
 from medinit_jax.data.builders.phantom import MedinitPhantom, seed_ranges
+from medinit_jax.data.builders.phantom_pretrain import FIRST_SEED, MAX_PATIENTS
 from medinit_jax.data.builders.phantom_twins import FOLDS, GRADES, TWINS
 from medinit_jax.data.builders.refuge_layouts import PARTS
 from medinit_jax.data.phantoms import ct, fundus, xray
 from medinit_jax.data.phantoms.odir import CLASSES
 from medinit_jax.data.prepare import prepare
-from medinit_jax.data.records import _MAX_PATIENTS, FIRST_SEED
 from medinit_jax.data.tasks import make_builder
 from medinit_jax.downstream.metrics import roc_auc
 
@@ -49,7 +49,7 @@ def test_no_two_sets_share_a_patient():
         for config in MedinitPhantom.BUILDER_CONFIGS
         for span in seed_ranges(config).values()
     ]
-    ranges += [(first, first + _MAX_PATIENTS) for first in FIRST_SEED.values()]
+    ranges += [(first, first + MAX_PATIENTS) for first in FIRST_SEED.values()]
     ranges.sort()
     assert all(one[1] <= other[0] for one, other in zip(ranges, ranges[1:], strict=False))
 
