@@ -64,6 +64,13 @@ class Item(NamedTuple):
     values: dict[str, Any]
 
 
+class LocalInfo(tfds.core.DatasetInfo):
+    """What tfds knows of a set that is nowhere but here."""
+
+    def initialize_from_bucket(self) -> None:
+        """Asks nobody: tfds would look for the set in Google's bucket, and leave a folder behind."""
+
+
 class Builder(tfds.core.GeneratorBasedBuilder, ImageFiles, skip_registration=True):  # pyright: ignore
     """A dataset of which a folder was downloaded by hand.
 
@@ -162,7 +169,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, ImageFiles, skip_registration=Tru
         return super()._create_builder_config(builder_config, version)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
+        return LocalInfo(
             builder=self,
             description=(type(self).__doc__ or "").strip(),
             features=tfds.features.FeaturesDict({**common_features(), **self.features()}),
