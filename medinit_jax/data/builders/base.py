@@ -68,7 +68,7 @@ class LocalInfo(tfds.core.DatasetInfo):
     """What tfds knows of a set that is nowhere but here."""
 
     def initialize_from_bucket(self) -> None:
-        """Asks nobody: tfds would look for the set in Google's bucket, and leave a folder behind."""
+        """Does nothing: tfds would ask Google's bucket for the set and leave a folder behind."""
 
 
 class Builder(tfds.core.GeneratorBasedBuilder, ImageFiles, skip_registration=True):  # pyright: ignore
