@@ -8,6 +8,7 @@ layout is known within seconds, and decoding runs in as many processes as there 
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -19,6 +20,7 @@ from etils import epath
 from medinit_jax.core.errors import UsageError
 from medinit_jax.data.builders.image_files import ImageFiles
 from medinit_jax.data.layout import DatasetLayoutError, Tree, locate
+from medinit_jax.data.manifest import read_manifest
 from medinit_jax.data.sources import cut_shuffled
 
 # Sets without a builder, by what only they hold.
@@ -114,9 +116,13 @@ class Builder(tfds.core.GeneratorBasedBuilder, ImageFiles, skip_registration=Tru
             beam: Whether tfds decodes the files in an Apache Beam pipeline, see `data.beam`.
             file_format: As tfds has it.
             **options: `data_dir`, `config` and `version`, see tfds.
+
+        Raises:
+            UsageError: A set of this name was prepared with other options, or is damaged.
         """
         super().__init__(file_format=file_format, **options)
         self.strict_counts, self.on_corrupt, self.beam = strict_counts, on_corrupt, beam
+        self.accepted: list[str] = []
         self.ignored: list[str] = []
         self.notes: list[str] = []
         # Filled by a preparation with Beam.
@@ -127,6 +133,23 @@ class Builder(tfds.core.GeneratorBasedBuilder, ImageFiles, skip_registration=Tru
             "on_corrupt": on_corrupt,
             "beam": beam,
         }
+        self._refuse_other_options()
+
+    def _refuse_other_options(self) -> None:
+        """Keeps a set that a config of the same name made from being taken for this one."""
+        manifest = read_manifest(self.data_path)
+        if manifest is None:
+            return
+        # What tfds has of a config, as its description, makes no other set.
+        common = {field.name for field in dataclasses.fields(tfds.core.BuilderConfig)}
+        own = json.loads(json.dumps(dataclasses.asdict(self.builder_config), default=str))
+        made = json.loads(json.dumps(manifest["config"], default=str))
+        other = sorted(key for key in own if key not in common and made.get(key) != own[key])
+        if other:
+            raise UsageError(
+                f"{self.data_path} was prepared with other options of the same name "
+                f"({', '.join(other)}); delete it, or give these options a name of their own."
+            )
 
     def __getstate__(self):
         return {**super().__getstate__(), "own": self._own_options}
@@ -253,7 +276,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, ImageFiles, skip_registration=Tru
         Raises:
             DatasetLayoutError: E_COUNT, or whatever `items` finds.
         """
-        self.ignored, self.notes = [], []
+        self.accepted, self.ignored, self.notes = [], [], []
         splits = self.items(tree)
         keys = [item.key for items in splits.values() for item in items]
         if len(set(keys)) != len(keys):
@@ -264,9 +287,13 @@ class Builder(tfds.core.GeneratorBasedBuilder, ImageFiles, skip_registration=Tru
     def refuse_counts(
         self, tree: Tree, found: Mapping[str, int], wanted: Mapping[str, int]
     ) -> None:
-        """Raises E_COUNT if splits have other numbers than wanted, under strict counts."""
+        """Raises E_COUNT if splits have other numbers than wanted, or accepts and lists them."""
         differing = [split for split in wanted if found.get(split) != wanted[split]]
-        if differing and self.strict_counts:
+        if not self.strict_counts:
+            self.accept(
+                *(f"{split} has {found.get(split, 0)} of {wanted[split]}" for split in differing)
+            )
+        elif differing:
             tree.fail(
                 "E_COUNT",
                 "the number of examples is not the published one",
@@ -274,6 +301,10 @@ class Builder(tfds.core.GeneratorBasedBuilder, ImageFiles, skip_registration=Tru
                 expected=", ".join(f"{split} {wanted[split]}" for split in differing),
                 fix="Finish the download; --any-count prepares what is there.",
             )
+
+    def accept(self, *departures: str) -> None:
+        """Lists what strict counts would have refused."""
+        self.accepted += [one for one in departures if one not in self.accepted]
 
     def counted(self, splits: Mapping[str, Sequence[Item]]) -> dict[str, int]:
         """Returns the numbers that are compared with COUNTS; those of the items by default."""
@@ -296,6 +327,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, ImageFiles, skip_registration=Tru
         if not missing:
             return
         if not self.strict_counts:
+            self.accept(f"{len(missing)} of {total} have no {what}")
             self.ignored += [f"{name}: no {what}" for name in missing]
             logging.warning("%d of %d have no %s: left out.", len(missing), total, what)
             return

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +12,6 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from medinit_jax.core.errors import UsageError
 from medinit_jax.data.builders.base import Builder, Config, Item
 from medinit_jax.data.builders.image_files import png
 from medinit_jax.data.decode import DecodeError, MaskError, decode_mask
@@ -26,6 +24,7 @@ from medinit_jax.data.image_table import (
     read_image_table,
 )
 from medinit_jax.data.layout import Tree, locate
+from medinit_jax.data.manifest import read_manifest
 from medinit_jax.data.sources import divide_names
 
 SPLITS = ("train", "val", "test")
@@ -72,10 +71,10 @@ class MedinitTable(Builder):
     @classmethod
     def config_named(cls, name: str, data_dir: epath.PathLike) -> Config | None:
         """Returns a config of this name; one that was prepared is found by its manifest."""
-        place = epath.Path(data_dir) / cls.name / name / str(cls.VERSION) / "prepared.json"
-        if not place.exists():
+        manifest = read_manifest(epath.Path(data_dir) / cls.name / name / str(cls.VERSION))
+        if manifest is None:
             return super().config_named(name, data_dir)
-        settings = json.loads(place.read_text())["config"]
+        settings = manifest["config"]
         columns: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value
             for key, value in settings.pop("columns").items()
@@ -90,27 +89,11 @@ class MedinitTable(Builder):
         Args:
             classes: Names of the classes of every label, as `items` finds them.
             **options: See `Builder`. As `config` give a `TableConfig` with a name of its own.
-
-        Raises:
-            UsageError: A set of this name was prepared with other options.
         """
         super().__init__(**options)
         self._table = ""
-        self._refuse_other_options()
         if classes:
             self._name_classes(classes)
-
-    def _refuse_other_options(self) -> None:
-        """Keeps a set that was prepared with other columns from being taken for this one."""
-        manifest = epath.Path(self.data_path) / "prepared.json"
-        if not manifest.exists():
-            return
-        own = json.dumps(dataclasses.asdict(self.builder_config), default=str)
-        if json.loads(manifest.read_text())["config"] != json.loads(own):
-            raise UsageError(
-                f"{self.data_path} was prepared with other options of the same name; delete it, or "
-                f"give these options a name of their own."
-            )
 
     def _name_classes(self, classes: Mapping[str, tuple[str, ...]]) -> None:
         # The builders of worker processes are made with them.
