@@ -39,6 +39,27 @@ def read_manifest(target: epath.PathLike) -> dict[str, Any] | None:
         ) from error
 
 
+def refuse_other_options(builder: Builder) -> None:
+    """Keeps a set that a config of the same name made from being taken for the builder's.
+
+    Raises:
+        UsageError: It was prepared with other options, or is damaged.
+    """
+    manifest = read_manifest(builder.data_path)
+    if manifest is None:
+        return
+    # What tfds has of a config, as its description, makes no other set.
+    common = {field.name for field in dataclasses.fields(tfds.core.BuilderConfig)}
+    own = json.loads(json.dumps(dataclasses.asdict(builder.builder_config), default=str))
+    made = manifest["config"]
+    other = sorted(key for key in own if key not in common and made.get(key) != own[key])
+    if other:
+        raise UsageError(
+            f"{builder.data_path} was prepared with other options of the same name "
+            f"({', '.join(other)}); delete it, or give these options a name of their own."
+        )
+
+
 def earlier_manifest(builder: Builder) -> dict[str, Any] | None:
     """Returns the manifest of what was prepared before; None if that is nothing.
 

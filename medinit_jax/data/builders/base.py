@@ -8,7 +8,6 @@ layout is known within seconds, and decoding runs in as many processes as there 
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -20,7 +19,7 @@ from etils import epath
 from medinit_jax.core.errors import UsageError
 from medinit_jax.data.builders.image_files import ImageFiles
 from medinit_jax.data.layout import DatasetLayoutError, Tree, locate
-from medinit_jax.data.manifest import read_manifest
+from medinit_jax.data.manifest import refuse_other_options
 from medinit_jax.data.sources import cut_shuffled
 
 # Sets without a builder, by what only they hold.
@@ -133,23 +132,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, ImageFiles, skip_registration=Tru
             "on_corrupt": on_corrupt,
             "beam": beam,
         }
-        self._refuse_other_options()
-
-    def _refuse_other_options(self) -> None:
-        """Keeps a set that a config of the same name made from being taken for this one."""
-        manifest = read_manifest(self.data_path)
-        if manifest is None:
-            return
-        # What tfds has of a config, as its description, makes no other set.
-        common = {field.name for field in dataclasses.fields(tfds.core.BuilderConfig)}
-        own = json.loads(json.dumps(dataclasses.asdict(self.builder_config), default=str))
-        made = json.loads(json.dumps(manifest["config"], default=str))
-        other = sorted(key for key in own if key not in common and made.get(key) != own[key])
-        if other:
-            raise UsageError(
-                f"{self.data_path} was prepared with other options of the same name "
-                f"({', '.join(other)}); delete it, or give these options a name of their own."
-            )
+        refuse_other_options(self)
 
     def __getstate__(self):
         return {**super().__getstate__(), "own": self._own_options}
