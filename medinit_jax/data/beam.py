@@ -48,6 +48,7 @@ def prepare_with_beam(
     builder.download_and_prepare(
         download_config=tfds.download.DownloadConfig(
             manual_dir=str(tree.path),
+            try_download_gcs=False,
             beam_options=beam.options.pipeline_options.PipelineOptions(list(options)),
         )
     )

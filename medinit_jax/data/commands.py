@@ -17,7 +17,7 @@ from medinit_jax.data.builders.drawn import Drawn
 from medinit_jax.data.contact_sheet import save_contact_sheet
 from medinit_jax.data.image_table import parse_columns
 from medinit_jax.data.listing import lines_of, list_sets, show_info
-from medinit_jax.data.manifest import read_manifest
+from medinit_jax.data.manifest import earlier_manifest
 from medinit_jax.data.prepare import prepare
 from medinit_jax.data.shards import Report
 from medinit_jax.data.tasks import make_builder
@@ -68,7 +68,7 @@ def _prepare(
     builder = make_builder(name, data_dir, split_seed, of_table, beam=beam is not None, **options)
     folder = folder or str(Path(data_dir) / "downloads" / "manual" / builder.name)
     target = Path(builder.data_path)
-    if read_manifest(target) is not None:
+    if earlier_manifest(builder) is not None:
         print(f"{target} is prepared already; delete it to prepare it anew.")
         return 0
     what = "Drawing" if isinstance(builder, Drawn) else f"Reading labels and folders in {folder}"

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from medinit_jax.core.errors import UsageError
-from medinit_jax.data import gdcm_process
+from medinit_jax.data import decoder_process
 from medinit_jax.data.codestream import frame_size
 from medinit_jax.data.decode import DecodeError
 
@@ -33,6 +33,8 @@ _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _GROUP_LENGTH = b"\x02\x00\x00\x00UL"
 # A run of the RLE codec makes at most 128 bytes of 2.
 _MOST_RLE = 64
+# Decoders that end or hang at some damaged images.
+_APART = ("gdcm", "pyjpegls")
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 
@@ -166,16 +168,18 @@ def _decoded(
         The array and its photometric interpretation.
     """
     plugins: list[str] = [*decoder.available_plugins] if decoder.is_encapsulated else [""]
-    if plugins == ["gdcm"]:
-        known = {name: one for name, one in options.items() if isinstance(one, (int, str))}
-        known = {
-            name: str(one) if isinstance(one, str) else int(one) for name, one in known.items()
-        }
-        encoded = _encoded(pydicom, dataset, frame)
-        return gdcm_process.decode(encoded, str(decoder.UID), {**known, "number_of_frames": 1})
-    plugins = [plugin for plugin in plugins if plugin != "gdcm"]
+    if len(plugins) > 1:
+        plugins = [plugin for plugin in plugins if plugin != "gdcm"]
     for plugin in plugins:
         try:
+            if plugin in _APART:
+                plain = {
+                    name: str(one) if isinstance(one, str) else int(one)
+                    for name, one in options.items()
+                    if isinstance(one, (int, str))
+                }
+                encoded, plain["number_of_frames"] = _encoded(pydicom, dataset, frame), 1
+                return decoder_process.decode(encoded, str(decoder.UID), plugin, plain)
             array, found = decoder.as_array(dataset, index=frame, decoding_plugin=plugin, **options)
             return array, str(found["photometric_interpretation"])
         except Exception:

@@ -81,6 +81,7 @@ def lines_of(manifest: dict[str, Any]) -> list[str]:
     skipped = [f"{one['key']} ({one['reason']})" for one in manifest["skipped"]]
     for what, names in (
         ("Left out, cannot be read", skipped),
+        ("Not as published, accepted with --any-count", manifest.get("accepted", [])),
         ("Left out", manifest["ignored"]),
         ("Notes", manifest["notes"]),
         ("Links that were not followed", manifest["links_not_followed"]),

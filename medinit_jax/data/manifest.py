@@ -7,14 +7,16 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
 from medinit_jax.core.errors import UsageError
-from medinit_jax.data.builders.base import Builder
+
+if TYPE_CHECKING:
+    from medinit_jax.data.builders.base import Builder
 
 MANIFEST = "prepared.json"
 UNLABELLED = "unlabelled"
@@ -35,6 +37,53 @@ def read_manifest(target: epath.PathLike) -> dict[str, Any] | None:
         raise UsageError(
             f"{place} is damaged ({error}); delete its folder and prepare the set again."
         ) from error
+
+
+def refuse_other_options(builder: Builder) -> None:
+    """Keeps a set that a config of the same name made from being taken for the builder's.
+
+    Raises:
+        UsageError: It was prepared with other options, or is damaged.
+    """
+    manifest = read_manifest(builder.data_path)
+    if manifest is None:
+        return
+    # What tfds has of a config, as its description, makes no other set.
+    common = {field.name for field in dataclasses.fields(tfds.core.BuilderConfig)}
+    own = json.loads(json.dumps(dataclasses.asdict(builder.builder_config), default=str))
+    made = manifest["config"]
+    other = sorted(key for key in own if key not in common and made.get(key) != own[key])
+    if other:
+        raise UsageError(
+            f"{builder.data_path} was prepared with other options of the same name "
+            f"({', '.join(other)}); delete it, or give these options a name of their own."
+        )
+
+
+def earlier_manifest(builder: Builder) -> dict[str, Any] | None:
+    """Returns the manifest of what was prepared before; None if that is nothing.
+
+    Raises:
+        UsageError: It is damaged, or holds what the builder's checks would refuse.
+    """
+    manifest = read_manifest(builder.data_path)
+    if manifest is None:
+        return None
+    accepted = manifest.get("accepted", [])
+    if accepted and builder.strict_counts:
+        raise UsageError(
+            f"{builder.data_path} was prepared with --any-count and is not the published set "
+            f"({'; '.join(accepted[:3])}); delete it to prepare it anew, or take it with "
+            f"--any-count."
+        )
+    keys = [one["key"] for one in manifest["skipped"] if one["key"] not in builder.KNOWN_CORRUPT]
+    if keys and builder.on_corrupt != "skip":
+        raise UsageError(
+            f"{builder.data_path} was prepared with --on-corrupt=skip and lacks {len(keys)} files "
+            f"that could not be read ({', '.join(keys[:3])}); delete it to prepare it anew, or "
+            f"take it with --on-corrupt=skip."
+        )
+    return manifest
 
 
 def make_manifest(
@@ -61,6 +110,7 @@ def make_manifest(
         "splits": {split: info.num_examples for split, info in builder.info.splits.items()},
         "labels": labels,
         "skipped": skipped,
+        "accepted": builder.accepted,
         "ignored": builder.ignored,
         "notes": builder.notes,
         "links_not_followed": outside,

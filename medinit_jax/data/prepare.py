@@ -24,7 +24,13 @@ from etils import epath
 from medinit_jax.core.errors import UsageError
 from medinit_jax.data.builders.base import Builder, refuse_many_skipped
 from medinit_jax.data.layout import DatasetLayoutError
-from medinit_jax.data.manifest import MANIFEST, make_manifest, read_manifest, sum_labels
+from medinit_jax.data.manifest import (
+    MANIFEST,
+    earlier_manifest,
+    make_manifest,
+    read_manifest,
+    sum_labels,
+)
 from medinit_jax.data.shards import Report, Shard, cut, note_of, write_shards
 
 _PLAN = "plan.txt"
@@ -55,13 +61,13 @@ def prepare(
     Raises:
         DatasetLayoutError: Something is wrong with the download.
         UsageError: `host` is not one of `hosts`, the folder is missing, or something else lies
-            where the set should be.
+            where the set should be, as one that was prepared under weaker checks.
     """
     if not 0 <= host < hosts:
         raise UsageError(f"host {host} of {hosts} hosts: count them from 0 to {hosts - 1}.")
     target = Path(builder.data_path)
     if target.exists():
-        written = read_manifest(target)
+        written = earlier_manifest(builder)
         if written is None:
             raise UsageError(
                 f"{target} was not written by this command: it has no {MANIFEST}; delete it, or "

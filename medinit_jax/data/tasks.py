@@ -18,7 +18,7 @@ from etils import epath
 from medinit_jax.core.errors import UsageError
 from medinit_jax.data.builders import BUILDERS
 from medinit_jax.data.builders.base import Builder, Config
-from medinit_jax.data.builders.table import MedinitTable, TableConfig
+from medinit_jax.data.builders.table import TableConfig
 from medinit_jax.data.image_table import Columns
 
 # Where sets are prepared, unless told otherwise; the default of `config.data.data_dir`.
@@ -231,18 +231,18 @@ def make_builder(
         )
     configs = [one.name for one in BUILDERS[dataset].BUILDER_CONFIGS]
     seeded = _SEED.match(config)
-    if columns is not None:
-        if dataset != "medinit_table" or not config:
-            raise UsageError(f"Columns belong to medinit_table/NAME with a NAME, not to {name}.")
-        own_table = TableConfig(name=config, columns=columns, description="A table of one's own.")
-        return MedinitTable(data_dir=data_dir, config=own_table, **options)
-    if seeded and known(config) is None:
+    if columns is not None and (dataset != "medinit_table" or not config):
+        raise UsageError(f"Columns belong to medinit_table/NAME with a NAME, not to {name}.")
+    if seeded and (columns is not None or known(config) is None):
         config, own_seed = seeded["config"], int(seeded["seed"])
         if split_seed not in (0, own_seed):
             raise UsageError(f"{name} names a split seed other than {split_seed}; give one.")
         split_seed = own_seed
     config = config or configs[0]
-    chosen = known(config)
+    if columns is None:
+        chosen = known(config)
+    else:
+        chosen = TableConfig(name=config, columns=columns, description="A table of one's own.")
     if chosen is None:
         raise UsageError(f"{dataset} has no config {config!r}; use one of: {', '.join(configs)}.")
     if split_seed:
@@ -251,6 +251,8 @@ def make_builder(
     try:
         # tfds would take "" for a folder of its own.
         return BUILDERS[dataset](data_dir=epath.Path(data_dir), config=chosen, **options)
+    except UsageError:
+        raise
     except Exception as error:
         # What tfds raises of a damaged description depends on the damage.
         folder = epath.Path(data_dir) / dataset / chosen.name

@@ -1,5 +1,7 @@
+import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +16,8 @@ from fake_trees.drive import make_drive
 from medinit_jax.core.errors import UsageError
 from medinit_jax.data import prepare as preparing
 from medinit_jax.data import shards
+from medinit_jax.data.__main__ import main
+from medinit_jax.data.builders.base import Config
 from medinit_jax.data.builders.drive import MedinitDrive
 from medinit_jax.data.layout import DatasetLayoutError
 from medinit_jax.data.manifest import MANIFEST, read_manifest
@@ -284,3 +288,54 @@ def test_what_others_wrote_is_left_alone(tree, tmp_path):
     (target / MANIFEST).write_text("{")
     with pytest.raises(UsageError, match="is damaged"):
         prepare(drive(tmp_path), tree, workers=0)
+
+
+def test_a_set_made_under_weaker_checks_is_not_taken_for_a_whole_one(tree, tmp_path, capsys):
+    manifest = prepare(drive(tmp_path), tree, workers=0)
+    assert manifest["accepted"] == ["train has 4 of 20", "test has 3 of 20"]
+    with pytest.raises(UsageError, match=r"with --any-count .*train has 4 of 20.*delete it"):
+        prepare(MedinitDrive(data_dir=tmp_path), tree, workers=0)
+    assert prepare(drive(tmp_path), tree, workers=0) == manifest
+    command = ["prepare", "medinit_drive", "--data-dir", str(tmp_path), "--from", str(tree)]
+    assert main(command) == 2
+    assert "was prepared with --any-count" in capsys.readouterr().err
+    assert main([*command, "--any-count"]) == 0
+    assert "is prepared already" in capsys.readouterr().out
+    assert main(["info", "medinit_drive", "--data-dir", str(tmp_path)]) == 0
+    assert "accepted with --any-count: 2\n  train has 4 of 20" in capsys.readouterr().out
+
+
+def test_a_whole_set_is_taken_whatever_it_was_made_with(tree, tmp_path, monkeypatch):
+    monkeypatch.setattr(MedinitDrive, "COUNTS", {"default": {"train": 4, "test": 3}})
+    manifest = prepare(drive(tmp_path, on_corrupt="skip"), tree, workers=0)
+    assert manifest["accepted"] == manifest["skipped"] == []
+    assert prepare(MedinitDrive(data_dir=tmp_path), tree, workers=0) == manifest
+    assert prepare(drive(tmp_path, on_corrupt="skip"), tree, workers=0) == manifest
+
+
+def test_a_set_that_lacks_unreadable_files_is_not_taken_for_one_without(tmp_path, monkeypatch):
+    monkeypatch.setattr("medinit_jax.data.builders.base.MAX_SKIPPED", 0.2)
+    root = make_drive(tmp_path / "tree", defects=("E_DECODE",))
+    manifest = prepare(drive(tmp_path, on_corrupt="skip"), root, workers=0)
+    assert prepare(drive(tmp_path, on_corrupt="skip"), root, workers=0) == manifest
+    with pytest.raises(UsageError, match=r"--on-corrupt=skip and lacks 1 files .*\(train/21\)"):
+        prepare(drive(tmp_path), root, workers=0)
+    monkeypatch.setattr(MedinitDrive, "KNOWN_CORRUPT", frozenset({"train/21"}))
+    assert prepare(drive(tmp_path), root, workers=0) == manifest
+
+
+def test_missing_files_that_were_accepted_are_listed(tmp_path):
+    root = make_drive(tmp_path / "tree", defects=("E_ORPHAN",))
+    accepted = prepare(drive(tmp_path), root, workers=0)["accepted"]
+    assert any(re.fullmatch(r"1 of \d have no .*", one) for one in accepted)
+
+
+@pytest.mark.parametrize(
+    "other", [{"shorter": 24}, {"square": 16}, {"split_seed": 3}, {"rule": "train_only"}]
+)
+def test_configs_of_one_name_are_not_taken_for_each_other(other, tree, tmp_path):
+    mine = Config(name="mine", description="First.")
+    prepare(drive(tmp_path, mine), tree, workers=0)
+    with pytest.raises(UsageError, match=rf"other options of the same name \({[*other][0]}\)"):
+        drive(tmp_path, dataclasses.replace(mine, **other))
+    assert drive(tmp_path, dataclasses.replace(mine, description="Second.")) is not None

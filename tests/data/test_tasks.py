@@ -6,6 +6,7 @@ from conftest import ROOT
 
 from medinit_jax.core.errors import UsageError
 from medinit_jax.data.builders import BUILDERS
+from medinit_jax.data.image_table import Columns
 from medinit_jax.data.tasks import DATA_DIR, TASKS, make_builder
 
 # Of tasks whose builder is not there, only the table is checked.
@@ -35,6 +36,14 @@ def test_every_task_has_a_set_with_its_labels_and_modality(name, tmp_path):
     assert f"{builder.name}/{builder.builder_config.name}" == task.dataset
     assert task.modality == builder.MODALITY
     assert set(task.labels) <= set(builder.info.features)
+
+
+def test_seeds_of_tables(tmp_path):
+    columns = Columns(labels=("grade",))
+    for name, seed in (("medinit_table/mine", 3), ("medinit_table/mine_seed3", 0)):
+        config = make_builder(name, tmp_path, seed, columns).builder_config
+        assert (config.name, config.split_seed) == ("mine_seed3", 3)
+    assert make_builder("medinit_table/mine", tmp_path, 0, columns).builder_config.split_seed == 0
 
 
 def test_names_and_seeds(tmp_path):

@@ -20,6 +20,7 @@ from etils import epath
 from medinit_jax.core.errors import UsageError
 from medinit_jax.data.builders.image_files import ImageFiles
 from medinit_jax.data.layout import DatasetLayoutError, Tree, locate
+from medinit_jax.data.manifest import refuse_other_options
 from medinit_jax.data.sources import cut_shuffled
 
 # Sets without a builder, by what only they hold.
@@ -71,6 +72,13 @@ class Item(NamedTuple):
     values: dict[str, Any]
 
 
+class LocalInfo(tfds.core.DatasetInfo):
+    """What tfds knows of a set that is nowhere but here."""
+
+    def initialize_from_bucket(self) -> None:
+        """Does nothing: tfds would ask Google's bucket for the set and leave a folder behind."""
+
+
 class Builder(tfds.core.GeneratorBasedBuilder, ImageFiles, skip_registration=True):  # pyright: ignore
     """A dataset of which a folder was downloaded by hand.
 
@@ -114,9 +122,13 @@ class Builder(tfds.core.GeneratorBasedBuilder, ImageFiles, skip_registration=Tru
             beam: Whether tfds decodes the files in an Apache Beam pipeline, see `data.beam`.
             file_format: As tfds has it.
             **options: `data_dir`, `config` and `version`, see tfds.
+
+        Raises:
+            UsageError: A set of this name was prepared with other options, or is damaged.
         """
         super().__init__(file_format=file_format, **options)
         self.strict_counts, self.on_corrupt, self.beam = strict_counts, on_corrupt, beam
+        self.accepted: list[str] = []
         self.ignored: list[str] = []
         self.notes: list[str] = []
         # Filled by a preparation with Beam.
@@ -127,6 +139,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, ImageFiles, skip_registration=Tru
             "on_corrupt": on_corrupt,
             "beam": beam,
         }
+        refuse_other_options(self)
 
     def __getstate__(self):
         return {**super().__getstate__(), "own": self._own_options}
@@ -169,7 +182,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, ImageFiles, skip_registration=Tru
         return super()._create_builder_config(builder_config, version)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
+        return LocalInfo(
             builder=self,
             description=(type(self).__doc__ or "").strip(),
             features=tfds.features.FeaturesDict({**common_features(), **self.features()}),
@@ -263,7 +276,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, ImageFiles, skip_registration=Tru
         Raises:
             DatasetLayoutError: E_COUNT, or whatever `items` finds.
         """
-        self.ignored, self.notes = [], []
+        self.accepted, self.ignored, self.notes = [], [], []
         splits = self.items(tree)
         keys = [item.key for items in splits.values() for item in items]
         if len(set(keys)) != len(keys):
@@ -274,9 +287,13 @@ class Builder(tfds.core.GeneratorBasedBuilder, ImageFiles, skip_registration=Tru
     def refuse_counts(
         self, tree: Tree, found: Mapping[str, int], wanted: Mapping[str, int]
     ) -> None:
-        """Raises E_COUNT if splits have other numbers than wanted, under strict counts."""
+        """Raises E_COUNT if splits have other numbers than wanted, or accepts and lists them."""
         differing = [split for split in wanted if found.get(split) != wanted[split]]
-        if differing and self.strict_counts:
+        if not self.strict_counts:
+            self.accept(
+                *(f"{split} has {found.get(split, 0)} of {wanted[split]}" for split in differing)
+            )
+        elif differing:
             tree.fail(
                 "E_COUNT",
                 "the number of examples is not the published one",
@@ -284,6 +301,10 @@ class Builder(tfds.core.GeneratorBasedBuilder, ImageFiles, skip_registration=Tru
                 expected=", ".join(f"{split} {wanted[split]}" for split in differing),
                 fix="Finish the download; --any-count prepares what is there.",
             )
+
+    def accept(self, *departures: str) -> None:
+        """Lists what strict counts would have refused."""
+        self.accepted += [one for one in departures if one not in self.accepted]
 
     def counted(self, splits: Mapping[str, Sequence[Item]]) -> dict[str, int]:
         """Returns the numbers that are compared with COUNTS; those of the items by default."""
@@ -306,6 +327,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, ImageFiles, skip_registration=Tru
         if not missing:
             return
         if not self.strict_counts:
+            self.accept(f"{len(missing)} of {total} have no {what}")
             self.ignored += [f"{name}: no {what}" for name in missing]
             logging.warning("%d of %d have no %s: left out.", len(missing), total, what)
             return

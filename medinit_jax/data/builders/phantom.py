@@ -116,7 +116,8 @@ class MedinitPhantom(Drawn):
                 raise AssertionError(f"{self.name}: two splits share patients")
         splits = {}
         for split, span in seeds.items():
-            draft = self._twin.arrange(self._cases(split, span))
+            cases = self._cases(split, span)
+            draft = self._twin.arrange(cases, self.builder_config.split_seed)
             self.ignored += draft.left_out
             splits[split] = [Item(f"{split}/{c.name}", {}, {"case": c}) for c in draft.cases]
         return splits

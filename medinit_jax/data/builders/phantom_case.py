@@ -29,6 +29,7 @@ class Case(NamedTuple):
         camera: Who took a fundus photograph.
         source: Name of the part or site.
         fold: Of a cross-validation.
+        fold_swcl: Of the cross-validation of Messidor's paper.
     """
 
     seed: int
@@ -39,6 +40,7 @@ class Case(NamedTuple):
     camera: Camera = Camera()
     source: str = ""
     fold: int = 0
+    fold_swcl: int = 0
 
 
 class Draft(NamedTuple):
@@ -59,7 +61,7 @@ class Twin:
         features: Returns the features beside the common ones.
         draw: Draws a case at a size; returns the features but those that all cases have.
         cameras: {split: cameras}, taken in turn.
-        arrange: Adds, drops or labels cases of a split.
+        arrange: Adds, drops or labels cases of a split, given the seed of its divisions.
         known_patients: Whether the real set tells patients.
         known_eyes: Whether it tells right from left.
         sources: {split: names of the parts}, as `cameras`.
@@ -71,7 +73,7 @@ class Twin:
     features: Callable[[], dict[str, Any]]
     draw: Callable[[Case, int], dict[str, Any]]
     cameras: Mapping[str, tuple[Camera, ...]] = dataclasses.field(default_factory=dict)
-    arrange: Callable[[list[Case]], Draft] = lambda cases: Draft(cases, [])
+    arrange: Callable[[list[Case], int], Draft] = lambda cases, seed: Draft(cases, [])
     known_patients: bool = True
     known_eyes: bool = True
     sources: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)

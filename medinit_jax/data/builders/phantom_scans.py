@@ -72,8 +72,9 @@ def _box(box: tuple[float, float, float, float], size: int) -> tfds.features.BBo
     return tfds.features.BBox(ymin=ymin, xmin=xmin, ymax=ymax, xmax=xmax)
 
 
-def rows_of(cases: list[Case]) -> Draft:
+def rows_of(cases: list[Case], seed: int) -> Draft:
     """Repeats a radiograph for each of its opacities, as the table of labels does."""
+    del seed
     rows = []
     for case in cases:
         for number in range(max(1, xray.draw_finding(case.seed)[1])):

@@ -14,7 +14,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from medinit_jax.data.builders import phantom_scans
+from medinit_jax.data.builders.folds import stratified_folds
 from medinit_jax.data.builders.image_files import jpeg, png
+from medinit_jax.data.builders.messidor import FOLDS
 from medinit_jax.data.builders.phantom_case import (
     SEXES,
     Case,
@@ -30,7 +32,6 @@ from medinit_jax.data.phantoms.odir import draw_odir, with_signs
 
 GRADES = ("no_dr", "mild", "moderate", "severe", "proliferative")
 EDEMA_RISKS = ("none", "low", "high")
-FOLDS = 5
 _DISEASE_STREAM = 21
 # Labels do not depend on the size; folds need them before anything is drawn in earnest.
 _SKETCH = 16
@@ -103,6 +104,7 @@ def _messidor_features() -> dict[str, Any]:
         "group": tfds.features.Text(),
         "source": tfds.features.Text(),
         "department": tfds.features.Text(),
+        "fold_swcl": tfds.features.Scalar(dtype=np.int64),
     }
 
 
@@ -119,21 +121,18 @@ def _draw_messidor(case: Case, size: int) -> dict[str, Any]:
         "group": case.name,
         "source": case.source,
         "department": f"department of {case.source}",
+        "fold_swcl": case.fold_swcl,
     }
 
 
-def _fold(cases: list[Case]) -> Draft:
-    """Spreads every combination of referable and dme over the folds, as evenly as can be."""
-    strata: dict[tuple[int, int], list[int]] = {}
-    for place, case in enumerate(cases):
-        sketch = _draw_messidor(case, _SKETCH)
-        strata.setdefault((sketch["referable"], sketch["dme"]), []).append(place)
-    rng = np.random.default_rng(0)
-    dealt = np.concatenate([rng.permutation(strata[key]) for key in sorted(strata)])
-    folded = list(cases)
-    for turn, place in enumerate(dealt.tolist()):
-        folded[place] = cases[place]._replace(fold=turn % FOLDS)
-    return Draft(folded, [])
+def _fold(cases: list[Case], seed: int) -> Draft:
+    """Deals folds as the real set does, by referable and dme; the authors' by grade, in order."""
+    sketches = [_draw_messidor(case, _SKETCH) for case in cases]
+    strata = [(sketch["referable"], sketch["dme"]) for sketch in sketches]
+    folds = stratified_folds(strata, FOLDS, seed).tolist()
+    authors = stratified_folds([sketch["dr"] for sketch in sketches], FOLDS, None).tolist()
+    dealt = zip(cases, folds, authors, strict=True)
+    return Draft([case._replace(fold=fold, fold_swcl=swcl) for case, fold, swcl in dealt], [])
 
 
 # Discs and vessels.
@@ -239,8 +238,9 @@ def _draw_odir(case: Case, size: int) -> dict[str, Any]:
     }
 
 
-def _usable_pairs(cases: list[Case]) -> Draft:
+def _usable_pairs(cases: list[Case], seed: int) -> Draft:
     """Leaves out both photographs of patients of whom one shows no fundus."""
+    del seed
     usable = {case.seed: draw_odir(draw_patient(case.seed), case.seed).usable for case in cases}
     return Draft(
         [case for case in cases if usable[case.seed]],

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
 import logging
 from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from medinit_jax.core.errors import UsageError
+from medinit_jax.data import nifti
 from medinit_jax.data.builders.base import Builder, Config, Item
 from medinit_jax.data.builders.image_files import png
-from medinit_jax.data.decode import DecodeError, MaskError, decode_mask
+from medinit_jax.data.decode import DecodeError, MaskError, decode_mask, medical_kind
 from medinit_jax.data.image_table import (
     TABLE_SUFFIXES,
     Columns,
@@ -26,11 +26,14 @@ from medinit_jax.data.image_table import (
     read_image_table,
 )
 from medinit_jax.data.layout import Tree, locate
+from medinit_jax.data.manifest import read_manifest
 from medinit_jax.data.sources import divide_names
 
 SPLITS = ("train", "val", "test")
 # A mask with more levels than classes can be is a photograph, or was saved as JPEG.
 _MOST_LEVELS = 64
+# Key of an item's values: which slice of a volume it is.
+_SLICE = "slice"
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -53,6 +56,8 @@ class TableConfig(Config):
 class MedinitTable(Builder):
     """Images listed in a table (CSV, XLSX or XLS), with labels and masks as it says.
 
+    Of a NIfTI volume every axial slice is an image with the labels of the row, NAME#SLICE.
+
     The names of the classes are in `info.metadata["classes"]`, {label: names}.
     """
 
@@ -72,10 +77,10 @@ class MedinitTable(Builder):
     @classmethod
     def config_named(cls, name: str, data_dir: epath.PathLike) -> Config | None:
         """Returns a config of this name; one that was prepared is found by its manifest."""
-        place = epath.Path(data_dir) / cls.name / name / str(cls.VERSION) / "prepared.json"
-        if not place.exists():
+        manifest = read_manifest(epath.Path(data_dir) / cls.name / name / str(cls.VERSION))
+        if manifest is None:
             return super().config_named(name, data_dir)
-        settings = json.loads(place.read_text())["config"]
+        settings = manifest["config"]
         columns: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value
             for key, value in settings.pop("columns").items()
@@ -90,27 +95,11 @@ class MedinitTable(Builder):
         Args:
             classes: Names of the classes of every label, as `items` finds them.
             **options: See `Builder`. As `config` give a `TableConfig` with a name of its own.
-
-        Raises:
-            UsageError: A set of this name was prepared with other options.
         """
         super().__init__(**options)
         self._table = ""
-        self._refuse_other_options()
         if classes:
             self._name_classes(classes)
-
-    def _refuse_other_options(self) -> None:
-        """Keeps a set that was prepared with other columns from being taken for this one."""
-        manifest = epath.Path(self.data_path) / "prepared.json"
-        if not manifest.exists():
-            return
-        own = json.dumps(dataclasses.asdict(self.builder_config), default=str)
-        if json.loads(manifest.read_text())["config"] != json.loads(own):
-            raise UsageError(
-                f"{self.data_path} was prepared with other options of the same name; delete it, or "
-                f"give these options a name of their own."
-            )
 
     def _name_classes(self, classes: Mapping[str, tuple[str, ...]]) -> None:
         # The builders of worker processes are made with them.
@@ -174,14 +163,43 @@ class MedinitTable(Builder):
         if table.labels:
             self._name_classes(table.labels)
         split_of = self._divided(tree, table)
-        stems = [row.name.rpartition(".")[0] or row.name for row in table.rows]
+        stems = [_stem(row.name) for row in table.rows]
         times = collections.Counter(stems)
         splits: dict[str, list[Item]] = {}
         for row, stem in zip(table.rows, stems, strict=True):
             split = row.split or split_of[row.group]
-            item = self._item(row, split, stem if times[stem] == 1 else row.name)
-            splits.setdefault(split, []).append(item)
+            name = stem if times[stem] == 1 else row.name
+            items = splits.setdefault(split, [])
+            if any(place and _is_volume(place) for place in (row.image, row.mask)):
+                items += self._slices(tree, table, row, split, name)
+            else:
+                items.append(self._item(row, split, name))
         return splits
+
+    def _slices(
+        self, tree: Tree, table: ImageTable, row: ImageRow, split: str, name: str
+    ) -> list[Item]:
+        """Returns an item for each slice of a volume."""
+        if row.mask is not None:
+            tree.fail(
+                "E_MASK_VALUES",
+                f"row {row.row} has a volume with a mask, which is not read",
+                path=table.path,
+                found=[row.image.name, row.mask.name],
+                expected="volumes without masks, or single images with them",
+                fix="Save the slices and their masks as PNG, with a row for each slice.",
+            )
+        try:
+            count = nifti.slices(Path(row.image))
+        except DecodeError as error:
+            if self.on_corrupt != "skip":
+                self.unreadable(row.image, row.image.read_bytes(), str(error))
+            # Reading its first slice fails too, so it is counted and listed as one file.
+            count = 1
+        slices = [self._item(row, split, f"{name}#{number:03d}") for number in range(count)]
+        return [
+            one._replace(values={**one.values, _SLICE: number}) for number, one in enumerate(slices)
+        ]
 
     def _item(self, row: ImageRow, split: str, name: str) -> Item:
         files = {"image": row.image}
@@ -223,12 +241,20 @@ class MedinitTable(Builder):
 
     def example(self, item: Item) -> dict[str, Any]:
         """Decodes an image and its mask."""
-        image = self.read_image(item.files["image"])
-        example = {**item.values, **self.stored_image(image, item.files["image"])}
+        path, values = item.files["image"], dict(item.values)
+        number = values.pop(_SLICE, None)
+        image = self.read_image(path) if number is None else self._read_slice(path, number)
+        example = {**values, **self.stored_image(image, path)}
         if "mask" in item.files:
             mask = self._read_mask(item.files["mask"], image.shape[:2])
             example["mask"] = png(self.resized(mask, nearest=True))
         return example
+
+    def _read_slice(self, path: epath.Path, number: int) -> np.ndarray:
+        try:
+            return nifti.read_slice(Path(path), number)
+        except DecodeError as error:
+            self.unreadable(path, path.read_bytes(), str(error))
 
     def _read_mask(self, path: epath.Path, size: tuple[int, int]) -> np.ndarray:
         content = path.read_bytes()
@@ -255,3 +281,12 @@ class MedinitTable(Builder):
         few = found[:_MOST_LEVELS] if len(found) > _MOST_LEVELS else found
         self.check_mask(path, mask, size, few.tolist(), most=0.0)
         return mask
+
+
+def _is_volume(place: epath.Path) -> bool:
+    return medical_kind(Path(place)) == "nifti"
+
+
+def _stem(name: str) -> str:
+    end = len(".nii.gz") if name.lower().endswith(".nii.gz") else len(PurePosixPath(name).suffix)
+    return name[: len(name) - end]

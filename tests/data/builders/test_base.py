@@ -1,4 +1,5 @@
 import io
+import tempfile
 
 import cv2
 import numpy as np
@@ -6,7 +7,9 @@ import pytest
 from etils import epath
 from fake_trees.images import LFS_POINTER, cut_short
 from PIL import Image
+from tensorflow_datasets.core.utils import gcs_utils
 
+from medinit_jax.data.builders import BUILDERS
 from medinit_jax.data.builders.base import Builder, Config, Item
 from medinit_jax.data.layout import DatasetLayoutError
 from medinit_jax.data.phantoms import fundus
@@ -84,3 +87,16 @@ def test_unreadable_files_say_so(photograph, tmp_path):
     with pytest.raises(DatasetLayoutError) as raised:
         builder.example(item(photograph))
     assert raised.value.code == "E_LFS"
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_nobody_is_asked_for_a_set_and_no_folder_is_left(name, tmp_path, monkeypatch):
+    def asked(*names):
+        raise AssertionError(f"Google is asked for {names}")
+
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.setattr(gcs_utils, "gcs_dataset_info_files", asked)
+    BUILDERS[name](data_dir=tmp_path / "data")
+    assert not list(temporary.iterdir())

@@ -1,11 +1,13 @@
 """The phantom twins: whom they hold, what their labels say, and what must not give them away."""
 
 import pickle
+import warnings
 
 import cv2
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from sklearn.model_selection import StratifiedKFold
 
 from medinit_jax.core.errors import UsageError
 from medinit_jax.data.builders.drive import MedinitDrive
@@ -175,6 +177,28 @@ def test_folds_are_even_in_every_stratum(tmp_path):
     assert {item.values["case"].source for item in items} == {"site1", "site2", "site3"}
 
 
+def test_folds_are_dealt_as_those_of_the_real_set(tmp_path):
+    builder = twin("messidor", tmp_path, size=24, share=0.1)
+    items = builder.items(builder.locate())["train"]
+    examples = [builder.example(item) for item in items]
+    grades = [example["dr"] for example in examples]
+    strata = [(example["referable"], example["dme"]) for example in examples]
+    for labels, name, shuffle in ((strata, "fold", True), (grades, "fold_swcl", False)):
+        numbers = [sorted(set(labels)).index(label) for label in labels]
+        folder = StratifiedKFold(FOLDS, shuffle=shuffle, random_state=0 if shuffle else None)
+        with warnings.catch_warnings():
+            # A grade may have fewer images than there are folds.
+            warnings.simplefilter("ignore", UserWarning)
+            dealt = [test for _, test in folder.split(np.zeros(len(numbers)), numbers)]
+        for fold, members in enumerate(dealt):
+            assert [examples[place][name] for place in members] == [fold] * len(members)
+    seeded = make_builder("phantom_messidor_x0.1_seed3", tmp_path)
+    other = seeded.items(seeded.locate())["train"]
+    assert [one.key for one in other] == [one.key for one in items]
+    folds = [[one.values["case"].fold for one in found] for found in (items, other)]
+    assert folds[0] != folds[1]
+
+
 def test_pairs_of_eyes_and_labels_of_either(tmp_path):
     builder = twin("odir", tmp_path, size=24, share=0.1)
     items = builder.items(builder.locate())["train"]
@@ -331,8 +355,7 @@ def test_nuisances_do_not_tell_the_label(task, tmp_path):
 def test_features_are_those_of_the_real_set(task, tmp_path):
     twin = MedinitPhantom(data_dir=tmp_path, config=f"phantom_{task}").info.features
     real = make_builder(TWINS[task].twin_of, tmp_path).info.features
-    # The authors' folds follow the order of published tables.
-    assert set(real) - {"fold_swcl"} == set(twin)
+    assert set(real) == set(twin)
     for name, feature in twin.items():
         assert repr(feature) == repr(real[name])
         assert getattr(feature, "names", None) == getattr(real[name], "names", None)

@@ -10,9 +10,11 @@ from PIL import Image
 
 from medinit_jax.core.errors import UsageError
 from medinit_jax.data.builders.table import MedinitTable, TableConfig
+from medinit_jax.data.decode import decode
 from medinit_jax.data.image_table import Columns
 from medinit_jax.data.layout import DatasetLayoutError
 from medinit_jax.data.prepare import prepare
+from medinit_jax.data.table_source import TableSource
 
 
 @pytest.fixture
@@ -320,3 +322,55 @@ def test_other_columns_under_the_same_name_are_not_taken_for_the_same(fake, tmp_
     prepared(fake, tmp_path / "data")
     with pytest.raises(UsageError, match="give these options a name of their own"):
         prepared(fake, tmp_path / "data", columns={"labels": ("label",)})
+
+
+@pytest.fixture
+def volumes(tmp_path):
+    """Two volumes, 6 and 2 slices, and a table."""
+    nibabel = pytest.importorskip("nibabel")
+    root = tmp_path / "volumes"
+    root.mkdir()
+    voxels = np.arange(20 * 24 * 6, dtype=np.int16).reshape(20, 24, 6)
+    nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), root / "a.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(voxels[..., :2], np.eye(4)), root / "b.nii")
+    write_table(root / "labels.csv", ["image", "label"], [["a.nii.gz", "x"], ["b", "y"]])
+    return root
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_slice_of_a_volume_is_an_image(volumes, tmp_path, workers):
+    columns, shares = {"labels": ("label",)}, (0.5, 0.0, 0.5)
+    _, manifest, examples = prepared(
+        volumes, tmp_path / "data", workers, columns=columns, shares=shares
+    )
+    names = [f"a#{number:03d}" for number in range(6)] + ["b#000", "b#001"]
+    assert sorted(examples) == names and sorted(manifest["splits"].values()) == [2, 6]
+    source = TableSource(volumes / "labels.csv", 16, columns=Columns(labels=("label",)))
+    assert len(source) == len(names)
+    for index, name in enumerate(names):
+        example, image = examples[name], decode(volumes / source.files[index], 0, int(name[2:]))
+        np.testing.assert_array_equal(example["image"], image)
+        assert example["label"] == source[index]["label"] == "ab".index(name[0])
+        assert example["orig_size"].tolist() == [24, 20]
+    assert len({example["split"] for name, example in examples.items() if name[0] == "a"}) == 1
+
+
+def test_volumes_that_cannot_be_read(volumes, tmp_path, monkeypatch):
+    columns = {"labels": ("label",)}
+    whole = (volumes / "b.nii").read_bytes()
+    (volumes / "b.nii").write_bytes(whole[:400])
+    message, shares = r"b\.nii cannot be read .it is cut short", (0.5, 0.0, 0.5)
+    refused("E_DECODE", volumes, tmp_path, message, columns=columns, shares=shares)
+    monkeypatch.setattr("medinit_jax.data.builders.base.MAX_SKIPPED", 0.2)
+    config = TableConfig(name="mine", columns=Columns(**columns), shares=shares)
+    builder = MedinitTable(data_dir=tmp_path / "skip", config=config, on_corrupt="skip")
+    manifest = prepare(builder, volumes, workers=0)
+    assert [one["key"].partition("/")[2] for one in manifest["skipped"]] == ["b#000"]
+    assert sum(manifest["splits"].values()) == 6
+
+
+def test_masks_of_volumes_are_refused_before_anything_is_read(volumes, tmp_path):
+    write_table(volumes / "labels.csv", ["image", "mask"], [["a.nii.gz", "b.nii"]])
+    message = "row 2 has a volume with a mask, which is not read"
+    columns, shares = {"mask": "mask"}, (1.0, 0.0, 0.0)
+    refused("E_MASK_VALUES", volumes, tmp_path, message, columns=columns, shares=shares)

@@ -1,4 +1,4 @@
-"""GDCM in a process of its own, because it ends the process at some damaged images.
+"""Decoders in a process of their own: at damaged images GDCM may end it, CharLS goes on and on.
 
 Run as a program, it decodes frames that come through its standard input. A message is two lengths
 (8 bytes each), JSON and bytes; an answer is the same: {"error"}, or {"kind"} and a .npy array.
@@ -7,29 +7,39 @@ Run as a program, it decodes frames that come through its standard input. A mess
 from __future__ import annotations
 
 import atexit
+import contextlib
 import io
 import json
+import math
 import os
+import signal
 import struct
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from typing import IO, Any
 
 import numpy as np
 
-_SECONDS = 60
+# Of the processor, and more for each sample: at least five times what a whole image takes.
+_SECONDS, _SECONDS_PER_SAMPLE = 1.0, 0.25e-6
+# By the clock, where the system measures no other time or the process waits for something.
+_MOST_SECONDS = 60
 _lock = threading.Lock()
 # The process and the id of the process that started it: a fork must not use its parent's.
 _running: tuple[subprocess.Popen[bytes], int] | None = None
 
 
-def decode(frame: bytes, syntax: str, options: dict[str, Any]) -> tuple[np.ndarray, str]:
+def decode(
+    frame: bytes, syntax: str, plugin: str, options: dict[str, Any]
+) -> tuple[np.ndarray, str]:
     """Decodes one frame.
 
     Args:
         frame: The compressed frame.
         syntax: UID of the transfer syntax.
+        plugin: Which of pydicom's plugins decodes it.
         options: Of pydicom's decoder, numbers and text only.
 
     Returns:
@@ -42,14 +52,16 @@ def decode(frame: bytes, syntax: str, options: dict[str, Any]) -> tuple[np.ndarr
         process = _process()
         stdin, stdout = process.stdin, process.stdout
         assert stdin is not None and stdout is not None
-        timer = threading.Timer(_SECONDS, process.kill)
+        timer = threading.Timer(_MOST_SECONDS, process.kill)
         timer.start()
         try:
-            _send(stdin, {"syntax": syntax, **options}, frame)
+            _send(stdin, {"syntax": syntax, "plugin": plugin, **options}, frame)
             answer, content = _receive(stdout)
         except (OSError, EOFError):
             _stop()
-            raise ValueError("GDCM ends at this image, which must be damaged") from None
+            raise ValueError(
+                f"{plugin} ends at this image or takes too long: it must be damaged"
+            ) from None
         finally:
             timer.cancel()
     if "error" in answer:
@@ -108,6 +120,22 @@ def _exactly(stream: IO[bytes], length: int) -> bytes:
     return content
 
 
+@contextlib.contextmanager
+def _limited(options: dict[str, Any]) -> Iterator[None]:
+    """Ends this process if it works too long on an image, even within a decoder."""
+    if not hasattr(signal, "setitimer"):
+        yield
+        return
+    size = math.prod(options.get(name, 1) for name in ("rows", "columns", "samples_per_pixel"))
+    # The signal's own action ends the process; a handler in Python would wait for the decoder.
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_PROF, _SECONDS + size * _SECONDS_PER_SAMPLE)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
 def _serve() -> None:
     from pydicom.encaps import encapsulate
     from pydicom.pixels.decoders.base import get_decoder
@@ -123,9 +151,11 @@ def _serve() -> None:
             return
         try:
             decoder = get_decoder(UID(options.pop("syntax")))
-            array, properties = decoder.as_array(
-                encapsulate([frame]), index=0, decoding_plugin="gdcm", **options
-            )
+            plugin = options.pop("plugin")
+            with _limited(options):
+                array, properties = decoder.as_array(
+                    encapsulate([frame]), index=0, decoding_plugin=plugin, **options
+                )
             stream = io.BytesIO()
             np.save(stream, array, allow_pickle=False)
             kind = str(properties["photometric_interpretation"])
