@@ -62,6 +62,24 @@ def test_clutter_is_ignored_and_counted(folder):
     assert source.describe()["ignored"] == 3
 
 
+def test_links_out_of_the_folder_are_not_followed_but_listed(folder, tmp_path, caplog):
+    secret = tmp_path / "secret"
+    save(secret / "a.png", gradient(20, 30))
+    (folder / "inside.png").symlink_to(folder / "1_left.png")
+    (folder / "outside.png").symlink_to(secret / "a.png")
+    (folder / "b/all").symlink_to(secret)
+    (folder / "dangling.png").symlink_to(folder / "none.png")
+    source = FolderSource(folder, size=8)
+    assert "inside.png" in source.files and len(source) == 8 and not source.unreadable
+    assert source.outside == ["b/all", "dangling.png", "outside.png"]
+    assert source.describe()["links_not_followed"] == source.outside
+    assert caplog.text.count("is not followed") == 3
+    (secret / "links").mkdir()
+    (secret / "links/a.png").symlink_to(folder / "1_left.png")
+    with pytest.raises(UsageError, match="1 links out of it that are not followed"):
+        FolderSource(secret / "links", size=8)
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
