@@ -91,15 +91,19 @@ def prepare(
 
 
 def _plan(builder: Builder, root: epath.Path, shards: Sequence[Shard]) -> str:
-    """Returns a digest of all that decides what the shards hold."""
+    """Returns digests of all that decides what the shards hold: what is taken, and its files."""
     digest = hashlib.sha256(f"{builder.name} {builder.version} {builder.builder_config}".encode())
     digest.update(builder.on_corrupt.encode())
     # Hosts may see the download under different paths.
-    prefix = str(root)
+    prefix, states = str(root), hashlib.sha256()
     for shard in shards:
         for item in shard.items:
             digest.update(repr(item).replace(prefix, "").encode())
-    return digest.hexdigest()
+            for path in item.files.values():
+                # Reading all bytes would take as long as preparing.
+                state = os.stat(path)
+                states.update(f"{state.st_size} {state.st_mtime_ns} ".encode())
+    return f"{digest.hexdigest()}\n{states.hexdigest()}\n"
 
 
 def _begin(work: Path, plan: str, alone: bool) -> None:
@@ -110,12 +114,16 @@ def _begin(work: Path, plan: str, alone: bool) -> None:
     if begun == plan:
         return
     if begun is not None:
+        if begun.partition("\n")[0] == plan.partition("\n")[0]:
+            why = "the files of the download (their sizes or times) changed since it was begun"
+        else:
+            why = "it was begun with other files or options"
         if not alone:
             raise UsageError(
-                f"{work} was begun with other files or options; start all hosts with the same "
-                f"command, or delete that folder."
+                f"{work} does not fit: {why}; start all hosts with the same command and the same "
+                f"files (copy them with their times), or delete that folder."
             )
-        logging.warning("%s was begun with other files or options; it is written anew.", work)
+        logging.warning("%s is written anew: %s.", work, why)
         shutil.rmtree(work)
     # It appears with its plan inside, or another host that starts now would take it for a stray.
     own = work.with_name(f"{work.name}.{uuid.uuid4().hex}")
