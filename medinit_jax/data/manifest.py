@@ -44,7 +44,7 @@ def make_manifest(
     outside: list[str],
     shards: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
-    """Returns what is recorded of a prepared set, see `MANIFEST`.
+    """Returns what is recorded of a prepared set, see `MANIFEST`; `files` comes when they exist.
 
     Args:
         builder: The dataset, its splits known.

@@ -25,7 +25,7 @@ from medinit_jax.core.errors import UsageError
 from medinit_jax.data.builders.base import Builder, refuse_many_skipped
 from medinit_jax.data.layout import DatasetLayoutError
 from medinit_jax.data.manifest import MANIFEST, make_manifest, read_manifest, sum_labels
-from medinit_jax.data.shards import Report, Shard, cut, note_of, write_shards
+from medinit_jax.data.shards import Report, Shard, checksums, cut, note_of, write_shards
 
 _PLAN = "plan.txt"
 
@@ -178,6 +178,7 @@ def _finish(
     # Another host may finish at the same moment: every file appears whole, and once.
     with tempfile.TemporaryDirectory(dir=work.parent, prefix=f"{target.name}.finishing.") as own:
         builder.info.write_to_directory(own)
+        content["files"] = checksums(Path(own))
         (Path(own) / MANIFEST).write_text(json.dumps(content, indent=1, default=str))
         for place in Path(own).iterdir():
             os.replace(place, work / place.name)

@@ -25,7 +25,7 @@ from tensorflow_datasets.core import example_serializer, hashing, naming
 
 from medinit_jax.core.errors import UsageError
 from medinit_jax.data.builders.base import Builder, Item
-from medinit_jax.data.manifest import LabelCounts
+from medinit_jax.data.manifest import MANIFEST, LabelCounts
 
 SHARD_EXAMPLES = 256
 # Called with the number of examples done so far and their total.
@@ -199,6 +199,15 @@ def checksum(place: Path) -> str:
     """Returns the SHA-256 of a file."""
     with place.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """Returns {name: SHA-256} of the files that describe a set: all but shards and manifest."""
+    return {
+        place.name: checksum(place)
+        for place in sorted(folder.iterdir())
+        if place.name != MANIFEST and ".array_record-" not in place.name
+    }
 
 
 def write_text(place: Path, text: str) -> None:
