@@ -82,7 +82,7 @@ def lines_of(manifest: dict[str, Any]) -> list[str]:
         ("Left out, cannot be read", skipped),
         ("Left out", manifest["ignored"]),
         ("Notes", manifest["notes"]),
-        ("Links that were not followed", manifest["links_not_followed"]),
+        ("Links, and what is no file, that were not followed", manifest["links_not_followed"]),
     ):
         lines.append(f"{what}: {len(names) or 'none'}")
         lines += [f"  {one}" for one in names[:_MOST_LISTED]]

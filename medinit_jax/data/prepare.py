@@ -71,7 +71,7 @@ def prepare(
     tree = builder.locate(folder)
     splits = builder.checked_items(tree)
     for link in tree.outside:
-        logging.warning("%s leads out of %s and is not followed.", link, tree.path)
+        logging.warning("%s is not read: only what lies in %s is.", link, tree.path)
     shards = [shard for split, items in splits.items() for shard in cut(split, items)]
     work = target.with_name(f"{target.name}.incomplete")
     try:
