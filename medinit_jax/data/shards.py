@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import concurrent.futures
 import concurrent.futures.process
+import contextlib
+import errno
 import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -172,7 +175,8 @@ def write_shard(
     labels = LabelCounts(features)
     try:
         # One record per group: any record can be read without its neighbors.
-        writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1")
+        with _explained(place):
+            writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1")
         for number, item in enumerate(shard.items, start=1):
             example = builder.example_or_reason(item)
             if isinstance(example, str):
@@ -182,10 +186,12 @@ def write_shard(
                 labels.add(encoded)
                 # The order of a map's fields is otherwise another one in every process.
                 record = serializer.get_tf_example(encoded).SerializeToString(deterministic=True)
-                writer.write(record)
+                with _explained(place):
+                    writer.write(record)
                 count, size = count + 1, size + len(record)
             report(number)
-        writer.close()
+        with _explained(place):
+            writer.close()
         digest = checksum(partial)
         os.replace(partial, place)
     finally:
@@ -193,6 +199,17 @@ def write_shard(
     note = {"file": place.name, "examples": count, "bytes": size, "sha256": digest}
     note = {**note, "labels": labels.counts, "skipped": skipped}
     write_text(note_of(work, builder, shard), json.dumps(note))
+
+
+@contextlib.contextmanager
+def _explained(place: Path) -> Iterator[None]:
+    """Makes an OSError of what array_record raises, as on a full disk."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].partition(";")[0]
+        full = shutil.disk_usage(place.parent).free < 1 << 20 or "No space left" in reason
+        raise OSError(errno.ENOSPC if full else errno.EIO, reason, str(place)) from error
 
 
 def checksum(place: Path) -> str:

@@ -1,15 +1,19 @@
+import errno
+import os
 import re
+import resource
 import shutil
 
 import pytest
 from fake_trees.drive import make_drive
 from fake_trees.table import make_table
 
+from medinit_jax.core.errors import UsageError
 from medinit_jax.data import commands
 from medinit_jax.data.__main__ import main
 from medinit_jax.data.builders import BUILDERS
 from medinit_jax.data.builders.base import MAX_SKIPPED
-from medinit_jax.data.tasks import TASKS
+from medinit_jax.data.tasks import TASKS, make_builder
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +145,72 @@ def test_exit_codes(run, monkeypatch):
     monkeypatch.setitem(commands.COMMANDS, "list", stopped)
     code, _, err = run("list")
     assert code == 130 and "Stopped" in err
+
+
+def test_what_disks_refuse_is_a_sentence(run, tree, tmp_path, monkeypatch, capfd):
+    arguments = ("prepare", "drive_seg", "--from", tree, "--any-count", "--workers", 0)
+
+    def refused(*words, **patch):
+        with monkeypatch.context() as patched:
+            for name, value in patch.items():
+                patched.setattr(os, name, value)
+            code, _, err = run(*words)
+        assert code == 2 and "Traceback" not in err
+        return err
+
+    (tmp_path / "data").touch()
+    assert "Not a directory; name a folder where one is needed" in refused(*arguments)
+    (tmp_path / "data").unlink()
+
+    def deny(path, *rest, **more):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    def read_only(path, *rest, **more):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    assert f"{tree} cannot be read or written: Permission denied; change its permissions" in (
+        refused(*arguments, scandir=deny)
+    )
+    assert "Read-only file system; name another place" in refused(*arguments, mkdir=read_only)
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, usual[1]))
+    try:
+        assert "write() failed: File too large; put that right" in refused(*arguments)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    assert run(*arguments)[0] == 0
+    (tmp_path / "folder.png").mkdir()
+    show = ("show", "drive_seg", "--out")
+    assert "Is a directory; name a file" in refused(*show, tmp_path / "folder.png")
+    (tmp_path / "file").touch()
+    assert "name a folder where one is needed" in refused(*show, tmp_path / "file/sheet.png")
+    os.mkfifo(tmp_path / "pipe.zip")
+    assert "is no regular file" in refused("unpack", tmp_path / "pipe.zip")
+
+
+@pytest.mark.parametrize("damage", [b"", None])
+def test_show_sends_a_damaged_set_to_verify(run, tree, tmp_path, damage):
+    run("prepare", "drive_seg", "--from", tree, "--any-count", "--workers", 0)
+    shard = next((tmp_path / "data").rglob("*train.array_record*"))
+    shard.unlink() if damage is None else shard.write_bytes(damage)
+    code, _, err = run("show", "drive_seg", "--out", tmp_path / "sheet.png")
+    assert code == 2 and "medinit_jax.data verify medinit_drive/default` says what" in err
+
+
+def test_numbers_that_mean_nothing_are_usage_errors(run, tree, capfd):
+    for words in (
+        ("prepare", "drive_seg", "--split-seed", "-1"),
+        ("verify", "drive_seg", "--workers", "-1"),
+        ("unpack", "a.zip", "--max-gb", "nan"),
+    ):
+        with pytest.raises(SystemExit) as raised:
+            main(words)
+        assert raised.value.code == 2 and f"argument {words[2]}: {words[3]}" in capfd.readouterr()[1]
+    with pytest.raises(UsageError, match="split seed is -1"):
+        make_builder("drive_seg", split_seed=-1)
+    for share in ("1.2.3", ".", "1" * 5000):
+        code, _, err = run("prepare", f"phantom_drive_seg_x{share}")
+        assert code == 2 and "has no config" in err
 
 
 def test_a_table_of_ones_own(run, tmp_path):
