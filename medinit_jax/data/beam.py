@@ -53,9 +53,9 @@ def prepare_with_beam(
     )
     keys = _skipped_keys(beam, builder.pipeline_result)
     written = sum(split.num_examples for split in builder.info.splits.values())
-    counted = sum(key not in builder.KNOWN_CORRUPT for key in keys)
+    counted = [key for key in keys if key not in builder.KNOWN_CORRUPT]
     try:
-        refuse_many_skipped(builder.name, counted, written + len(keys))
+        refuse_many_skipped(builder.name, tree.path, counted, written + len(keys))
     except Exception:
         shutil.rmtree(target)
         raise

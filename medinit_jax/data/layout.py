@@ -57,10 +57,11 @@ class DatasetLayoutError(UsageError, RuntimeError):
         found: Sequence[object],
         expected: str,
         fix: str,
+        most: int = _MOST_NAMES,
     ):
         names = [_shown(str(name)) for name in found]
-        more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-        shown = ", ".join(names[:_MOST_NAMES]) + more if names else "nothing"
+        more = f" and {len(names) - most} more" if len(names) > most else ""
+        shown = ", ".join(names[:most]) + more if names else "nothing"
         super().__init__(
             f"{dataset}: {' '.join(what.split())} [{code}]\n  in {path}\n"
             f"  found {shown}; expected {expected}\n  {fix}"

@@ -66,7 +66,7 @@ def show_info(name: str, data_dir: epath.PathLike) -> None:
     console = _console()
     lines = [f"{builder.name}/{builder.builder_config.name}: {builder.info.description}"]
     lines += _task_lines(TASKS[name]) if name in TASKS else []
-    lines += [f"Modality: {builder.modality}", f"License: {builder.LICENSE}"]
+    lines += [f"Modality: {builder.modality}", f"License: {builder.license_text()}"]
     lines += _absent_lines(builder) if manifest is None else _present_lines(builder, manifest)
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -103,7 +103,7 @@ def _present_lines(builder: Builder, manifest: dict[str, Any]) -> list[str]:
 
 def _absent_lines(builder: Builder) -> list[str]:
     config = builder.builder_config.name
-    counts = builder.COUNTS.get(config.partition("_seed")[0], {})
+    counts = builder.published()
     begun = Path(f"{builder.data_path}.incomplete").exists()
     place = f"{'Begun, not finished' if begun else 'Not prepared'}: {builder.data_path}"
     command = f"python -m medinit_jax.data prepare {builder.name}/{config}"

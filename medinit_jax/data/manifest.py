@@ -57,7 +57,7 @@ def make_manifest(
         "dataset": builder.name,
         "config": dataclasses.asdict(builder.builder_config),
         "version": str(builder.version),
-        "license": builder.LICENSE,
+        "license": builder.license_text(),
         "splits": {split: info.num_examples for split, info in builder.info.splits.items()},
         "labels": labels,
         "skipped": skipped,

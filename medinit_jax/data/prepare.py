@@ -23,7 +23,7 @@ from etils import epath
 
 from medinit_jax.core.errors import UsageError
 from medinit_jax.data.builders.base import Builder, refuse_many_skipped
-from medinit_jax.data.layout import DatasetLayoutError
+from medinit_jax.data.layout import DatasetLayoutError, Tree
 from medinit_jax.data.manifest import MANIFEST, make_manifest, read_manifest, sum_labels
 from medinit_jax.data.shards import Report, Shard, checksums, cut, note_of, write_shards
 
@@ -80,7 +80,7 @@ def prepare(
             write_shards(builder, work, shards[host::hosts], workers, report)
             if not all(note_of(work, builder, shard).exists() for shard in shards):
                 return read_manifest(target)
-            return _finish(builder, work, target, shards, tree.outside)
+            return _finish(builder, work, target, shards, tree)
         # Another host finished while this one looked at the download: nothing is left to do.
         shutil.rmtree(work, ignore_errors=True)
     except (OSError, RuntimeError):
@@ -146,13 +146,14 @@ def _begun(work: Path) -> str | None:
 
 
 def _finish(
-    builder: Builder, work: Path, target: Path, shards: Sequence[Shard], outside: list[str]
+    builder: Builder, work: Path, target: Path, shards: Sequence[Shard], tree: Tree
 ) -> dict[str, Any]:
     notes = [json.loads(note_of(work, builder, shard).read_text()) for shard in shards]
     skipped = [one for note in notes for one in note["skipped"]]
-    counted = sum(one["key"] not in builder.KNOWN_CORRUPT for one in skipped)
+    counted = [one["reason"] for one in skipped if one["key"] not in builder.KNOWN_CORRUPT]
     try:
-        refuse_many_skipped(builder.name, counted, sum(len(shard.items) for shard in shards))
+        total = sum(len(shard.items) for shard in shards)
+        refuse_many_skipped(builder.name, tree.path, counted, total)
     except DatasetLayoutError:
         # After a new download the next call tries these again.
         for shard, note in zip(shards, notes, strict=True):
@@ -174,7 +175,7 @@ def _finish(
     labels = {
         split: sum_labels(note["labels"] for note in written) for split, written in of_split.items()
     }
-    content = make_manifest(builder, labels, skipped, outside, notes)
+    content = make_manifest(builder, labels, skipped, tree.outside, notes)
     # Another host may finish at the same moment: every file appears whole, and once.
     with tempfile.TemporaryDirectory(dir=work.parent, prefix=f"{target.name}.finishing.") as own:
         builder.info.write_to_directory(own)

@@ -59,10 +59,12 @@ def test_info_says_how_to_get_a_set_and_then_what_it_holds(run, tree):
         "Expected tree: training/ and test/",
         "Published numbers: train 20, test 20",
         "python -m medinit_jax.data prepare medinit_drive/default --from DIR",
-        "License: Registration on the site",
+        "License: Registration on the site; no redistribution. https://drive.grand-challenge.org/",
         "unet: random 0.6853, hyper 0.7079",
     ):
         assert text in out
+    out = run("info", "medinit_rsna_ihd/brain1_paper10_seed3")[1]
+    assert "Published numbers: train 60224, test 15056" in out
     run("prepare", "drive_seg", "--from", tree, "--any-count", "--workers", 0)
     out = run("info", "medinit_drive")[1]
     for text in ("Prepared: ", "Examples: train 4, test 3", "Left out: none", "not followed: none"):

@@ -258,8 +258,10 @@ def test_a_download_may_move_between_two_calls(tree, tmp_path, one_each):
 def test_what_was_skipped_too_often_is_tried_again(tmp_path, one_each):
     root = make_drive(tmp_path / "tree", defects=("E_DECODE",))
     builder = drive(tmp_path / "data", on_corrupt="skip")
-    with pytest.raises(DatasetLayoutError, match="1 of 7 files cannot be read"):
+    with pytest.raises(DatasetLayoutError, match="1 of 7 files cannot be read") as raised:
         prepare(builder, root, workers=0)
+    assert raised.value.path == str(root)
+    assert raised.value.found[0].startswith("21_training.tif cannot be read (")
     make_drive(root)
     assert prepare(builder, root, workers=0)["splits"] == {"train": 4, "test": 3}
 

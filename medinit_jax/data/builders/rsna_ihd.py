@@ -116,10 +116,10 @@ class MedinitRsnaIhd(RsnaBuilder):
     def _rule(self) -> str:
         return self.builder_config.rule.partition(" ")[2]
 
-    def published(self, tree: Tree) -> Mapping[str, int]:
+    def published(self, tree: Tree | None = None) -> Mapping[str, int]:
         """Returns the numbers of the stage that was downloaded; `items` checks the sum itself."""
         counts = self.COUNTS.get(self._rule, {})
-        if self._rule == "full" and _stage(tree) is _FIRST:
+        if tree is not None and self._rule == "full" and _stage(tree) is _FIRST:
             return {UNLABELLED_SPLIT: _FIRST.unlabelled}
         return counts
 
