@@ -18,7 +18,6 @@ from collections.abc import Sequence
 
 from medinit_jax.core.errors import UsageError
 
-
 _FIXES = {
     errno.ENOENT: "name a place that exists",
     errno.EACCES: "change its permissions, or name another place",
@@ -33,16 +32,18 @@ _FIXES = {
 
 
 def _whole(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return number
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} is no whole number from 0 on")
+    return int(text)
 
 
 def _amount(text: str) -> float:
-    number = float(text)
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
     if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is no amount above 0")
+        raise argparse.ArgumentTypeError(f"{text} is no number above 0")
     return number
 
 

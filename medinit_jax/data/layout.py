@@ -254,8 +254,7 @@ class Tree:
             found=[place.name for place in self.entries.values()],
             expected=" or ".join(names),
             fix=fix
-            or f"Put {what} there; `python -m medinit_jax.data info {self.dataset}` shows the whole "
-            f"tree.",
+            or f"Put {what} there. The whole tree: python -m medinit_jax.data info {self.dataset}",
         )
 
     def fail(
@@ -273,9 +272,9 @@ class Tree:
         Where something is missing, it names the links that were not followed: it may lie there.
         """
         if self.outside and code in _MISSING:
-            fix += (
-                f" Not followed: {len(self.outside)} links (or what is no file), among them "
-                f"{_shown(self.outside[0])}; put the files themselves there."
+            fix = (
+                f"Not followed: {len(self.outside)} links (or what is no file), among them "
+                f"{_shown(self.outside[0])}; put the files themselves there. {fix}"
             )
         raise DatasetLayoutError(
             code, self.dataset, path or self.path, what, list(found), expected, fix
