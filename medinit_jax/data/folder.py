@@ -198,7 +198,11 @@ def _list_files(folder: Path) -> tuple[list[str], list[str], list[str]]:
     """Returns candidate images, ignored files and links out of a folder, relative and sorted."""
     candidates, ignored, outside = [], [], []
     root = os.path.realpath(folder)
-    for place in sorted(folder.rglob("*")):
+    for place in sorted(
+        Path(above, name)
+        for above, folders, files in os.walk(folder, onerror=_refuse_folder)
+        for name in (*folders, *files)
+    ):
         relative = place.relative_to(folder)
         if place.is_symlink():
             target = os.path.realpath(place)
@@ -212,6 +216,13 @@ def _list_files(folder: Path) -> tuple[list[str], list[str], list[str]]:
         clutter = clutter and medical_kind(place) != "nifti"
         (ignored if hidden or clutter else candidates).append(relative.as_posix())
     return candidates, ignored, outside
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise UsageError(
+        f"The folder {error.filename} cannot be read: {error.strerror}; change its permissions or "
+        f"move it elsewhere."
+    )
 
 
 def _diagnose(place: Path) -> str | None:

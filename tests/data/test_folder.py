@@ -1,3 +1,5 @@
+import errno
+import os
 import pickle
 import shutil
 import warnings
@@ -78,6 +80,19 @@ def test_links_out_of_the_folder_are_not_followed_but_listed(folder, tmp_path, c
     (secret / "links/a.png").symlink_to(folder / "1_left.png")
     with pytest.raises(UsageError, match="1 links out of it that are not followed"):
         FolderSource(secret / "links", size=8)
+
+
+def test_a_folder_that_cannot_be_read_is_an_error(folder, monkeypatch):
+    scan = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("/b"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UsageError, match=f"The folder {folder}/b cannot be read: Permission"):
+        FolderSource(folder, size=8)
 
 
 @pytest.mark.parametrize(
