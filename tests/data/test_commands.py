@@ -1,4 +1,5 @@
 import errno
+import json
 import os
 import re
 import resource
@@ -13,6 +14,7 @@ from medinit_jax.data import commands
 from medinit_jax.data.__main__ import main
 from medinit_jax.data.builders import BUILDERS
 from medinit_jax.data.builders.base import MAX_SKIPPED
+from medinit_jax.data.manifest import MANIFEST
 from medinit_jax.data.tasks import TASKS, make_builder
 
 
@@ -113,7 +115,14 @@ def test_verify_and_show(run, tree, tmp_path):
     assert run("verify", "drive_seg")[0] == 2
     run("prepare", "drive_seg", "--from", tree, "--any-count", "--workers", 0)
     code, out, _ = run("verify", "drive_seg")
-    assert code == 0 and "is whole" in out
+    assert code == 0 and "is whole: every file, record and count" in out
+    place = next((tmp_path / "data").rglob(MANIFEST))
+    manifest = json.loads(place.read_text())
+    del manifest["files"]
+    place.write_text(json.dumps(manifest))
+    code, out, _ = run("verify", "drive_seg")
+    assert code == 0 and "is whole: every shard, record and count" in out
+    assert "Not checked, for an older version recorded no sha256 of them: LICENSE, " in out
     sheet = tmp_path / "sheet.png"
     code, out, _ = run("show", "drive_seg", "--split", "test", "--count", 2, "--out", sheet)
     assert code == 0 and "2 images" in out and sheet.read_bytes()[1:4] == b"PNG"
