@@ -13,10 +13,39 @@ reduces images stores them at another size with a suffix (medinit_rsna_ihd/full_
 """
 
 import argparse
+import errno
 import sys
 from collections.abc import Sequence
 
 from medinit_jax.core.errors import UsageError
+
+_FIXES = {
+    errno.ENOENT: "name a place that exists",
+    errno.EACCES: "change its permissions, or name another place",
+    errno.EPERM: "change its permissions, or name another place",
+    errno.EROFS: "name another place, as with --data-dir",
+    errno.ENOTDIR: "name a folder where one is needed: a part of this path is a file",
+    errno.EEXIST: "name a folder where one is needed: this is a file",
+    errno.EISDIR: "name a file: this is a folder",
+    errno.ENOSPC: "make room on that disk",
+    errno.EDQUOT: "make room on that disk",
+}
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} is no whole number from 0 on")
+    return int(text)
+
+
+def _amount(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no number above 0")
+    return number
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -40,24 +69,24 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("prepare", "Prepares a set; after an interruption, goes on where it stopped.")
     add = sub.add_argument
     add("--from", dest="folder", metavar="DIR", help="the download, unpacked")
-    add("--workers", type=int, help="processes (as many as cores)")
+    add("--workers", type=_whole, help="processes (as many as cores)")
     add("--any-count", action="store_true", help="accept other numbers than the published ones")
     add("--on-corrupt", choices=("error", "skip"), default="error", help="unreadable files")
-    add("--split-seed", type=int, default=0, metavar="N", help="seed of our own divisions")
-    add("--host", type=int, default=0, metavar="I", help="number of this host, from 0")
-    add("--hosts", type=int, default=1, metavar="N", help="hosts that share the work")
+    add("--split-seed", type=_whole, default=0, metavar="N", help="seed of our own divisions")
+    add("--host", type=_whole, default=0, metavar="I", help="number of this host, from 0")
+    add("--hosts", type=_whole, default=1, metavar="N", help="hosts that share the work")
     add("--columns", metavar="KEY=COLUMN,...", help="of medinit_table/NAME: image=file,labels=dx")
     add("--beam", metavar="OPTIONS", help='with Apache Beam: --beam="--runner=DirectRunner"')
     sub = command("verify", "Reads a prepared set completely and names what is wrong.")
-    sub.add_argument("--workers", type=int, help="threads (as many as cores)")
+    sub.add_argument("--workers", type=_whole, help="threads (as many as cores)")
     sub = command("show", "Draws a contact sheet of images, labels and outlines.")
     sub.add_argument("--split", help="which split (the first)")
     sub.add_argument("--count", type=int, default=12, help="images (12)")
     sub.add_argument("--out", required=True, metavar="FILE.png")
     sub = command("unpack", "Unpacks an archive into a folder beside it.", takes_name=False)
     sub.add_argument("archive", metavar="ARCHIVE")
-    sub.add_argument("--max-gb", type=float, default=200, help="most unpacked gigabytes (200)")
-    sub.add_argument("--max-ratio", type=float, default=500, help="most times the packed size")
+    sub.add_argument("--max-gb", type=_amount, default=200, help="most unpacked gigabytes (200)")
+    sub.add_argument("--max-ratio", type=_amount, default=500, help="most times the packed size")
     return parser
 
 
@@ -72,9 +101,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(error, file=sys.stderr)
         return 2
+    except OSError as error:
+        # What lies on disks is found out where it is used, which can be anywhere.
+        print(_sentence(error), file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("Stopped; prepare goes on from the finished shards.", file=sys.stderr)
         return 130
+
+
+def _sentence(error: OSError) -> str:
+    """Says which file could not be read or written, why, and what to do."""
+    where = " and ".join(str(name) for name in (error.filename, error.filename2) if name)
+    fix = _FIXES.get(error.errno or 0, "put that right")
+    return (
+        f"{where or 'A file'} cannot be read or written: {error.strerror or error}; {fix}, then "
+        f"run the same command again."
+    )
 
 
 if __name__ == "__main__":

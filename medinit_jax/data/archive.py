@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import lzma
 import os
+import shlex
 import shutil
 import stat
 import tarfile
@@ -20,6 +21,8 @@ from medinit_jax.data.layout import ARCHIVES, pointer_kind, unpacking
 from medinit_jax.data.shards import Report
 
 _TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+# These are read as they are.
+_READ_PACKED = (".ppm.gz", ".nii.gz")
 _CHUNK = 1 << 20
 # Masks and tables shrink a hundred times; in so small an archive that harms nobody.
 _SMALL = 100_000_000
@@ -91,7 +94,7 @@ def unpack(
     else:
         raise UsageError(
             f"{archive.name} is of a kind that is not unpacked here; use its own program (as "
-            f"`7z x {archive.name}`). Known are .zip, {', '.join(_TAR)} and .gz."
+            f"`7z x {shlex.quote(archive.name)}`). Known are .zip, {', '.join(_TAR)} and .gz."
         )
     target = archive.with_name(archive.name[: -len(suffix)])
     partial = target.with_name(f"{target.name}.unpacking")
@@ -247,7 +250,8 @@ def _write(members: list[_Member], single: str | None, partial: Path, report: Re
         if size != member.size:
             raise zipfile.BadZipFile(f"{member.name} is shorter than it says")
         done += size
-        if member.name.lower().endswith((*ARCHIVES, ".gz")):
+        lower = member.name.lower()
+        if lower.endswith((*ARCHIVES, ".gz")) and not lower.endswith(_READ_PACKED):
             packed.append(place)
     return Unpacked(partial / single if single else partial, len(members), done, packed)
 
@@ -262,7 +266,7 @@ def _explained(archive: Path) -> Iterator[None]:
     except NotImplementedError as error:
         raise UsageError(
             f"{archive} is packed in a way that Python does not know ({error}); unpack it with "
-            f"`7z x {archive.name}`."
+            f"`7z x {shlex.quote(archive.name)}`."
         ) from error
     except OSError as error:
         raise UsageError(f"{archive} cannot be unpacked: {error}.") from error
@@ -278,9 +282,10 @@ def _refuse_parts(archive: Path) -> None:
             f"{unpacking([f'{whole}.001'], archive.absolute().parent)}"  # type: ignore[arg-type]
         )
     if archive.with_suffix(".z01").exists():
+        last = shlex.quote(f"{archive.stem}.zip")
         raise UsageError(
             f"{name} is the last part of a split archive ({archive.stem}.z01 lies beside it). Join "
-            f"the parts first: zip -s 0 {archive.stem}.zip --out whole.zip; then unpack whole.zip."
+            f"the parts first: zip -s 0 {last} --out whole.zip; then unpack whole.zip."
         )
 
 
@@ -288,5 +293,6 @@ def _explain_absent(archive: Path) -> None:
     first = archive.with_name(f"{archive.name}.001")
     if first.exists():
         _refuse_parts(first)
-    kind = "is a folder: it is unpacked already" if archive.is_dir() else "does not exist"
+    kind = "is no regular file" if archive.exists() else "does not exist"
+    kind = "is a folder: it is unpacked already" if archive.is_dir() else kind
     raise UsageError(f"{archive} {kind}; name a .zip, .tar, .tar.gz or .gz file.")

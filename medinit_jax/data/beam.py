@@ -18,7 +18,7 @@ from etils import epath
 from medinit_jax.core.errors import UsageError
 from medinit_jax.data.builders.base import Builder, Item, refuse_many_skipped
 from medinit_jax.data.manifest import MANIFEST, LabelCounts, make_manifest
-from medinit_jax.data.shards import checksum, write_text
+from medinit_jax.data.shards import checksum, checksums, write_text
 
 _SKIPPED = "medinit_skipped"
 
@@ -54,9 +54,9 @@ def prepare_with_beam(
     )
     keys = _skipped_keys(beam, builder.pipeline_result)
     written = sum(split.num_examples for split in builder.info.splits.values())
-    counted = sum(key not in builder.KNOWN_CORRUPT for key in keys)
+    counted = [key for key in keys if key not in builder.KNOWN_CORRUPT]
     try:
-        refuse_many_skipped(builder.name, counted, written + len(keys))
+        refuse_many_skipped(builder.name, tree.path, counted, written + len(keys))
     except Exception:
         shutil.rmtree(target)
         raise
@@ -68,6 +68,7 @@ def prepare_with_beam(
         labels[split] = counts.counts
     skipped = [{"key": key, "reason": "see the log of the Beam workers"} for key in keys]
     content = make_manifest(builder, labels, skipped, builder.outside, shards)
+    content["files"] = checksums(target)
     write_text(target / MANIFEST, json.dumps(content, indent=1, default=str))
     return content
 

@@ -43,7 +43,7 @@ def save_contact_sheet(builder: Builder, split: str | None, count: int, out: Pat
         The number of images on it.
 
     Raises:
-        UsageError: The set is not prepared, or there is no such split.
+        UsageError: The set is not prepared, or damaged, or there is no such split.
     """
     manifest = read_manifest(builder.data_path)
     if manifest is None:
@@ -57,8 +57,16 @@ def save_contact_sheet(builder: Builder, split: str | None, count: int, out: Pat
         raise UsageError(f"There is no split {split!r}; use --split with {', '.join(splits)}.")
     if count < 1 or out.suffix.lower() != ".png":
         raise UsageError("Give --count at least 1, and --out a file that ends in .png.")
-    source = builder.as_data_source(split)
-    examples = [source[index] for index in range(min(count, len(source)))]
+    try:
+        source = builder.as_data_source(split)
+        examples = [source[index] for index in range(min(count, len(source)))]
+    except Exception as error:
+        # What a missing or damaged shard raises depends on the damage: it can be anything.
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(
+            f"{builder.data_path} cannot be read ({reason}); `python -m medinit_jax.data verify "
+            f"{builder.name}/{builder.builder_config.name}` says what is damaged."
+        ) from error
     out.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(builder.info.features, examples).save(out)
     return len(examples)

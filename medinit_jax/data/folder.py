@@ -49,6 +49,7 @@ class FolderSource:
 
     Hidden files and files that are clearly no images are ignored and counted. What should be an
     image and cannot be read is left out, counted and listed; more than 0.1 % of it is an error.
+    Links that lead out of the folder are not followed, and listed.
 
     Attributes:
         path: The folder.
@@ -57,6 +58,7 @@ class FolderSource:
         patients: The patient of every image.
         unreadable: (file, reason) of what was left out.
         ignored: Files that were not taken for images.
+        outside: Links that lead out of the folder, or to nothing.
     """
 
     def __init__(
@@ -87,10 +89,15 @@ class FolderSource:
         if not self.path.is_dir():
             kind = "is a file, not a folder" if self.path.is_file() else "does not exist"
             raise UsageError(f"The image folder {self.path} {kind}; set data.path to a folder.")
-        candidates, self.ignored = _list_files(self.path)
+        candidates, self.ignored, self.outside = _list_files(self.path)
+        for link in self.outside:
+            logging.warning("%s leads out of %s and is not followed.", link, self.path)
         if not candidates:
+            others = f"{len(self.ignored)} other files"
+            if self.outside:
+                others += f", {len(self.outside)} links out of it that are not followed"
             raise UsageError(
-                f"The image folder {self.path} holds no image ({len(self.ignored)} other files); "
+                f"The image folder {self.path} holds no image ({others}); "
                 f"set data.path to a folder of png, jpg, tif, bmp, ppm, gif, dcm or nii files."
             )
         self._check(candidates, threads)
@@ -167,6 +174,7 @@ class FolderSource:
             "count": len(self),
             "sha256": self.checksum(),
             "ignored": len(self.ignored),
+            "links_not_followed": self.outside,
             "unreadable": [f"{file}: {reason}" for file, reason in self.unreadable],
         }
 
@@ -186,18 +194,35 @@ class FolderSource:
         return digest.hexdigest()
 
 
-def _list_files(folder: Path) -> tuple[list[str], list[str]]:
-    """Returns candidate images and ignored files below a folder, relative and sorted."""
-    candidates, ignored = [], []
-    for place in sorted(folder.rglob("*")):
+def _list_files(folder: Path) -> tuple[list[str], list[str], list[str]]:
+    """Returns candidate images, ignored files and links out of a folder, relative and sorted."""
+    candidates, ignored, outside = [], [], []
+    root = os.path.realpath(folder)
+    for place in sorted(
+        Path(above, name)
+        for above, folders, files in os.walk(folder, onerror=_refuse_folder)
+        for name in (*folders, *files)
+    ):
         relative = place.relative_to(folder)
+        if place.is_symlink():
+            target = os.path.realpath(place)
+            if os.path.commonpath((root, target)) != root or not os.path.exists(target):
+                outside.append(relative.as_posix())
+                continue
         if not place.is_file():
             continue
         hidden = any(part.startswith(".") or part == "__MACOSX" for part in relative.parts)
         clutter = place.suffix.lower() in OTHER_SUFFIXES or place.name in ("Thumbs.db", "DICOMDIR")
         clutter = clutter and medical_kind(place) != "nifti"
         (ignored if hidden or clutter else candidates).append(relative.as_posix())
-    return candidates, ignored
+    return candidates, ignored, outside
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise UsageError(
+        f"The folder {error.filename} cannot be read: {error.strerror}; change its permissions or "
+        f"move it elsewhere."
+    )
 
 
 def _diagnose(place: Path) -> str | None:

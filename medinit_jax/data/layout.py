@@ -6,6 +6,7 @@ Names are compared without case, with blanks, underscores and "%20" as one, beca
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, NoReturn
 
@@ -31,6 +32,7 @@ ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".7z", ".rar", ".001")
 # Left by operating systems and unpackers; "Illustration" comes with REFUGE.
 _JUNK = frozenset({"macosx", ".ds store", "thumbs.db", "illustration"})
 _MOST_NAMES = 5
+_MISSING = frozenset({"E_MISSING_ROOT", "E_MISSING_FILE", "E_ORPHAN", "E_COUNT", "E_NO_TEST_GT"})
 _LONGEST_NAME = 200
 
 
@@ -55,10 +57,11 @@ class DatasetLayoutError(UsageError, RuntimeError):
         found: Sequence[object],
         expected: str,
         fix: str,
+        most: int = _MOST_NAMES,
     ):
         names = [_shown(str(name)) for name in found]
-        more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-        shown = ", ".join(names[:_MOST_NAMES]) + more if names else "nothing"
+        more = f" and {len(names) - most} more" if len(names) > most else ""
+        shown = ", ".join(names[:most]) + more if names else "nothing"
         super().__init__(
             f"{dataset}: {' '.join(what.split())} [{code}]\n  in {path}\n"
             f"  found {shown}; expected {expected}\n  {fix}"
@@ -96,8 +99,8 @@ class Tree:
     Attributes:
         dataset: Name of the dataset, for messages.
         path: The folder.
-        outside: Links that lead out of the downloaded folder; they are not followed. Shared by all
-            folders of one tree.
+        outside: What is not read: links that lead out of the downloaded folder or to nothing, and
+            what is neither file nor folder. Shared by all folders of one tree.
     """
 
     def __init__(
@@ -105,33 +108,54 @@ class Tree:
         dataset: str,
         path: epath.PathLike,
         _root: str | None = None,
-        _outside: list[str] | None = None,
+        _outside: dict[str, None] | None = None,
     ):
         self.dataset, self.path = dataset, epath.Path(path)
         # epath's own `resolve` does not follow links.
         self._root = os.path.realpath(self.path) if _root is None else _root
-        self.outside: list[str] = [] if _outside is None else _outside
+        # A folder may be listed several times.
+        self._outside: dict[str, None] = {} if _outside is None else _outside
         self._entries: dict[str, epath.Path] | None = None
+
+    @property
+    def outside(self) -> list[str]:
+        """What is not read, see the class."""
+        return list(self._outside)
 
     @property
     def entries(self) -> dict[str, epath.Path]:
         """What lies in the folder, {normal name: path}, sorted, without junk."""
         if self._entries is None:
-            self._entries = {}
-            for place in sorted(self.path.iterdir(), key=lambda place: place.name):
-                name = normal(place.name)
-                if name in _JUNK or place.name.startswith("."):
-                    continue
-                # Only links are resolved, which is slow: a folder can hold 50,000 files.
-                if os.path.islink(place) and not self._inside(place):
-                    self.outside.append(str(place))
-                    continue
-                self._entries[name] = place
+            self._entries = {normal(place.name): place for place in self._listed(self.path)}
         return self._entries
 
-    def _inside(self, place: epath.Path) -> bool:
-        target = os.path.realpath(place)
-        return os.path.commonpath((self._root, target)) == self._root
+    def _listed(self, folder: epath.Path) -> list[epath.Path]:
+        """Returns what lies in a folder, sorted, without junk and what is not read."""
+        with os.scandir(folder) as found:
+            places = sorted(found, key=lambda place: place.name)
+        return [
+            folder / place.name
+            for place in places
+            if normal(place.name) not in _JUNK
+            and not place.name.startswith(".")
+            and self._is_read(place)
+        ]
+
+    def _is_read(self, place: os.DirEntry[str]) -> bool:
+        # Only links are resolved, which is slow: a folder can hold 50,000 files.
+        if place.is_symlink():
+            target = os.path.realpath(place)
+            if os.path.commonpath((self._root, target)) != self._root:
+                self._outside[place.path] = None
+                return False
+            if not os.path.exists(target):
+                self._outside[f"{place.path} (a link to nothing)"] = None
+                return False
+        # A pipe would be waited for, a device has no end.
+        if not place.is_file() and not place.is_dir():
+            self._outside[f"{place.path} (neither file nor folder)"] = None
+            return False
+        return True
 
     def find(self, *names: str) -> epath.Path | None:
         """Returns the first of `names` ("a/b" for a path) that exists; None if none does."""
@@ -145,7 +169,7 @@ class Tree:
         return None
 
     def _sub(self, place: epath.Path) -> Tree:
-        return Tree(self.dataset, place, self._root, self.outside)
+        return Tree(self.dataset, place, self._root, self._outside)
 
     def folder(self, *names: str, fix: str = "") -> Tree:
         """Returns the folder of one of these names; one that holds only its namesake stands for it.
@@ -196,12 +220,8 @@ class Tree:
         below = [("", self.path)]
         while below:
             above, folder = below.pop()
-            for place in folder.iterdir():
-                if normal(place.name) in _JUNK or place.name.startswith("."):
-                    continue
-                if os.path.islink(place) and not self._inside(place):
-                    self.outside.append(str(place))
-                elif not place.is_dir():
+            for place in self._listed(folder):
+                if not place.is_dir():
                     yield f"{above}{place.name}", place
                 elif os.path.realpath(place) not in seen:
                     # A link may lead back to a folder above it.
@@ -231,10 +251,10 @@ class Tree:
         self.fail(
             "E_MISSING_FILE",
             f"{what} is missing",
-            found=[f"{link} (a link out of the folder, not followed)" for link in self.outside]
-            + [place.name for place in self.entries.values()],
+            found=[place.name for place in self.entries.values()],
             expected=" or ".join(names),
-            fix=fix or f"Put {what} there; `python -m medinit_jax.data info` shows the whole tree.",
+            fix=fix
+            or f"Put {what} there. The whole tree: python -m medinit_jax.data info {self.dataset}",
         )
 
     def fail(
@@ -247,7 +267,15 @@ class Tree:
         expected: str = "",
         path: epath.PathLike | None = None,
     ) -> NoReturn:
-        """Raises a DatasetLayoutError of this dataset, at this folder unless `path` says else."""
+        """Raises a DatasetLayoutError of this dataset, at this folder unless `path` says else.
+
+        Where something is missing, it names the links that were not followed: it may lie there.
+        """
+        if self.outside and code in _MISSING:
+            fix = (
+                f"Not followed: {len(self.outside)} links (or what is no file), among them "
+                f"{_shown(self.outside[0])}; put the files themselves there. {fix}"
+            )
         raise DatasetLayoutError(
             code, self.dataset, path or self.path, what, list(found), expected, fix
         )
@@ -258,10 +286,13 @@ def unpacking(packed: Sequence[str], folder: epath.Path) -> str:
     parts = sorted(name for name in packed if name.lower().endswith(".001"))
     if parts:
         whole = parts[0][: -len(".001")]
+        joined = shlex.quote(whole)
         return (
-            f"Join the parts first: cd {folder} && cat {whole}.0* > {whole}; then unpack {whole}."
+            f"Join the parts first: cd {shlex.quote(str(folder))} && cat {joined}.0* > {joined}; "
+            f"then unpack {whole}."
         )
-    return f"Unpack it: python -m medinit_jax.data unpack {folder / sorted(packed)[0]}"
+    first = shlex.quote(str(folder / sorted(packed)[0]))
+    return f"Unpack it: python -m medinit_jax.data unpack {first}"
 
 
 def locate(
@@ -279,21 +310,34 @@ def locate(
         folder: The user's folder.
         is_root: Says whether a folder is the dataset's root.
         expected: What a root holds, for the message.
-        where_from: Where the files can be had.
+        where_from: Where the files can be had; "" if they are the user's own.
         recognize: Folder -> name of another dataset that it looks like.
 
     Raises:
         DatasetLayoutError: E_MISSING_ROOT, E_ARCHIVE, E_MISPLACED or E_MISSING_FILE.
     """
     path = epath.Path(folder)
-    download = f"Download by hand from {where_from} and unpack it there."
+    download = f"Download by hand from {where_from} and unpack it there." if where_from else ""
+    named = "Name the folder that holds these with --from."
+    if path.exists() and not path.is_dir():
+        archive = path.name.lower().endswith(ARCHIVES)
+        raise DatasetLayoutError(
+            "E_ARCHIVE" if archive else "E_MISSING_ROOT",
+            dataset,
+            path,
+            "the files are still packed" if archive else "this is a file, not a folder",
+            [path.name],
+            expected,
+            unpacking([path.name], path.parent) if archive else named,
+        )
     if not path.is_dir():
         raise DatasetLayoutError(
-            "E_MISSING_ROOT", dataset, path, "no such folder", [], expected, download
+            "E_MISSING_ROOT", dataset, path, "no such folder", [], expected, download or named
         )
     tree = Tree(dataset, path)
     if not tree.entries:
-        tree.fail("E_MISSING_ROOT", "the folder is empty", expected=expected, fix=download)
+        what = "the folder holds nothing that is read" if tree.outside else "the folder is empty"
+        tree.fail("E_MISSING_ROOT", what, expected=expected, fix=download or named)
     top = tree
     for _ in range(3):
         if is_root(tree):
@@ -327,7 +371,7 @@ def locate(
         "the folder does not hold this dataset",
         found=[place.name for place in top.entries.values()],
         expected=expected,
-        fix=f"Name the folder that holds these with --from. {download}",
+        fix=f"{named} {download}".rstrip(),
     )
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from medinit_jax.data.builders import BUILDERS
-from medinit_jax.data.builders.base import Builder, plain_name
+from medinit_jax.data.builders.base import Builder
 from medinit_jax.data.builders.drawn import Drawn
 from medinit_jax.data.manifest import MANIFEST, read_manifest
 from medinit_jax.data.tasks import TASKS, Task, make_builder
@@ -67,7 +67,7 @@ def show_info(name: str, data_dir: epath.PathLike) -> None:
     console = _console()
     lines = [f"{builder.name}/{builder.builder_config.name}: {builder.info.description}"]
     lines += _task_lines(TASKS[name]) if name in TASKS else []
-    lines += [f"Modality: {builder.modality}", f"License: {builder.LICENSE}"]
+    lines += [f"Modality: {builder.modality}", f"License: {builder.license_text()}"]
     lines += _absent_lines(builder) if manifest is None else _present_lines(builder, manifest)
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -84,7 +84,7 @@ def lines_of(manifest: dict[str, Any]) -> list[str]:
         ("Not as published, accepted with --any-count", manifest.get("accepted", [])),
         ("Left out", manifest["ignored"]),
         ("Notes", manifest["notes"]),
-        ("Links that were not followed", manifest["links_not_followed"]),
+        ("Links, and what is no file, that were not followed", manifest["links_not_followed"]),
     ):
         lines.append(f"{what}: {len(names) or 'none'}")
         lines += [f"  {one}" for one in names[:_MOST_LISTED]]
@@ -108,11 +108,10 @@ def _absent_lines(builder: Builder) -> list[str]:
     begun = Path(f"{builder.data_path}.incomplete").exists()
     place = f"{'Begun, not finished' if begun else 'Not prepared'}: {builder.data_path}"
     command = f"python -m medinit_jax.data prepare {builder.name}/{config}"
+    counts = _splits_text(builder.published())
     if isinstance(builder, Drawn):
-        counts = _splits_text(builder.published(builder.locate()))
         lines = [f"Numbers: {counts or 'not known before'}", f"Draw it: {command}"]
     else:
-        counts = _splits_text(builder.COUNTS.get(plain_name(config), {}))
         lines = [
             f"Download: {builder.SIZE}{f' from {builder.HOMEPAGE}' if builder.HOMEPAGE else ''}",
             f"Expected tree: {builder.EXPECTED}",

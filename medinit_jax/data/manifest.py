@@ -93,7 +93,7 @@ def make_manifest(
     outside: list[str],
     shards: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
-    """Returns what is recorded of a prepared set, see `MANIFEST`.
+    """Returns what is recorded of a prepared set, see `MANIFEST`; `files` comes when they exist.
 
     Args:
         builder: The dataset, its splits known.
@@ -106,7 +106,7 @@ def make_manifest(
         "dataset": builder.name,
         "config": dataclasses.asdict(builder.builder_config),
         "version": str(builder.version),
-        "license": builder.LICENSE,
+        "license": builder.license_text(),
         "splits": {split: info.num_examples for split, info in builder.info.splits.items()},
         "labels": labels,
         "skipped": skipped,

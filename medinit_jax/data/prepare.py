@@ -23,7 +23,7 @@ from etils import epath
 
 from medinit_jax.core.errors import UsageError
 from medinit_jax.data.builders.base import Builder, refuse_many_skipped
-from medinit_jax.data.layout import DatasetLayoutError
+from medinit_jax.data.layout import DatasetLayoutError, Tree
 from medinit_jax.data.manifest import (
     MANIFEST,
     earlier_manifest,
@@ -31,7 +31,7 @@ from medinit_jax.data.manifest import (
     read_manifest,
     sum_labels,
 )
-from medinit_jax.data.shards import Report, Shard, cut, note_of, write_shards
+from medinit_jax.data.shards import Report, Shard, checksums, cut, note_of, write_shards
 
 _PLAN = "plan.txt"
 
@@ -77,7 +77,7 @@ def prepare(
     tree = builder.locate(folder)
     splits = builder.checked_items(tree)
     for link in tree.outside:
-        logging.warning("%s leads out of %s and is not followed.", link, tree.path)
+        logging.warning("%s is not read: only what lies in %s is.", link, tree.path)
     shards = [shard for split, items in splits.items() for shard in cut(split, items)]
     work = target.with_name(f"{target.name}.incomplete")
     try:
@@ -86,7 +86,7 @@ def prepare(
             write_shards(builder, work, shards[host::hosts], workers, report)
             if not all(note_of(work, builder, shard).exists() for shard in shards):
                 return read_manifest(target)
-            return _finish(builder, work, target, shards, tree.outside)
+            return _finish(builder, work, target, shards, tree)
         # Another host finished while this one looked at the download: nothing is left to do.
         shutil.rmtree(work, ignore_errors=True)
     except (OSError, RuntimeError):
@@ -97,15 +97,19 @@ def prepare(
 
 
 def _plan(builder: Builder, root: epath.Path, shards: Sequence[Shard]) -> str:
-    """Returns a digest of all that decides what the shards hold."""
+    """Returns digests of all that decides what the shards hold: what is taken, and its files."""
     digest = hashlib.sha256(f"{builder.name} {builder.version} {builder.builder_config}".encode())
     digest.update(builder.on_corrupt.encode())
     # Hosts may see the download under different paths.
-    prefix = str(root)
+    prefix, states = str(root), hashlib.sha256()
     for shard in shards:
         for item in shard.items:
             digest.update(repr(item).replace(prefix, "").encode())
-    return digest.hexdigest()
+            for path in item.files.values():
+                # Reading all bytes would take as long as preparing.
+                state = os.stat(path)
+                states.update(f"{state.st_size} {state.st_mtime_ns} ".encode())
+    return f"{digest.hexdigest()}\n{states.hexdigest()}\n"
 
 
 def _begin(work: Path, plan: str, alone: bool) -> None:
@@ -116,12 +120,16 @@ def _begin(work: Path, plan: str, alone: bool) -> None:
     if begun == plan:
         return
     if begun is not None:
+        if begun.partition("\n")[0] == plan.partition("\n")[0]:
+            why = "the files of the download (their sizes or times) changed since it was begun"
+        else:
+            why = "it was begun with other files or options"
         if not alone:
             raise UsageError(
-                f"{work} was begun with other files or options; start all hosts with the same "
-                f"command, or delete that folder."
+                f"{work} does not fit: {why}; start all hosts with the same command and the same "
+                f"files (copy them with their times), or delete that folder."
             )
-        logging.warning("%s was begun with other files or options; it is written anew.", work)
+        logging.warning("%s is written anew: %s.", work, why)
         shutil.rmtree(work)
     # It appears with its plan inside, or another host that starts now would take it for a stray.
     own = work.with_name(f"{work.name}.{uuid.uuid4().hex}")
@@ -144,13 +152,14 @@ def _begun(work: Path) -> str | None:
 
 
 def _finish(
-    builder: Builder, work: Path, target: Path, shards: Sequence[Shard], outside: list[str]
+    builder: Builder, work: Path, target: Path, shards: Sequence[Shard], tree: Tree
 ) -> dict[str, Any]:
     notes = [json.loads(note_of(work, builder, shard).read_text()) for shard in shards]
     skipped = [one for note in notes for one in note["skipped"]]
-    counted = sum(one["key"] not in builder.KNOWN_CORRUPT for one in skipped)
+    counted = [one["reason"] for one in skipped if one["key"] not in builder.KNOWN_CORRUPT]
     try:
-        refuse_many_skipped(builder.name, counted, sum(len(shard.items) for shard in shards))
+        total = sum(len(shard.items) for shard in shards)
+        refuse_many_skipped(builder.name, tree.path, counted, total)
     except DatasetLayoutError:
         # After a new download the next call tries these again.
         for shard, note in zip(shards, notes, strict=True):
@@ -172,10 +181,11 @@ def _finish(
     labels = {
         split: sum_labels(note["labels"] for note in written) for split, written in of_split.items()
     }
-    content = make_manifest(builder, labels, skipped, outside, notes)
+    content = make_manifest(builder, labels, skipped, tree.outside, notes)
     # Another host may finish at the same moment: every file appears whole, and once.
     with tempfile.TemporaryDirectory(dir=work.parent, prefix=f"{target.name}.finishing.") as own:
         builder.info.write_to_directory(own)
+        content["files"] = checksums(Path(own))
         (Path(own) / MANIFEST).write_text(json.dumps(content, indent=1, default=str))
         for place in Path(own).iterdir():
             os.replace(place, work / place.name)

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import concurrent.futures
 import concurrent.futures.process
+import contextlib
+import errno
 import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +28,7 @@ from tensorflow_datasets.core import example_serializer, hashing, naming
 
 from medinit_jax.core.errors import UsageError
 from medinit_jax.data.builders.base import Builder, Item
-from medinit_jax.data.manifest import LabelCounts
+from medinit_jax.data.manifest import MANIFEST, LabelCounts
 
 SHARD_EXAMPLES = 256
 # Called with the number of examples done so far and their total.
@@ -173,7 +176,8 @@ def write_shard(
     labels = LabelCounts(features)
     try:
         # One record per group: any record can be read without its neighbors.
-        writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1")
+        with _explained(place):
+            writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1")
         for number, item in enumerate(shard.items, start=1):
             example = builder.example_or_reason(item)
             if isinstance(example, str):
@@ -183,10 +187,12 @@ def write_shard(
                 labels.add(encoded)
                 # The order of a map's fields is otherwise another one in every process.
                 record = serializer.get_tf_example(encoded).SerializeToString(deterministic=True)
-                writer.write(record)
+                with _explained(place):
+                    writer.write(record)
                 count, size = count + 1, size + len(record)
             report(number)
-        writer.close()
+        with _explained(place):
+            writer.close()
         digest, stored = checksum(partial), partial.stat().st_size
         os.replace(partial, place)
     finally:
@@ -196,10 +202,30 @@ def write_shard(
     write_text(note_of(work, builder, shard), json.dumps(note))
 
 
+@contextlib.contextmanager
+def _explained(place: Path) -> Iterator[None]:
+    """Makes an OSError of what array_record raises, as on a full disk."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].partition(";")[0]
+        full = shutil.disk_usage(place.parent).free < 1 << 20 or "No space left" in reason
+        raise OSError(errno.ENOSPC if full else errno.EIO, reason, str(place)) from error
+
+
 def checksum(place: Path) -> str:
     """Returns the SHA-256 of a file."""
     with place.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """Returns {name: SHA-256} of the files that describe a set: all but shards and manifest."""
+    return {
+        place.name: checksum(place)
+        for place in sorted(folder.iterdir())
+        if place.name != MANIFEST and ".array_record-" not in place.name
+    }
 
 
 def write_text(place: Path, text: str) -> None:

@@ -79,13 +79,14 @@ class TableSource(FolderSource):
         self._column = list(table.labels).index(self.label) if self.label else -1
         self.path, self.size, self.fit, self.check = Path(table.root), size, fit, check
         self.labels = table.labels
+        self.outside = tree.outside
         self.rows: dict[str, ImageRow] = {row.name: row for row in table.rows}
         self.ignored = [
             *(f"{row}: no image" for row in table.without_image),
             *(f"{row}: no mask" for row in table.without_mask),
             *table.repeated,
             *(f"{name}: in no row" for name in table.unlisted),
-            *(f"{link}: leads out of the folder" for link in tree.outside),
+            *(f"{link}: leads out of the folder, or is no file" for link in tree.outside),
         ]
         if self.ignored:
             logging.warning(

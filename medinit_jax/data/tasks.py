@@ -229,6 +229,8 @@ def make_builder(
             f"There is no dataset {dataset!r} here; `python -m medinit_jax.data list` shows all. "
             f"Perhaps one of: {', '.join(near)}."
         )
+    if split_seed < 0:
+        raise UsageError(f"The split seed is {split_seed}; set --split-seed to 0 or more.")
     configs = [one.name for one in BUILDERS[dataset].BUILDER_CONFIGS]
     seeded = _SEED.match(config)
     if columns is not None and (dataset != "medinit_table" or not config):

@@ -13,14 +13,14 @@ from array_record.python import array_record_module
 
 from medinit_jax.core.errors import UsageError
 from medinit_jax.data.builders.base import Builder
-from medinit_jax.data.manifest import read_manifest
-from medinit_jax.data.shards import Report, checksum
+from medinit_jax.data.manifest import MANIFEST, read_manifest
+from medinit_jax.data.shards import Report, checksum, checksums
 
 
 def verify(
     builder: Builder, workers: int | None = None, report: Report = lambda done, total: None
 ) -> list[str]:
-    """Checks the sha256 of every shard, decodes every record, and compares all counts.
+    """Checks the sha256 of every file, decodes every record, and compares all counts.
 
     Args:
         builder: The dataset and its config.
@@ -46,12 +46,7 @@ def verify(
         tfds.builder_from_directory(folder)
     except Exception as error:
         problems.append(f"features.json cannot be read ({_first_line(error)}).")
-    known = {shard["file"] for shard in shards}
-    problems += [
-        f"{place.name} is not among the recorded shards."
-        for place in sorted(folder.glob("*.array_record*"))
-        if place.name not in known
-    ]
+    problems += _file_problems(folder, manifest)
     total, done = sum(shard["examples"] for shard in shards), 0
     report(0, total)
 
@@ -66,6 +61,35 @@ def verify(
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         for found in pool.map(check, shards):
             problems += found
+    return problems
+
+
+def unchecked_files(builder: Builder) -> list[str]:
+    """Returns the files of a set of which an older version recorded no sha256."""
+    manifest = read_manifest(builder.data_path)
+    if manifest is None or "files" in manifest:
+        return []
+    return [*checksums(Path(builder.data_path))]
+
+
+def _file_problems(folder: Path, manifest: dict[str, Any]) -> list[str]:
+    """Compares what lies in the folder with what was recorded; shards are read later."""
+    recorded = manifest.get("files", {})
+    problems = []
+    for name, digest in recorded.items():
+        place = folder / name
+        if not place.is_file():
+            problems.append(f"{name} is missing.")
+        elif (found := checksum(place)) != digest:
+            problems.append(f"{name} has the sha256 {found}, recorded is {digest}.")
+    known = {MANIFEST, *recorded, *(shard["file"] for shard in manifest["shards"])}
+    for place in sorted(folder.iterdir()):
+        if place.name in known or place.name.startswith("."):
+            continue
+        if ".array_record" in place.name:
+            problems.append(f"{place.name} is not among the recorded shards.")
+        elif "files" in manifest:
+            problems.append(f"{place.name} is not among the recorded files.")
     return problems
 
 

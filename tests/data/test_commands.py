@@ -1,4 +1,8 @@
+import errno
+import json
+import os
 import re
+import resource
 import shutil
 
 import pytest
@@ -6,12 +10,14 @@ from fake_trees.drive import make_drive
 from fake_trees.table import make_table
 from ml_collections import ConfigDict
 
+from medinit_jax.core.errors import UsageError
 from medinit_jax.data import commands
 from medinit_jax.data.__main__ import main
 from medinit_jax.data.builders import BUILDERS
 from medinit_jax.data.builders.base import MAX_SKIPPED
 from medinit_jax.data.catalog import open_splits
-from medinit_jax.data.tasks import TASKS
+from medinit_jax.data.manifest import MANIFEST
+from medinit_jax.data.tasks import TASKS, make_builder
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +63,12 @@ def test_info_says_how_to_get_a_set_and_then_what_it_holds(run, tree):
         "Expected tree: training/ and test/",
         "Published numbers: train 20, test 20",
         "python -m medinit_jax.data prepare medinit_drive/default --from DIR",
-        "License: Registration on the site",
+        "License: Registration on the site; no redistribution. https://drive.grand-challenge.org/",
         "unet: random 0.6853, hyper 0.7079",
     ):
         assert text in out
+    out = run("info", "medinit_rsna_ihd/brain1_paper10_seed3")[1]
+    assert "Published numbers: train 60224, test 15056" in out
     run("prepare", "drive_seg", "--from", tree, "--any-count", "--workers", 0)
     out = run("info", "medinit_drive")[1]
     for text in ("Prepared: ", "Examples: train 4, test 3", "Left out: none", "not followed: none"):
@@ -109,7 +117,14 @@ def test_verify_and_show(run, tree, tmp_path):
     assert run("verify", "drive_seg")[0] == 2
     run("prepare", "drive_seg", "--from", tree, "--any-count", "--workers", 0)
     code, out, _ = run("verify", "drive_seg")
-    assert code == 0 and "is whole" in out
+    assert code == 0 and "is whole: every file, record and count" in out
+    place = next((tmp_path / "data").rglob(MANIFEST))
+    manifest = json.loads(place.read_text())
+    del manifest["files"]
+    place.write_text(json.dumps(manifest))
+    code, out, _ = run("verify", "drive_seg")
+    assert code == 0 and "is whole: every shard, record and count" in out
+    assert "Not checked, for an older version recorded no sha256 of them: LICENSE, " in out
     sheet = tmp_path / "sheet.png"
     code, out, _ = run("show", "drive_seg", "--split", "test", "--count", 2, "--out", sheet)
     assert code == 0 and "2 images" in out and sheet.read_bytes()[1:4] == b"PNG"
@@ -162,6 +177,73 @@ def test_exit_codes(run, monkeypatch):
     monkeypatch.setitem(commands.COMMANDS, "list", stopped)
     code, _, err = run("list")
     assert code == 130 and "Stopped" in err
+
+
+def test_what_disks_refuse_is_a_sentence(run, tree, tmp_path, monkeypatch, capfd):
+    arguments = ("prepare", "drive_seg", "--from", tree, "--any-count", "--workers", 0)
+
+    def refused(*words, **patch):
+        with monkeypatch.context() as patched:
+            for name, value in patch.items():
+                patched.setattr(os, name, value)
+            code, _, err = run(*words)
+        assert code == 2 and "Traceback" not in err
+        return err
+
+    (tmp_path / "data").touch()
+    assert "Not a directory; name a folder where one is needed" in refused(*arguments)
+    (tmp_path / "data").unlink()
+
+    def deny(path, *rest, **more):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    def read_only(path, *rest, **more):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    assert f"{tree} cannot be read or written: Permission denied; change its permissions" in (
+        refused(*arguments, scandir=deny)
+    )
+    assert "Read-only file system; name another place" in refused(*arguments, mkdir=read_only)
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, usual[1]))
+    try:
+        assert "write() failed: File too large; put that right" in refused(*arguments)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    assert run(*arguments)[0] == 0
+    (tmp_path / "folder.png").mkdir()
+    show = ("show", "drive_seg", "--out")
+    assert "Is a directory; name a file" in refused(*show, tmp_path / "folder.png")
+    (tmp_path / "file").touch()
+    assert "name a folder where one is needed" in refused(*show, tmp_path / "file/sheet.png")
+    os.mkfifo(tmp_path / "pipe.zip")
+    assert "is no regular file" in refused("unpack", tmp_path / "pipe.zip")
+
+
+@pytest.mark.parametrize("damage", [b"", None])
+def test_show_sends_a_damaged_set_to_verify(run, tree, tmp_path, damage):
+    run("prepare", "drive_seg", "--from", tree, "--any-count", "--workers", 0)
+    shard = next((tmp_path / "data").rglob("*train.array_record*"))
+    shard.unlink() if damage is None else shard.write_bytes(damage)
+    code, _, err = run("show", "drive_seg", "--out", tmp_path / "sheet.png")
+    assert code == 2 and "medinit_jax.data verify medinit_drive/default` says what" in err
+
+
+def test_numbers_that_mean_nothing_are_usage_errors(run, tree, capfd):
+    for words in (
+        ("prepare", "drive_seg", "--split-seed", "-1"),
+        ("verify", "drive_seg", "--workers", "two"),
+        ("unpack", "a.zip", "--max-gb", "nan"),
+    ):
+        with pytest.raises(SystemExit) as raised:
+            main(words)
+        assert raised.value.code == 2
+        assert f"argument {words[2]}: {words[3]} is no " in capfd.readouterr()[1]
+    with pytest.raises(UsageError, match="split seed is -1"):
+        make_builder("drive_seg", split_seed=-1)
+    for share in ("1.2.3", ".", "1" * 5000):
+        code, _, err = run("prepare", f"phantom_drive_seg_x{share}")
+        assert code == 2 and "has no config" in err
 
 
 def test_a_table_of_ones_own(run, tmp_path):

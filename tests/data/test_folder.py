@@ -1,3 +1,5 @@
+import errno
+import os
 import pickle
 import shutil
 import warnings
@@ -60,6 +62,37 @@ def test_clutter_is_ignored_and_counted(folder):
     assert len(source) == 7 and not source.unreadable
     assert sorted(source.ignored) == [".DS_Store", "__MACOSX/1.png", "labels.csv"]
     assert source.describe()["ignored"] == 3
+
+
+def test_links_out_of_the_folder_are_not_followed_but_listed(folder, tmp_path, caplog):
+    secret = tmp_path / "secret"
+    save(secret / "a.png", gradient(20, 30))
+    (folder / "inside.png").symlink_to(folder / "1_left.png")
+    (folder / "outside.png").symlink_to(secret / "a.png")
+    (folder / "b/all").symlink_to(secret)
+    (folder / "dangling.png").symlink_to(folder / "none.png")
+    source = FolderSource(folder, size=8)
+    assert "inside.png" in source.files and len(source) == 8 and not source.unreadable
+    assert source.outside == ["b/all", "dangling.png", "outside.png"]
+    assert source.describe()["links_not_followed"] == source.outside
+    assert caplog.text.count("is not followed") == 3
+    (secret / "links").mkdir()
+    (secret / "links/a.png").symlink_to(folder / "1_left.png")
+    with pytest.raises(UsageError, match="1 links out of it that are not followed"):
+        FolderSource(secret / "links", size=8)
+
+
+def test_a_folder_that_cannot_be_read_is_an_error(folder, monkeypatch):
+    scan = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("/b"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UsageError, match=f"The folder {folder}/b cannot be read: Permission"):
+        FolderSource(folder, size=8)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from fake_trees.drive import make_drive
+from PIL import Image
 
 from medinit_jax.core.errors import UsageError
 from medinit_jax.data import prepare as preparing
@@ -226,14 +228,31 @@ def test_other_options_begin_anew_but_not_under_another_host(tree, tmp_path, one
     with pytest.raises(UsageError, match="start all hosts with the same command"):
         prepare(other, tree, workers=0, host=1, hosts=2)
     assert prepare(other, tree, workers=0)["splits"] == {"train": 4, "test": 3}
-    assert "is written anew" in caplog.text
+    assert "is written anew: it was begun with other files or options" in caplog.text
+
+
+def test_files_that_changed_between_two_calls_begin_anew(tree, tmp_path, one_each, caplog):
+    tree = shutil.copytree(tree, tmp_path / "tree")
+    prepare(drive(tmp_path / "data"), tree, workers=0, host=0, hosts=2)
+    for name, number in (("training", 21), ("test", 1)):
+        place = tree / f"{name}/images/{number:02d}_{name}.tif"
+        with Image.open(place) as image:
+            image.point(lambda level: 255 - level).save(place)
+    with pytest.raises(UsageError, match="files of the download .* changed .* the same files"):
+        prepare(drive(tmp_path / "data"), tree, workers=0, host=1, hosts=2)
+    prepare(drive(tmp_path / "data"), tree, workers=0)
+    assert "is written anew: the files of the download" in caplog.text
+    prepare(drive(tmp_path / "whole"), tree, workers=0)
+    assert contents(drive(tmp_path / "data").data_path) == contents(
+        drive(tmp_path / "whole").data_path
+    )
 
 
 def test_a_download_may_move_between_two_calls(tree, tmp_path, one_each):
     prepare(drive(tmp_path), tree, workers=0, host=0, hosts=2)
     work = Path(f"{drive(tmp_path).data_path}.incomplete")
     done = {place: place.stat().st_ino for place in work.glob("*.array_record-?????-of-?????")}
-    moved = make_drive(tmp_path / "moved")
+    moved = shutil.copytree(tree, tmp_path / "moved")
     assert prepare(drive(tmp_path), moved, workers=0, host=1, hosts=2) is not None
     target = Path(drive(tmp_path).data_path)
     assert len(done) == 4
@@ -243,8 +262,10 @@ def test_a_download_may_move_between_two_calls(tree, tmp_path, one_each):
 def test_what_was_skipped_too_often_is_tried_again(tmp_path, one_each):
     root = make_drive(tmp_path / "tree", defects=("E_DECODE",))
     builder = drive(tmp_path / "data", on_corrupt="skip")
-    with pytest.raises(DatasetLayoutError, match="1 of 7 files cannot be read"):
+    with pytest.raises(DatasetLayoutError, match="1 of 7 files cannot be read") as raised:
         prepare(builder, root, workers=0)
+    assert raised.value.path == str(root)
+    assert raised.value.found[0].startswith("21_training.tif cannot be read (")
     make_drive(root)
     assert prepare(builder, root, workers=0)["splits"] == {"train": 4, "test": 3}
 

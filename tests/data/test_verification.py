@@ -10,7 +10,7 @@ from medinit_jax.data.builders.drive import MedinitDrive
 from medinit_jax.data.manifest import MANIFEST
 from medinit_jax.data.prepare import prepare
 from medinit_jax.data.tasks import make_builder
-from medinit_jax.data.verification import verify
+from medinit_jax.data.verification import unchecked_files, verify
 
 
 @pytest.fixture
@@ -72,12 +72,39 @@ def test_counts_that_contradict_each_other_are_named(builder):
     assert "shards hold 7 examples, its splits 8" in problems[1]
 
 
+def test_every_file_beside_the_shards_is_checked(builder):
+    folder = Path(builder.data_path)
+    for place in sorted(folder.iterdir()):
+        if place.name == MANIFEST or ".array_record-" in place.name:
+            continue
+        whole = place.read_bytes()
+        place.write_bytes(whole.replace(b"unknown", b"both") + b" ")
+        assert [p for p in verify(builder) if p.startswith(f"{place.name} has the sha256")]
+        place.unlink()
+        assert f"{place.name} is missing." in verify(builder)
+        place.write_bytes(whole)
+    assert verify(builder) == [] and unchecked_files(builder) == []
+    stray = folder / "label.labels.txt"
+    stray.write_text("healthy\n")
+    assert verify(builder) == ["label.labels.txt is not among the recorded files."]
+
+
+def test_of_older_sets_it_is_said_what_was_not_checked(builder):
+    place = Path(builder.data_path) / MANIFEST
+    manifest = json.loads(place.read_text())
+    assert {"dataset_info.json", "eye.labels.txt", "features.json"} <= set(manifest["files"])
+    names = [*manifest.pop("files")]
+    place.write_text(json.dumps(manifest))
+    assert verify(builder) == [] and unchecked_files(builder) == names
+
+
 @pytest.mark.parametrize("content", ["", "{", "{}"])
 def test_damaged_descriptions_are_named(builder, content):
     folder = Path(builder.data_path)
     (folder / "features.json").write_text(content)
-    (problem,) = verify(builder)
-    assert "features.json cannot be read" in problem
+    unreadable, changed = verify(builder)
+    assert "features.json cannot be read" in unreadable
+    assert changed.startswith("features.json has the sha256")
     (folder / "dataset_info.json").write_text(content)
     with pytest.raises(UsageError, match="dataset_info.json is damaged .*prepare the set again"):
         make_builder("medinit_drive", folder.parents[2])

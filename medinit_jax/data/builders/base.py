@@ -84,6 +84,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, ImageFiles, skip_registration=Tru
 
     Class attributes, beside tfds' own:
         HOMEPAGE, LICENSE, CITATION: For `DatasetInfo` and the table of datasets.
+        LICENSE_URL: Where the license is; "" if it is on the homepage.
         MODALITY: "fundus", "CT" or "X-ray", for the table of datasets.
         SIZE: What a download weighs, as text.
         EXPECTED: What a root folder holds, in one line.
@@ -96,6 +97,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, ImageFiles, skip_registration=Tru
     HOMEPAGE: ClassVar[str] = ""
     MODALITY: ClassVar[str] = "fundus"
     LICENSE: ClassVar[str] = ""
+    LICENSE_URL: ClassVar[str] = ""
     CITATION: ClassVar[str] = ""
     SIZE: ClassVar[str] = ""
     EXPECTED: ClassVar[str] = ""
@@ -187,7 +189,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, ImageFiles, skip_registration=Tru
             description=(type(self).__doc__ or "").strip(),
             features=tfds.features.FeaturesDict({**common_features(), **self.features()}),
             homepage=self.HOMEPAGE,
-            license=self.LICENSE,
+            license=self.license_text(),
             citation=self.CITATION,
             metadata=tfds.core.MetadataDict(),
         )
@@ -209,15 +211,21 @@ class Builder(tfds.core.GeneratorBasedBuilder, ImageFiles, skip_registration=Tru
         return self._examples(items)
 
     def _examples(self, items: Sequence[Item]) -> Iterator[tuple[str, dict[str, Any]]]:
-        skipped = 0
+        skipped = []
         for item in items:
             example = self.example_or_reason(item)
             if isinstance(example, str):
-                skipped += item.key not in self.KNOWN_CORRUPT
+                if item.key not in self.KNOWN_CORRUPT:
+                    skipped.append(example)
                 logging.warning("%s is left out: %s", item.key, example)
             else:
                 yield item.key, example
-        refuse_many_skipped(self.name, skipped, len(items))
+        refuse_many_skipped(self.name, "the download", skipped, len(items))
+
+    @classmethod
+    def license_text(cls) -> str:
+        """Returns the license and where it is."""
+        return f"{cls.LICENSE} {cls.LICENSE_URL or cls.HOMEPAGE}".strip()
 
     @property
     def modality(self) -> str:
@@ -310,8 +318,12 @@ class Builder(tfds.core.GeneratorBasedBuilder, ImageFiles, skip_registration=Tru
         """Returns the numbers that are compared with COUNTS; those of the items by default."""
         return {split: len(items) for split, items in splits.items()}
 
-    def published(self, tree: Tree) -> Mapping[str, int]:
-        """Returns the number of examples per split that this config should have."""
+    def published(self, tree: Tree | None = None) -> Mapping[str, int]:
+        """Returns the number of examples per split that this config should have, if known.
+
+        Args:
+            tree: The download; None: before there is one.
+        """
         del tree
         return self.COUNTS.get(plain_name(self.builder_config.name), {})
 
@@ -408,15 +420,25 @@ def carve(items: Sequence[Item], split: str, seed: int) -> tuple[list[Item], lis
     ]
 
 
-def refuse_many_skipped(dataset: str, skipped: int, total: int) -> None:
-    """Raises E_DECODE if more than 0.1 % of the files were left out."""
-    if skipped > MAX_SKIPPED * total:
+def refuse_many_skipped(
+    dataset: str, folder: epath.PathLike, skipped: Sequence[str], total: int
+) -> None:
+    """Raises E_DECODE if more than 0.1 % of the files were left out.
+
+    Args:
+        dataset: Name of the dataset.
+        folder: Where its files are, for the message.
+        skipped: Which were left out, with the reason.
+        total: Number of all files.
+    """
+    if len(skipped) > MAX_SKIPPED * total:
         raise DatasetLayoutError(
             "E_DECODE",
             dataset,
-            "the files listed above",
-            f"{skipped} of {total} files cannot be read, more than 0.1 %",
-            [f"{total - skipped} readable files"],
-            f"at least {total - int(MAX_SKIPPED * total)}",
-            "Download the dataset again.",
+            folder,
+            f"{len(skipped)} of {total} files cannot be read, more than 0.1 %",
+            [one.removeprefix(f"{dataset}: ") for one in skipped],
+            f"at least {total - int(MAX_SKIPPED * total)} readable files",
+            "Download these files, or the whole dataset, again.",
+            most=10,
         )

@@ -21,6 +21,7 @@ class Drawn(Builder, skip_registration=True):  # pyright: ignore
     )
     MODALITY = "fundus, CT, X-ray"
     LICENSE = "Apache-2.0, as this package; drawn by it."
+    LICENSE_URL = "https://www.apache.org/licenses/LICENSE-2.0"
     SIZE = "nothing to download"
     EXPECTED = "no files"
 

@@ -43,6 +43,7 @@ class MedinitIdrid(Builder):
         "https://ieee-dataport.org/open-access/indian-diabetic-retinopathy-image-dataset-idrid"
     )
     LICENSE = "CC BY 4.0"
+    LICENSE_URL = "https://creativecommons.org/licenses/by/4.0/"
     CITATION = "Porwal et al., Indian Diabetic Retinopathy Image Dataset (IDRiD), Data 3(3), 2018."
     SIZE = "1 GB"
     EXPECTED = f"{_PART}/ with {_IMAGES}/ and {_TABLES}/"

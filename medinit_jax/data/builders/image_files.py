@@ -31,9 +31,13 @@ class ImageFiles:
         """Returns a file's content, of a .gz file the unpacked.
 
         Raises:
-            DatasetLayoutError: E_DECODE or E_LFS: the .gz file is damaged or unpacks to too much.
+            DatasetLayoutError: E_DECODE or E_LFS: it cannot be opened, or the .gz file is damaged
+                or unpacks to too much.
         """
-        content = path.read_bytes()
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            self.unreadable(path, b"", error.strerror or str(error))
         if not path.name.lower().endswith(".gz"):
             return content
         try:

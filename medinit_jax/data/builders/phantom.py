@@ -21,7 +21,9 @@ from medinit_jax.data.phantoms.fundus_patient import LEFT, RIGHT
 # Seeds of the twins lie above those of the sets for pretraining.
 _FIRST = max(FIRST_SEED.values()) + MAX_PATIENTS
 _PER_TASK, _PER_SPLIT = 10_000_000, 1_000_000
-_NAME = re.compile(r"(?P<task>\w+?)(?:_(?P<size>\d+)px)?(?:_x(?P<share>[\d.]+))?")
+_NAME = re.compile(
+    r"(?P<task>\w+?)(?:_(?P<size>\d{1,9})px)?(?:_x(?P<share>\d{1,9}(?:\.\d+)?(?:e-\d\d)?))?"
+)
 # Modality of the twins that are no fundus photographs.
 _OTHERS = {"rsna_ihd": "CT", "rsna_cxr": "X-ray"}
 

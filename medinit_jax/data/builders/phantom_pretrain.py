@@ -104,7 +104,7 @@ class MedinitPhantomPretrain(Drawn):
         """Returns all labels of the phantom."""
         return _LABELS[self.builder_config.phantom]()
 
-    def published(self, tree: Tree) -> Mapping[str, int]:
+    def published(self, tree: Tree | None = None) -> Mapping[str, int]:
         """Returns the number of images, which follows from the config."""
         del tree
         config = self.builder_config

@@ -41,7 +41,7 @@ class RsnaBuilder(Builder, skip_registration=True):  # pyright: ignore
         Raises:
             DatasetLayoutError: E_DECODE or E_LFS.
         """
-        content = path.read_bytes()
+        content = self.read_file(path)
         try:
             dataset = dicom_file.read(content)
             return dataset, show(dataset)
@@ -105,7 +105,7 @@ class RsnaBuilder(Builder, skip_registration=True):  # pyright: ignore
         for (name, path), found in zip(images.items(), _headers(paths), strict=True):
             patient, reason = found
             if reason and self.on_corrupt != "skip":
-                self.unreadable(path, path.read_bytes(), reason)
+                self.unreadable(path, self.read_file(path), reason)
             patients[name] = patient or name
         return patients
 
@@ -123,7 +123,7 @@ def _patient(path: str) -> tuple[str, str]:
     """Returns PatientID and, if it cannot be read, the reason."""
     try:
         return dicom_file.header(epath.Path(path), "PatientID")["PatientID"], ""
-    except DecodeError as error:
+    except (DecodeError, OSError) as error:
         return "", str(error)
 
 

@@ -104,7 +104,7 @@ class MedinitRsnaIhd(RsnaBuilder):
     def _rule(self) -> str:
         return self.builder_config.rule.partition(" ")[2]
 
-    def published(self, tree: Tree) -> Mapping[str, int]:
+    def published(self, tree: Tree | None = None) -> Mapping[str, int]:
         """Returns the numbers of this rule, whatever the view."""
         del tree
         return self.COUNTS.get(self._rule, {})

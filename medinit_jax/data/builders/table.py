@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -130,7 +131,15 @@ class MedinitTable(Builder):
     def locate(self, folder: epath.PathLike) -> Tree:
         """Finds the table; `folder` may also be the table's file itself."""
         path = epath.Path(folder)
-        if path.suffix.lower() in TABLE_SUFFIXES and path.exists() and not path.is_dir():
+        if path.suffix.lower() in TABLE_SUFFIXES and not path.is_dir():
+            if not os.path.isfile(path):
+                self.fail(
+                    "E_MISSING_ROOT",
+                    "no such table",
+                    path,
+                    expected=self.EXPECTED,
+                    fix="Name a table that exists, or the folder that holds it, with --from.",
+                )
             self._table = path.name
             return Tree(self.name, path.parent)
         wanted = self.builder_config.table
@@ -140,7 +149,7 @@ class MedinitTable(Builder):
                 return tree.has(wanted)
             return any(place.suffix.lower() in TABLE_SUFFIXES for place in tree.entries.values())
 
-        return locate(self.name, path, is_root, self.EXPECTED, "where you keep it")
+        return locate(self.name, path, is_root, self.EXPECTED, "")
 
     def items(self, tree: Tree) -> dict[str, list[Item]]:
         """Reads the table and divides its rows."""
@@ -257,7 +266,7 @@ class MedinitTable(Builder):
             self.unreadable(path, path.read_bytes(), str(error))
 
     def _read_mask(self, path: epath.Path, size: tuple[int, int]) -> np.ndarray:
-        content = path.read_bytes()
+        content = self.read_file(path)
         levels = self.builder_config.mask_levels
         try:
             mask = decode_mask(content)

@@ -10,7 +10,7 @@ from PIL import Image
 from tensorflow_datasets.core.utils import gcs_utils
 
 from medinit_jax.data.builders import BUILDERS
-from medinit_jax.data.builders.base import Builder, Config, Item
+from medinit_jax.data.builders.base import Builder, Config, Item, refuse_many_skipped
 from medinit_jax.data.layout import DatasetLayoutError
 from medinit_jax.data.phantoms import fundus
 
@@ -75,6 +75,24 @@ def test_turned_photographs_have_their_upright_size(photograph, tmp_path):
     stored = Photographs(data_dir=tmp_path, config="shorter").example(item(photograph))
     assert stored["orig_size"].tolist() == [400, 300]
     assert pixels(stored["image"]).shape == (133, 100, 3)
+
+
+def test_too_many_unreadable_files_are_named_up_to_ten():
+    reasons = [f"photographs: {number}.jpg cannot be read (cut)" for number in range(12)]
+    refuse_many_skipped("photographs", "/here", reasons, 12_000)
+    with pytest.raises(DatasetLayoutError) as raised:
+        refuse_many_skipped("photographs", "/here", reasons, 11_999)
+    first = ", ".join(f"{number}.jpg cannot be read (cut)" for number in range(10))
+    _, where, found, _ = str(raised.value).splitlines()
+    assert where == "  in /here" and f"found {first} and 2 more; expected" in found
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_licenses_have_an_address(name, tmp_path):
+    builder = BUILDERS[name](data_dir=tmp_path)
+    text = builder.info.redistribution_info.license
+    assert text.startswith(builder.LICENSE)
+    assert name == "medinit_table" or "https://" in text.removeprefix(builder.LICENSE)
 
 
 def test_unreadable_files_say_so(photograph, tmp_path):
