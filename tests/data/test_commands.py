@@ -158,7 +158,7 @@ def test_a_table_of_ones_own(run, tmp_path):
     counts = re.search(r"Examples: (.*)", found)
     assert counts and {part.split()[0] for part in counts[1].split(", ")} == {
         "train",
-        "val",
+        "validation",
         "test",
     }
     assert run("show", "medinit_table/mine", "--out", tmp_path / "mine.png")[0] == 0

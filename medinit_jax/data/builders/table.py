@@ -28,7 +28,9 @@ from medinit_jax.data.image_table import (
 from medinit_jax.data.layout import Tree, locate
 from medinit_jax.data.sources import divide_names
 
-SPLITS = ("train", "val", "test")
+SPLITS = ("train", "validation", "test")
+# As all sets name them on disk.
+_WRITTEN = {"val": "validation"}
 # A mask with more levels than classes can be is a photograph, or was saved as JPEG.
 _MOST_LEVELS = 64
 
@@ -40,7 +42,7 @@ class TableConfig(Config):
     Attributes:
         columns: Which column holds what.
         table: Name of the table; "" takes the only one in the folder.
-        shares: Shares of the groups in train, val and test, where no column tells the split.
+        shares: Shares of the groups in train, validation and test, where no column tells the split.
         mask_levels: Gray levels of the classes of a mask, in their order; empty keeps levels.
     """
 
@@ -123,7 +125,7 @@ class MedinitTable(Builder):
         metadata["classes"] = {label: list(names) for label, names in classes.items()}
 
     def features(self) -> dict[str, Any]:
-        """Returns `label`, or `labels` of several columns or findings, and `mask`."""
+        """Returns `label`, or `labels` of several columns or findings, `mask` and `group`."""
         config = self.builder_config
         features: dict[str, Any] = {}
         if len(config.columns.labels) == 1 and not config.columns.separator:
@@ -136,6 +138,8 @@ class MedinitTable(Builder):
             )
         elif config.columns.mask:
             features["mask"] = tfds.features.Image(shape=(None, None, 1))
+        if config.columns.group:
+            features["group"] = tfds.features.Text()
         return features
 
     def locate(self, folder: epath.PathLike) -> Tree:
@@ -178,7 +182,7 @@ class MedinitTable(Builder):
         times = collections.Counter(stems)
         splits: dict[str, list[Item]] = {}
         for row, stem in zip(table.rows, stems, strict=True):
-            split = row.split or split_of[row.group]
+            split = _WRITTEN.get(row.split, row.split) or split_of[row.group]
             item = self._item(row, split, stem if times[stem] == 1 else row.name)
             splits.setdefault(split, []).append(item)
         return splits
@@ -188,6 +192,8 @@ class MedinitTable(Builder):
         if row.mask is not None:
             files["mask"] = row.mask
         values: dict[str, Any] = {"image_id": name, "patient_id": row.patient, "eye": row.eye}
+        if self.builder_config.columns.group:
+            values["group"] = row.group
         if "label" in self.info.features:
             (values["label"],) = row.labels
         elif row.labels:
@@ -217,7 +223,7 @@ class MedinitTable(Builder):
                     path=table.path,
                     found=[f"shares {config.shares}"],
                     expected="at least one patient or group in each part",
-                    fix="Add images, change the shares, or add a column with the split.",
+                    fix="Add images, or name a column with the split: --columns split=COLUMN,...",
                 )
         return {name: split for split, part in zip(SPLITS, parts, strict=True) for name in part}
 
