@@ -111,7 +111,7 @@ def test_columns_from_the_command_line(fake):
     [
         ({"labels": "edema,grade"}, {}, "set data.label to the one to learn: edema, grade"),
         ({"labels": "edema,grade"}, {"label": "age"}, "no label 'age'; set data.label to one of"),
-        ({"image": "file"}, {}, r"no column for column file \[E_COLUMNS\]"),
+        ({"image": "file"}, {}, r"no column is named file \[E_COLUMNS\]"),
         ({"root": "site0"}, {}, "None of the 12 rows .* data.table.root"),
         ({}, {"splits": (0.98, 0.01, 0.01)}, "too few for a val part"),
     ],
