@@ -203,10 +203,14 @@ class MedinitTable(Builder):
     def _note(self, table: ImageTable) -> None:
         unlisted = [f"{name}: in no row" for name in table.unlisted]
         self.ignored += [*table.repeated, *unlisted]
-        for found, what in ((table.repeated, "rows say the same as others"), (unlisted, "files")):
+        self.notes += table.first_frames
+        for found, what in (
+            (table.repeated, "rows say the same as others and are left out"),
+            (unlisted, "files are left out"),
+            (table.first_frames, "DICOM files have several frames"),
+        ):
             if found:
-                first = "; ".join(found[:3])
-                logging.warning("%d %s are left out: %s ...", len(found), what, first)
+                logging.warning("%d %s: %s ...", len(found), what, "; ".join(found[:3]))
 
     def _divided(self, tree: Tree, table: ImageTable) -> dict[str, str]:
         """Returns the split of every group where the table brings none."""

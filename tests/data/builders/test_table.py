@@ -5,6 +5,7 @@ import numpy as np
 import openpyxl
 import pytest
 import tensorflow_datasets as tfds
+from fake_trees.dicom import save_dicom
 from fake_trees.table import make_table, write_table
 from ml_collections import ConfigDict
 from PIL import Image
@@ -16,6 +17,7 @@ from medinit_jax.data.image_table import Columns
 from medinit_jax.data.layout import DatasetLayoutError
 from medinit_jax.data.prepare import prepare
 from medinit_jax.data.sources import patients_of
+from medinit_jax.data.table_source import TableSource
 
 
 @pytest.fixture
@@ -239,6 +241,53 @@ def test_groups_stay_together_in_what_training_holds_out(fake, tmp_path):
     parts = open_splits(settings(tmp_path / "data", "medinit_table/mine"))
     found = [{part[index]["patient"] for index in range(len(part))} for part in parts.values()]
     assert sorted(group for part in found for group in part) == ["g0", "g1", "g2", "g3"]
+
+
+SCAN = np.arange(256, dtype=np.uint8).reshape(16, 16)
+
+
+def scans(root, patients):
+    """Writes a table of DICOM files, two for each patient."""
+    rows = []
+    for number, patient in enumerate(patient for patient in patients for _ in range(2)):
+        save_dicom(root / f"{number}.dcm", SCAN, PatientID=patient)
+        rows.append([f"{number}.dcm", f"s{number}"])
+    write_table(root / "labels.csv", ["image", "study"], rows)
+    return root
+
+
+def test_patients_of_dicom_files_stay_together(tmp_path, caplog):
+    root = scans(tmp_path / "tree", [f"PAT{i}" for i in range(10)])
+    _, _, examples = prepared(root, tmp_path / "data")
+    split_of = {}
+    for name, example in examples.items():
+        assert example["patient_id"].decode() == f"PAT{int(name) // 2}"
+        assert split_of.setdefault(example["patient_id"], example["split"]) == example["split"]
+    assert "PatientID" not in caplog.text
+    source = TableSource(root, 16)
+    assert dict(zip(source.files, patients_of(source), strict=True)) == {
+        f"{number}.dcm": f"PAT{number // 2}" for number in range(20)
+    }
+    # A column counts more.
+    _, _, other = prepared(root, tmp_path / "other", columns={"patient": "study"})
+    assert {name: example["patient_id"].decode() for name, example in other.items()} == {
+        str(number): f"s{number}" for number in range(20)
+    }
+    # Anonymized files all have one name.
+    _, _, hidden = prepared(scans(tmp_path / "anon", ["ANON"] * 5), tmp_path / "hidden")
+    assert {example["patient_id"] for example in hidden.values()} == {b""}
+    assert "All DICOM files have the same PatientID" in caplog.text
+
+
+def test_frames_that_are_not_read_are_noted(tmp_path, caplog):
+    root = scans(tmp_path / "tree", [f"PAT{i}" for i in range(10)])
+    frames = {"NumberOfFrames": 12, "PixelData": SCAN.tobytes() * 12}
+    save_dicom(root / "7.dcm", SCAN, PatientID="PAT3", **frames)
+    with caplog.at_level(logging.WARNING):
+        _, manifest, _ = prepared(root, tmp_path / "data")
+    assert manifest["notes"] == ["7.dcm: the first of 12 frames is taken"]
+    assert "1 DICOM files have several frames" in caplog.text
+    assert TableSource(root, 16).ignored == manifest["notes"]
 
 
 def test_too_few_patients_for_a_part(fake, tmp_path):
