@@ -41,6 +41,10 @@ SPLIT_WORDS = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 _SIDES = {-1: "left", 0: "unknown", 1: "right"}
+_NAME_COLUMNS = (
+    "Say which column it is: prepare medinit_table/NAME --columns image=file,labels=grade, or in "
+    "training --config.data.table.image=file --config.data.table.labels=grade."
+)
 # Threads that read the headers of DICOM files.
 _THREADS = 4
 
@@ -201,7 +205,7 @@ class _Reading:
         single = (columns.mask, columns.patient, columns.eye, columns.split, columns.group)
         names = [name for name in (columns.image, *columns.labels, *single) if name]
         wanted = {key_of(name): (name,) for name in names}
-        rows = read_table(self.tree, self.path, wanted, delimiter=None)
+        rows = read_table(self.tree, self.path, wanted, delimiter=None, fix=_NAME_COLUMNS)
         reading = LabelReading(self.tree, self.path, rows, columns.classes)
         labels = reading.labels(columns.labels, columns.separator)
         found, without_image, without_mask = [], [], []

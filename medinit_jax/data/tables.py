@@ -51,6 +51,7 @@ def read_table(
     columns: Mapping[str, Sequence[str]],
     optional: Mapping[str, Sequence[str]] | None = None,
     delimiter: str | None = ",",
+    fix: str = "Name a column of the table so, or restore the original table.",
 ) -> list[Row]:
     """Reads the columns that are needed.
 
@@ -67,6 +68,7 @@ def read_table(
         optional: The same for columns that may be absent; absent is "".
         delimiter: Between the fields of a CSV file; None: the one of ",;|" and tab that the first
             line has most of.
+        fix: What to do where a column is missing.
 
     Returns:
         One dict per row, in order, with `row` the number that a spreadsheet would show.
@@ -98,7 +100,7 @@ def read_table(
                 path=path,
                 found=[one for one in header if one],
                 expected=" or ".join(aliases),
-                fix="Name a column of the table so, or restore the original table.",
+                fix=fix,
             )
     # Spreadsheets end a row with its last value, and may hold notes beside the table.
     text = path.name.lower().rpartition(".")[2] not in ("xlsx", "xls")

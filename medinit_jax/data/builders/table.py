@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import json
 import logging
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,6 +32,13 @@ from medinit_jax.data.sources import divide_names
 SPLITS = ("train", "validation", "test")
 # As all sets name them on disk.
 _WRITTEN = {"val": "validation"}
+# The name of a config is that of its folder, too.
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
+# How a table becomes a set.
+HOW_TO = (
+    "python -m medinit_jax.data prepare medinit_table/{name} --from DIR_OR_TABLE "
+    "--columns image=file,labels=grade,patient=subject"
+)
 # A mask with more levels than classes can be is a photograph, or was saved as JPEG.
 _MOST_LEVELS = 64
 
@@ -50,6 +58,14 @@ class TableConfig(Config):
     table: str = ""
     shares: tuple[float, float, float] = (0.8, 0.1, 0.1)
     mask_levels: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        """Refuses a name that is no name of a folder."""
+        if not _NAME.fullmatch(self.name):
+            raise UsageError(
+                f"{self.name!r} is no name for a table; use letters, digits, '_', '-' and '.', "
+                f"with no '.' at the beginning, as medinit_table/mine."
+            )
 
 
 class MedinitTable(Builder):
@@ -74,6 +90,8 @@ class MedinitTable(Builder):
     @classmethod
     def config_named(cls, name: str, data_dir: epath.PathLike) -> Config | None:
         """Returns a config of this name; one that was prepared is found by its manifest."""
+        if not _NAME.fullmatch(name):
+            return None
         place = epath.Path(data_dir) / cls.name / name / str(cls.VERSION) / "prepared.json"
         if not place.exists():
             return super().config_named(name, data_dir)
