@@ -15,6 +15,7 @@ from medinit_jax.data.builders.table import MedinitTable, TableConfig
 from medinit_jax.data.catalog import open_splits
 from medinit_jax.data.image_table import Columns
 from medinit_jax.data.layout import DatasetLayoutError
+from medinit_jax.data.manifest import sum_labels
 from medinit_jax.data.prepare import prepare
 from medinit_jax.data.sources import patients_of
 from medinit_jax.data.table_source import TableSource
@@ -87,6 +88,10 @@ def test_columns_for_everything_and_two_processes(fake, tmp_path):
     assert manifest["splits"] == {"test": 4, "train": 4, "validation": 4}
     assert manifest["config"]["columns"]["labels"] == ("edema", "grade")
     assert read.info.metadata["classes"] == {"edema": ["0", "1"], "grade": ["0", "1"]}
+    assert {split: counts["labels: grade"] for split, counts in manifest["labels"].items()} == {
+        split: {"0": 0, "1": 2, "unlabelled": 2} for split in manifest["splits"]
+    }
+    assert manifest["labels"]["train"]["labels: edema"] == {"0": 2, "1": 2}
     for number, row in enumerate(table_of(fake)[1:]):
         example = examples[row[0].rpartition(".")[0]]
         assert example["split"] == ("train", "validation", "test")[number // 2 % 3]
@@ -148,8 +153,12 @@ def test_what_is_no_mask(damage, levels, message, fake, tmp_path):
 
 def test_findings_with_a_separator(fake, tmp_path):
     columns = {"labels": ("findings",), "separator": "|"}
-    read, _, examples = prepared(fake, tmp_path / "data", columns=columns)
+    read, manifest, examples = prepared(fake, tmp_path / "data", columns=columns)
     findings = ["Edema", "Exudates", "No finding"]
+    total = sum_labels(manifest["labels"].values())
+    # A row without a finding tells nothing of any.
+    assert total["labels: Edema"] == {"0": 6, "1": 3, "unlabelled": 3}
+    assert total["labels: Exudates"] == {"0": 3, "1": 6, "unlabelled": 3}
     assert list(read.info.metadata["classes"]) == findings
     for row in table_of(fake)[1:]:
         cell = row[2].split("|") if row[2] else None
