@@ -97,8 +97,10 @@ def test_rows_of_another_length_than_the_header(line, cells, tmp_path):
     path = tmp_path / "labels.csv"
     path.write_text(f"image,label,note\nb.png,1,\n\n{line}\nc.png,3\n")
     if cells is None:
-        # A delimiter at the end holds no value; nor is a note read that is not there.
+        # Published tables may end with delimiters; nor is a note read that is not there.
         assert [row["label"] for row in rows_of(path)] == ["1", "2", "3"]
+        with pytest.raises(DatasetLayoutError, match="row 4 has 4 cells"):
+            rows_of(path, delimiter=None)
         return
     message = f"row 4 has {cells} cells, the header has 3"
     with pytest.raises(DatasetLayoutError, match=message) as raised:
