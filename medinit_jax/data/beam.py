@@ -62,7 +62,7 @@ def prepare_with_beam(
         raise
     shards, labels = [], {}
     for split, info in builder.info.splits.items():
-        counts = LabelCounts(builder.info.features)
+        counts = LabelCounts(builder.info)
         for place in map(Path, info.filepaths):
             shards.append(_described(place, builder, counts))
         labels[split] = counts.counts
@@ -106,7 +106,7 @@ def _skipped_keys(beam: Any, result: Any) -> list[str]:
 def _described(place: Path, builder: Builder, counts: LabelCounts) -> dict[str, Any]:
     """Returns what a manifest holds of a shard, and counts its labels."""
     labels = tfds.features.FeaturesDict(
-        {name: builder.info.features[name] for name in counts.counts}
+        {name: builder.info.features[name] for name in counts.features}
     )
     reader = array_record_module.ArrayRecordReader(str(place))
     size, number = 0, reader.num_records()

@@ -119,15 +119,10 @@ def _tile(features: Any, example: dict[str, Any], side: int, legend: Legend) -> 
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
     drawn = cv2.resize(image, new, interpolation=method) if new != (width, height) else image.copy()
     for name, feature, masks in _masks(features, example):
-        labels = getattr(feature, "names", None) or [
-            str(value) for value in range(feature.num_classes)
-        ]
         for mask in masks:
-            for value in range(1, len(labels)):
-                color = legend.setdefault(
-                    f"{name}: {labels[value]}", _COLORS[len(legend) % len(_COLORS)]
-                )
-                _outline(drawn, mask[..., 0] == value, scale, color)
+            for words, marked in _marked(name, feature, mask[..., 0]):
+                color = legend.setdefault(words, _COLORS[len(legend) % len(_COLORS)])
+                _outline(drawn, marked, scale, color)
     if "fov" in features and example["fov"].ndim == 3:
         legend.setdefault("fov", _FIELD_COLOR)
         _outline(drawn, example["fov"][..., 0] > 0, scale, _FIELD_COLOR)
@@ -146,11 +141,24 @@ def _masks(features: Any, example: dict[str, Any]) -> list[tuple[str, Any, list[
     """Returns name, feature and arrays of all masks; those in a list, as of observers, too."""
     found = []
     for name, feature in features.items():
-        if isinstance(feature, tfds.features.LabeledImage):
+        # Masks of a table may hold any levels; a field of view is drawn in its own color.
+        of_levels = isinstance(feature, tfds.features.Image) and feature.shape[-1] == 1
+        if isinstance(feature, tfds.features.LabeledImage) or (of_levels and name != "fov"):
             found.append((name, feature, [example[name]]))
         elif isinstance(getattr(feature, "feature", None), tfds.features.LabeledImage):
             found.append((name, feature.feature, list(example[name])))
     return found
+
+
+def _marked(name: str, feature: Any, mask: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    """Returns what a mask marks, each with its words; where there are many levels, all as one."""
+    if isinstance(feature, tfds.features.LabeledImage):
+        labels = getattr(feature, "names", None) or [str(i) for i in range(feature.num_classes)]
+        return [(f"{name}: {labels[i]}", mask == i) for i in range(1, len(labels))]
+    levels = np.unique(mask[mask > 0])
+    if len(levels) > len(_COLORS):
+        return [(f"{name}: above 0", mask > 0)]
+    return [(f"{name}: level {level}", mask == level) for level in levels]
 
 
 def _boxes(features: Any, example: dict[str, Any]) -> list[tuple[str, np.ndarray]]:

@@ -265,6 +265,15 @@ def _classes(folder: Path, files: list[str]) -> tuple[str, ...]:
 
 def _patients(of_header: dict[str, str]) -> dict[str, str]:
     """Returns the patient of every file: the header's, or that of the file's name."""
+    known = known_patients(of_header)
+    return {
+        file: patient if patient in known else eye_of(file)["patient"]
+        for file, patient in of_header.items()
+    }
+
+
+def known_patients(of_header: dict[str, str]) -> set[str]:
+    """Returns the patients of {file: its header's PatientID}; none where all files have one."""
     known = {patient for patient in of_header.values() if patient}
     if len(known) == 1 and list(of_header.values()).count(*known) > 1:
         logging.warning(
@@ -272,10 +281,7 @@ def _patients(of_header: dict[str, str]) -> dict[str, str]:
             "patient of its own."
         )
         known = set()
-    return {
-        file: patient if patient in known else eye_of(file)["patient"]
-        for file, patient in of_header.items()
-    }
+    return known
 
 
 def eye_of(file: str) -> dict[str, Any]:

@@ -6,13 +6,17 @@ import dataclasses
 import logging
 import os
 import re
-from pathlib import PurePosixPath
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from etils import epath
 
 from medinit_jax.core.errors import UsageError
-from medinit_jax.data.folder import OTHER_SUFFIXES, eye_of
+from medinit_jax.data import dicom_file
+from medinit_jax.data.decode import DecodeError, medical_kind
+from medinit_jax.data.folder import OTHER_SUFFIXES, eye_of, known_patients
 from medinit_jax.data.label_columns import (
     BLANK,
     LabelReading,
@@ -37,6 +41,12 @@ SPLIT_WORDS = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 _SIDES = {-1: "left", 0: "unknown", 1: "right"}
+_NAME_COLUMNS = (
+    "Say which column it is: prepare medinit_table/NAME --columns image=file,labels=grade, or in "
+    "training --config.data.table.image=file --config.data.table.labels=grade."
+)
+# Threads that read the headers of DICOM files.
+_THREADS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +60,8 @@ class Columns:
         classes: Names of the classes in their order, or of the findings; empty: what the table
             holds, text sorted, numbers as they are.
         mask: File of the mask.
-        patient: Whose image it is; without it, names such as 12_left.png tell.
+        patient: Whose image it is; without it, headers of DICOM files and names such as
+            12_left.png tell.
         eye: left, right, L, R, OS, OD or blank; without it, names tell.
         split: train, val, test or another word.
         group: What must stay in one part where the table brings no splits; the patient if "".
@@ -127,6 +138,7 @@ class ImageTable(NamedTuple):
         without_mask: Rows whose mask is missing.
         repeated: Rows that say the same as an earlier one and are left out.
         unlisted: Images in the folder that no row names.
+        first_frames: DICOM files with several frames, as sentences; the first frame is the image.
     """
 
     path: epath.Path
@@ -137,6 +149,7 @@ class ImageTable(NamedTuple):
     without_mask: list[str]
     repeated: list[str]
     unlisted: list[str]
+    first_frames: list[str]
 
 
 def find_table(tree: Tree, name: str = "") -> epath.Path:
@@ -184,16 +197,18 @@ class _Reading:
         folder = tree if below == "." else tree.folder(below)
         self.root = folder.path
         self.files = _Files(folder)
+        # {image: PatientID}, without those that tell nothing.
+        self.patients: dict[epath.Path, str] = {}
 
     def table(self) -> ImageTable:
         columns = self.columns
         single = (columns.mask, columns.patient, columns.eye, columns.split, columns.group)
         names = [name for name in (columns.image, *columns.labels, *single) if name]
         wanted = {key_of(name): (name,) for name in names}
-        rows = read_table(self.tree, self.path, wanted, delimiter=None)
+        rows = read_table(self.tree, self.path, wanted, delimiter=None, fix=_NAME_COLUMNS)
         reading = LabelReading(self.tree, self.path, rows, columns.classes)
         labels = reading.labels(columns.labels, columns.separator)
-        images, without_image, without_mask = [], [], []
+        found, without_image, without_mask = [], [], []
         for place, row in enumerate(rows):
             image = self._file(row, columns.image)
             mask = self._file(row, columns.mask) if columns.mask else None
@@ -203,7 +218,9 @@ class _Reading:
                 without_mask.append(self._missing(row, columns.mask))
             else:
                 own = tuple(column.numbers[place] for column in labels)
-                images.append(self._image(row, image, mask, own))
+                found.append((row, image, mask, own))
+        first_frames = self._read_headers({image for _, image, _, _ in found})
+        images = [self._image(*one) for one in found]
         kept, repeated = self._without_repetitions(images)
         self._check_groups(kept)
         used = {one for row in kept for one in (row.image, row.mask) if one is not None}
@@ -211,14 +228,50 @@ class _Reading:
         kept.sort(key=lambda row: row.name)
         classes = {label.name: label.classes for label in labels}
         return ImageTable(
-            self.path, self.root, kept, classes, without_image, without_mask, repeated, unlisted
+            self.path,
+            self.root,
+            kept,
+            classes,
+            without_image,
+            without_mask,
+            repeated,
+            unlisted,
+            first_frames,
         )
+
+    def _read_headers(self, images: Iterable[epath.Path]) -> list[str]:
+        """Sets `patients`; returns which DICOM files have several frames."""
+
+        def header(image: epath.Path) -> dict[str, str] | None:
+            place = Path(image)
+            if medical_kind(place) != "dicom":
+                return None
+            try:
+                return dicom_file.header(place, "PatientID", "NumberOfFrames")
+            except DecodeError:
+                # Whoever decodes the file says what is wrong with it.
+                return None
+
+        ordered = sorted(images)
+        with ThreadPoolExecutor(_THREADS) as pool:
+            headers = dict(zip(ordered, pool.map(header, ordered), strict=True))
+        read = {place: one for place, one in headers.items() if one is not None}
+        if not self.columns.patient:
+            told = {str(place): one["PatientID"] for place, one in read.items()}
+            known = known_patients(told)
+            self.patients = {place: told[str(place)] for place in read if told[str(place)] in known}
+        return [
+            f"{place.relative_to(self.root)}: the first of {one['NumberOfFrames']} frames is taken"
+            for place, one in read.items()
+            if one["NumberOfFrames"] not in ("", "0", "1")
+        ]
 
     def _image(self, row: Row, image, mask, labels: tuple[int, ...]) -> ImageRow:
         columns, name = self.columns, image.relative_to(self.root).as_posix()
         told = eye_of(name)
         # Without a pattern such as 12_left in it, a name tells no patient.
-        patient = str(told["patient"]) if told["eye"] else ""
+        by_name = str(told["patient"]) if told["eye"] else ""
+        patient = self.patients.get(image, by_name)
         eye = _SIDES[int(told["eye"])]
         if columns.patient:
             patient = plain(row[key_of(columns.patient)])
@@ -304,7 +357,8 @@ class _Reading:
                     path=self.path,
                     found=[other.group, image.group],
                     expected="all images of a patient in one group",
-                    fix="Correct the column of groups, or name none.",
+                    fix="Correct the column of groups, or name none; a column of patients counts "
+                    "more than names and headers of files.",
                 )
         splits: dict[str, set[str]] = {}
         for image in images:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ from rich.table import Column, Table
 from medinit_jax.data.builders import BUILDERS
 from medinit_jax.data.builders.base import Builder
 from medinit_jax.data.builders.drawn import Drawn
+from medinit_jax.data.builders.table import HOW_TO, MedinitTable
+from medinit_jax.data.image_table import Columns
 from medinit_jax.data.manifest import MANIFEST, read_manifest
 from medinit_jax.data.tasks import TASKS, Task, make_builder
 
@@ -109,20 +112,35 @@ def _absent_lines(builder: Builder) -> list[str]:
     place = f"{'Begun, not finished' if begun else 'Not prepared'}: {builder.data_path}"
     command = f"python -m medinit_jax.data prepare {builder.name}/{config}"
     counts = _splits_text(builder.published())
-    if isinstance(builder, Drawn):
-        lines = [f"Numbers: {counts or 'not known before'}", f"Draw it: {command}"]
+    if isinstance(builder, MedinitTable):
+        lines = _table_lines(builder, place)
+    elif isinstance(builder, Drawn):
+        lines = [place, f"Numbers: {counts or 'not known before'}", f"Draw it: {command}"]
     else:
         lines = [
+            place,
             f"Download: {builder.SIZE}{f' from {builder.HOMEPAGE}' if builder.HOMEPAGE else ''}",
             f"Expected tree: {builder.EXPECTED}",
             f"Published numbers: {counts or 'none'}",
             f"Then: {command} --from DIR",
         ]
     return [
-        place,
         *lines,
         "Configs:",
         *(f"  {one.name}: {one.description}" for one in builder.BUILDER_CONFIGS),
+    ]
+
+
+def _table_lines(builder: MedinitTable, place: str) -> list[str]:
+    keys = ", ".join(field.name for field in dataclasses.fields(Columns))
+    return [
+        place,
+        f"Expected: {builder.EXPECTED}",
+        f"Prepare it: {HOW_TO.format(name='NAME')}",
+        "NAME is your own word for it, and the names after '=' are headers of the table.",
+        f"Keys of --columns: {keys}; several labels or classes as labels=grade|edema",
+        "A table with the headers image and label needs none: "
+        "python -m medinit_jax.data prepare medinit_table --from DIR_OR_TABLE",
     ]
 
 

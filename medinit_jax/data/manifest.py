@@ -126,19 +126,35 @@ class LabelCounts:
 
     Attributes:
         counts: {feature: {class: examples}}; of a vector, whose name holds "labels", {place:
-            examples that are positive there}. -1 counts as `UNLABELLED`.
+            examples that are positive there}; of the labels of a table {label: {class: examples}}.
+            -1 counts as `UNLABELLED`.
+        features: Names of the features that are counted.
     """
 
-    def __init__(self, features: Mapping[str, Any]):
+    def __init__(self, info: tfds.core.DatasetInfo):
+        """Counts nothing yet.
+
+        Args:
+            info: Of the set: its features, and the classes of a table's labels, if any.
+        """
+        features: Any = info.features
         self._names: dict[str, list[str]] = {}
+        # The labels of a table, by their place in the feature `labels`.
+        self._columns: list[str] = []
         for name, feature in features.items():
             if isinstance(feature, tfds.features.ClassLabel):
                 self._names[name] = list(feature.names)
             elif "labels" in name and len(feature.shape) == 1 and feature.shape[0]:
                 self._names[name] = [str(place) for place in range(feature.shape[0])]
+            elif name == "labels" and feature.shape == (None,):
+                self._columns = list((info.metadata or {}).get("classes", {}))
+        self.features = [*self._names, *(["labels"] if self._columns else [])]
         self.counts: dict[str, dict[str, int]] = {
             name: dict.fromkeys(names, 0) for name, names in self._names.items()
         }
+        for column in self._columns:
+            classes = (info.metadata or {})["classes"][column]
+            self.counts[_of_column(column)] = dict.fromkeys(classes, 0)
 
     def add(self, encoded: Mapping[str, Any]) -> None:
         """Counts an example, its classes as numbers."""
@@ -149,6 +165,15 @@ class LabelCounts:
             else:
                 for place in [int(value)] if value.ndim == 0 else np.flatnonzero(value > 0):
                     counts[names[place]] += 1
+        for place, column in enumerate(self._columns):
+            counts, number = self.counts[_of_column(column)], int(encoded["labels"][place])
+            name = UNLABELLED if number < 0 else list(counts)[number]
+            counts[name] = counts.get(name, 0) + 1
+
+
+def _of_column(column: str) -> str:
+    """Returns the name of a table's label among features, of which one may be named like it."""
+    return f"labels: {column}"
 
 
 def sum_labels(parts: Iterable[dict[str, dict[str, int]]]) -> dict[str, dict[str, int]]:

@@ -9,6 +9,9 @@ from medinit_jax.core.errors import UsageError
 from medinit_jax.data.decode import Fit, fit_square, to_rgb
 from medinit_jax.data.sources import ArraySource, array_checksum
 
+# Larger numbers are no classes, but numbers of patients or images.
+_MOST_CLASSES = 1_000_000
+
 
 class NpzSource(ArraySource):
     """An image array of an .npz file.
@@ -33,7 +36,8 @@ class NpzSource(ArraySource):
             size: Side of the images in pixels; None keeps square images as they are.
             images_key: Name of the images; "auto" takes `images`, `train_images` or the only
                 array that can be images.
-            labels_key: Name of the labels (N,) or (N, 1); "auto" takes the name of the images with
+            labels_key: Name of the labels (N,) or (N, 1), whole numbers from 0, of which -1 and NaN
+                are unlabelled; "auto" takes the name of the images with
                 `labels` in place of `images` if there is such an array; None takes none.
                 `eye` and `patient` arrays under such names are always taken.
             fit: How an image becomes square, see `decode.fit_square`.
@@ -52,8 +56,9 @@ class NpzSource(ArraySource):
             name: _column(self.path, arrays, self.images_key, name, key)
             for name, key in (("eye", "auto"), ("patient", "auto"), ("labels", labels_key))
         }
-        patients = None if beside["patient"] is None else beside["patient"].astype(str).tolist()
-        super().__init__(square, beside["eye"], patients, beside["labels"])
+        eyes = _whole(self.path, "eye", beside["eye"], unknown=0, most=1)
+        labels = _whole(self.path, "labels", beside["labels"], unknown=-1, most=_MOST_CLASSES)
+        super().__init__(square, eyes, _patients(beside["patient"]), labels)
         self._origin = {
             "source": f"npz:{self.path}#{self.images_key}",
             "count": len(images),
@@ -141,3 +146,37 @@ def _column(
             f"{count} images: give one value per image."
         )
     return values
+
+
+def _whole(
+    path: Path, name: str, values: np.ndarray | None, unknown: int, most: int
+) -> np.ndarray | None:
+    """Returns values as whole numbers from -1 to `most`; NaN becomes `unknown`."""
+    if values is None:
+        return None
+    meaning = "-1 (left), 0 (unknown) and 1 (right)"
+    if name == "labels":
+        meaning = "whole numbers from 0, -1 or NaN where a label is not known"
+    if values.dtype.kind not in "biuf":
+        raise UsageError(
+            f"The {name} in {path} are {values.dtype}, as {str(values[0])[:50]!r}; give {meaning}: "
+            f"numpy.unique(texts, return_inverse=True) numbers texts."
+        )
+    numbers = np.where(np.isnan(values), unknown, values)
+    wrong = np.flatnonzero((numbers != np.floor(numbers)) | (numbers < -1) | (numbers > most))
+    if len(wrong):
+        raise UsageError(
+            f"The {name} in {path} hold {values[wrong[0]]} at place {wrong[0]}; give {meaning}."
+        )
+    return numbers.astype(np.int32)
+
+
+def _patients(values: np.ndarray | None) -> list[str] | None:
+    """Returns a name for every image; one whose patient is blank or NaN is one of its own."""
+    if values is None:
+        return None
+    names = values.astype(str).tolist()
+    return [
+        f"image {place}" if not name.strip() or name == "nan" else name
+        for place, name in enumerate(names)
+    ]

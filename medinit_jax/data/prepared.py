@@ -60,12 +60,12 @@ class PreparedSource:
                 f"config: `python -m medinit_jax.data info {builder.name}` lists them."
             )
         self.label = label_feature(builder, label)
-        names = ["image", "eye", "patient_id", "image_id", *([self.label] if self.label else [])]
+        # What must stay in one part, where a table names groups; else the patient.
+        who = [name for name in ("group", "patient_id", "image_id") if name in features]
+        names = ["image", "eye", *who, *([self.label] if self.label else [])]
         # Only these are parsed: a record may hold masks that are dear to decode.
         self._features = tfds.features.FeaturesDict({name: features[name] for name in names})
-        self._who = tfds.features.FeaturesDict(
-            {name: features[name] for name in ("patient_id", "image_id")}
-        )
+        self._who = tfds.features.FeaturesDict({name: features[name] for name in who})
         self._eyes = [_SIGNS[name] for name in features["eye"].names]
         self._records = builder.as_data_source(
             split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
@@ -102,15 +102,15 @@ class PreparedSource:
 
     @functools.cached_property
     def patients(self) -> list[str]:
-        """The patient of every image, read without decoding images."""
+        """The group or patient of every image, read without decoding images."""
         return [
             self._patient(self._who.deserialize_example_np(self._records[index]))
             for index in range(len(self))
         ]
 
     def _patient(self, stored: dict[str, Any]) -> str:
-        """Returns the patient; an image whose patient is unknown is one of its own."""
-        known = stored["patient_id"].decode()
+        """Returns group or patient; an image whose patient is unknown is one of its own."""
+        known = (stored.get("group") or stored["patient_id"]).decode()
         return known or f"{self._split}/{stored['image_id'].decode()}"
 
     def describe(self) -> dict[str, Any]:

@@ -173,7 +173,7 @@ def write_shard(
     place = work / file_name(builder, shard)
     partial = _partial(place)
     skipped, count, size = [], 0, 0
-    labels = LabelCounts(features)
+    labels = LabelCounts(builder.info)
     try:
         # One record per group: any record can be read without its neighbors.
         with _explained(place):

@@ -49,12 +49,16 @@ def read_table(
     columns: Mapping[str, Sequence[str]],
     optional: Mapping[str, Sequence[str]] | None = None,
     delimiter: str | None = ",",
+    fix: str = "Name a column of the table so, or restore the original table.",
 ) -> list[Row]:
     """Reads the columns that are needed.
 
-    Headers are compared without case and surrounding blanks; columns without a header and rows
-    without any value are left out. Text is stripped. Sheets other than the first are not read. CSV
-    files may be UTF-8, UTF-16 or UTF-32; what is none of them is read as Latin-1, which is logged.
+    Headers are compared without case and surrounding blanks, where none is exactly as wanted;
+    columns without a header and rows without any value are left out. Text is stripped. Sheets other
+    than the first are not read. CSV files may be UTF-8, UTF-16 or UTF-32; what is none of them is
+    read as Latin-1, which is logged. A row of a CSV file must reach all columns that are read, and
+    have no value without a header: a delimiter inside a value shifts all that follows. With
+    `delimiter` None it must have no cell without one either.
 
     Args:
         tree: The dataset, for messages.
@@ -63,6 +67,7 @@ def read_table(
         optional: The same for columns that may be absent; absent is "".
         delimiter: Between the fields of a CSV file; None: the one of ",;|" and tab that the first
             line has most of.
+        fix: What to do where a column is missing.
 
     Returns:
         One dict per row, in order, with `row` the number that a spreadsheet would show.
@@ -71,26 +76,42 @@ def read_table(
         DatasetLayoutError: E_DECODE, E_LFS or E_COLUMNS.
     """
     rows = _rows(tree, path, delimiter)
-    header = [normal(str(cell)) if cell is not None else "" for cell in next(rows, ())]
+    header = ["" if cell is None else str(cell).strip() for cell in next(rows, ())]
+    normals = [normal(one) for one in header]
     wanted = {**columns, **(optional or {})}
     places: dict[str, int] = {}
     for name, aliases in wanted.items():
-        known = [header.index(normal(alias)) for alias in aliases if normal(alias) in header]
+        known = next(
+            (found for alias in aliases if (found := _columns(header, normals, alias))), []
+        )
+        if len(known) > 1:
+            tree.fail(
+                "E_COLUMNS",
+                f"{len(known)} columns may be {' or '.join(aliases)}",
+                path=path,
+                found=[header[place] for place in known],
+                expected="one",
+                fix="Write the header exactly as in the table, or rename one of them there.",
+            )
         if known:
             places[name] = known[0]
         elif name in columns:
             tree.fail(
                 "E_COLUMNS",
-                f"no column for {name}",
+                f"no column is named {' or '.join(aliases)}",
                 path=path,
                 found=[one for one in header if one],
                 expected=" or ".join(aliases),
-                fix="Name a column of the table so, or restore the original table.",
+                fix=fix,
             )
+    # Spreadsheets end a row with its last value, and may hold notes beside the table.
+    text = path.name.lower().rpartition(".")[2] not in ("xlsx", "xls")
     table = []
     for number, cells in enumerate(rows, start=2):
-        if all(cell is None or str(cell).strip() == "" for cell in cells[: len(header)]):
+        if _is_blank(cells if text else cells[: len(header)], text):
             continue
+        if text and len(cells) != len(header):
+            _check_length(tree, path, number, cells, header, places, delimiter is None)
         row: Row = {"row": number}
         for name in wanted:
             place = places.get(name, len(cells))
@@ -98,6 +119,45 @@ def read_table(
             row[name] = "" if cell is None else cell.strip() if isinstance(cell, str) else cell
         table.append(row)
     return table
+
+
+def _columns(header: Sequence[str], normals: Sequence[str], wanted: str) -> list[int]:
+    """Returns the places of a header: those written exactly so, else those of other case."""
+    exact = [place for place, one in enumerate(header) if one == wanted.strip()]
+    near = normal(wanted)
+    return exact or [place for place, one in enumerate(normals) if one == near]
+
+
+def _is_blank(cells: Sequence[Any], text: bool) -> bool:
+    """Says whether cells hold nothing; those of a text at the speed that a line of commas needs."""
+    if text:
+        return not "".join(cells).strip()
+    return all(cell is None or str(cell).strip() == "" for cell in cells)
+
+
+def _check_length(
+    tree: Tree,
+    path: Any,
+    number: int,
+    cells: Sequence[str],
+    header: Sequence[str],
+    places: Mapping[str, int],
+    strict: bool,
+) -> None:
+    """Raises E_COLUMNS if a row has a value without a header, or ends before a wanted column."""
+    beyond = cells[len(header) :]
+    longer = bool(beyond) if strict else not _is_blank(beyond, text=True)
+    if not longer and all(place < len(cells) for place in places.values()):
+        return
+    tree.fail(
+        "E_COLUMNS",
+        f"row {number} has {len(cells)} cells, the header has {len(header)}",
+        path=path,
+        found=cells,
+        expected="as many cells as headers",
+        fix="Put quotes around a value that holds the delimiter (such as 2,5), write nothing "
+        "between two delimiters for a blank, or save the table with another delimiter.",
+    )
 
 
 def unique_rows(tree: Tree, path: Any, table: Sequence[Row], name: str) -> dict[str, Row]:

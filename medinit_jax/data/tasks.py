@@ -18,7 +18,7 @@ from etils import epath
 from medinit_jax.core.errors import UsageError
 from medinit_jax.data.builders import BUILDERS
 from medinit_jax.data.builders.base import Builder, Config
-from medinit_jax.data.builders.table import TableConfig
+from medinit_jax.data.builders.table import HOW_TO, TableConfig
 from medinit_jax.data.image_table import Columns
 
 # Where sets are prepared, unless told otherwise; the default of `config.data.data_dir`.
@@ -233,23 +233,38 @@ def make_builder(
         raise UsageError(f"The split seed is {split_seed}; set --split-seed to 0 or more.")
     configs = [one.name for one in BUILDERS[dataset].BUILDER_CONFIGS]
     seeded = _SEED.match(config)
-    if columns is not None and (dataset != "medinit_table" or not config):
-        raise UsageError(f"Columns belong to medinit_table/NAME with a NAME, not to {name}.")
     if seeded and (columns is not None or known(config) is None):
         config, own_seed = seeded["config"], int(seeded["seed"])
         if split_seed not in (0, own_seed):
             raise UsageError(f"{name} names a split seed other than {split_seed}; give one.")
         split_seed = own_seed
-    config = config or configs[0]
-    if columns is None:
-        chosen = known(config)
+    if columns is not None:
+        if dataset != "medinit_table" or not config or config in configs:
+            raise UsageError(
+                f"Columns belong to medinit_table/NAME with a NAME of your own, not to {name}."
+            )
+        chosen: Config | None = TableConfig(
+            name=f"{config}_seed{split_seed}" if split_seed else config,
+            columns=columns,
+            split_seed=split_seed,
+            description="A table of one's own.",
+        )
     else:
-        chosen = TableConfig(name=config, columns=columns, description="A table of one's own.")
-    if chosen is None:
-        raise UsageError(f"{dataset} has no config {config!r}; use one of: {', '.join(configs)}.")
-    if split_seed:
-        own = f"{config}_seed{split_seed}"
-        chosen = dataclasses.replace(chosen, name=own, split_seed=split_seed)
+        config = config or configs[0]
+        chosen = known(config)
+        if chosen is None and dataset == "medinit_table":
+            raise UsageError(
+                f"No table is prepared as {name} in {data_dir}; prepare it by its columns: "
+                f"{HOW_TO.format(name='NAME')}; or say with --data-dir (data.data_dir) where it "
+                f"lies."
+            )
+        if chosen is None:
+            raise UsageError(
+                f"{dataset} has no config {config!r}; use one of: {', '.join(configs)}."
+            )
+        if split_seed:
+            own = f"{config}_seed{split_seed}"
+            chosen = dataclasses.replace(chosen, name=own, split_seed=split_seed)
     try:
         # tfds would take "" for a folder of its own.
         return BUILDERS[dataset](data_dir=epath.Path(data_dir), config=chosen, **options)

@@ -254,6 +254,16 @@ def test_a_table_of_ones_own(run, tmp_path):
     assert code == 2 and "'picture=file' is none of these" in err
     code, _, err = run("prepare", "medinit_drive", "--from", root, "--columns", columns)
     assert code == 2 and "Columns belong to medinit_table/NAME" in err
+    code, out, _ = run("info", "medinit_table")
+    assert code == 0 and "Draw it" not in out
+    assert "prepare medinit_table/NAME --from DIR_OR_TABLE --columns image=file" in out
+    code, _, err = run("prepare", "medinit_table", "--from", root, "--workers", 0)
+    assert code == 0, err
+    code, _, err = run(*arguments, "--columns", "labels=dx")
+    assert code == 2 and "no column is named dx" in err and "--columns" in err
+    code, out, err = run(*arguments, "--split-seed", 3, "--columns", "labels=label")
+    assert code == 0 and "Prepared " in out and "medinit_table/mine_seed3" in out, err
+    assert "Seed of our own divisions: 3" in run("info", "medinit_table/mine_seed3")[1]
     code, out, err = run(*arguments, "--columns", columns)
     assert code == 0 and "Prepared " in out, err
     assert run("verify", "medinit_table/mine")[0] == 0
@@ -261,7 +271,7 @@ def test_a_table_of_ones_own(run, tmp_path):
     counts = re.search(r"Examples: (.*)", found)
     assert counts and {part.split()[0] for part in counts[1].split(", ")} == {
         "train",
-        "val",
+        "validation",
         "test",
     }
     assert run("show", "medinit_table/mine", "--out", tmp_path / "mine.png")[0] == 0

@@ -55,6 +55,22 @@ def test_outlines_lie_on_the_border_of_masks():
         assert not inside.any()
 
 
+def test_masks_of_any_levels_have_outlines():
+    kind = features(mask=tfds.features.Image(shape=(None, None, 1)))
+    mask = np.zeros((300, 200, 1), np.uint8)
+    mask[100:150, 40:120], mask[200:250, 40:120] = 255, 128
+    sheet = contact_sheet(kind, [example(mask=mask)])
+    # Colors are given in the order of the levels.
+    for color, (top, bottom) in ((CYAN, (200, 249)), ((255, 0, 255), (100, 149))):
+        rows, columns = places(sheet, color)
+        assert (rows.min(), rows.max(), columns.min(), columns.max()) == (top, bottom, 40, 119)
+    mask[100:150, 40:120, 0] = np.arange(1, 51)[:, None]
+    sheet = contact_sheet(kind, [example(mask=mask)])
+    rows, _ = places(sheet, CYAN)
+    assert (rows.min(), rows.max()) == (100, 249)
+    assert not len(places(sheet, (255, 0, 255))[0])
+
+
 def test_masks_of_another_size_than_the_sheet_keep_their_place():
     mask = np.zeros((30, 20, 1), np.uint8)
     mask[10:15, 4:12] = 1

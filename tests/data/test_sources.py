@@ -40,6 +40,38 @@ def test_eyes_and_patients_beside_the_images_are_taken(npz):
     assert source[3]["eye"] == -1 and source[3]["patient"] == "1"
 
 
+def test_what_is_not_known_beside_the_images(npz):
+    beside = {"labels": np.array([0, 2, np.nan, -1, 1, np.nan])}
+    beside |= {"eye": np.array([1.0, np.nan, -1, 0, 1, 1])}
+    beside |= {"patient": np.array(["a", "a", "", "nan", "b", ""])}
+    source = NpzSource(npz(images=images(), **beside), labels_key="auto")
+    examples = [source[i] for i in range(6)]
+    assert [one["label"] for one in examples] == [0, 2, -1, -1, 1, -1]
+    assert [one["eye"] for one in examples] == [1, 0, -1, 0, 1, 1]
+    assert len({one["patient"] for one in examples}) == 5
+    assert examples[0]["patient"] == examples[1]["patient"] == "a"
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("labels", ["healthy"] * 6, "labels in .* are <U7, as 'healthy'; .* numpy.unique"),
+        ("labels", [0, 1, 0.5, 0, 0, 0], r"labels in .* hold 0\.5 at place 2; give whole numbers"),
+        ("labels", [0, 1, 0, -3, 0, 0], "hold -3 at place 3"),
+        ("labels", [0, 1, 0, 2**40, 0, 0], "hold 1099511627776 at place 3"),
+        ("labels", [0, 1, np.inf, 0, 0, 0], "hold inf at place 2"),
+        ("eye", ["left"] * 6, "eye in .* as 'left'; give -1 .left., 0 .unknown. and 1"),
+        ("eye", [2, 1, 0, 0, 0, 0], "eye in .* hold 2 at place 0"),
+    ],
+)
+def test_labels_and_eyes_that_mean_nothing(name, values, message, npz):
+    with pytest.raises(UsageError, match=message):
+        NpzSource(
+            npz(images=images(), **{name: np.array(values)}),
+            labels_key="auto" if name == "labels" else None,
+        )
+
+
 def test_images_are_resized(npz):
     source = NpzSource(npz(images=images(size=28)), size=32)
     assert source[0]["image"].shape == (32, 32, 3)

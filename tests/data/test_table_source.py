@@ -111,7 +111,7 @@ def test_columns_from_the_command_line(fake):
     [
         ({"labels": "edema,grade"}, {}, "set data.label to the one to learn: edema, grade"),
         ({"labels": "edema,grade"}, {"label": "age"}, "no label 'age'; set data.label to one of"),
-        ({"image": "file"}, {}, r"no column for column file \[E_COLUMNS\]"),
+        ({"image": "file"}, {}, r"no column is named file \[E_COLUMNS\]"),
         ({"root": "site0"}, {}, "None of the 12 rows .* data.table.root"),
         ({}, {"splits": (0.98, 0.01, 0.01)}, "too few for a val part"),
     ],
@@ -133,7 +133,7 @@ def test_rows_without_image_are_said_and_damaged_images_refused(fake, caplog):
     with caplog.at_level(logging.WARNING):
         source = TableSource(fake, 8)
     assert len(source) == 11 and source.ignored[0] == "row 2 (site0/0_left.png): no image"
-    assert "13 rows or files are left out" in caplog.text
+    assert "13 rows, files or frames are left out" in caplog.text
     place = fake / "site1/1_left.tif"
     place.write_bytes(place.read_bytes()[:100])
     with pytest.raises(UsageError, match=r"1 of 11 files .* site1/1_left\.tif"):

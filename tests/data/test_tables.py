@@ -69,6 +69,51 @@ def test_names_of_columns_in_messages_are_short_and_on_one_line(tmp_path):
     assert raised.value.code == "E_COLUMNS" and len(str(raised.value).splitlines()) == 4
 
 
+@pytest.mark.parametrize("suffix", ["csv", "xlsx"])
+def test_headers_that_differ_in_case_only(suffix, tmp_path):
+    path = tmp_path / f"labels.{suffix}"
+
+    def written(*header):
+        rows = [header, ("a.png", "1", "2")]
+        if suffix == "xlsx":
+            sheet(path, rows)
+        else:
+            path.write_text("".join(",".join(row) + "\n" for row in rows))
+
+    for header, label in ((("image", "label", "Label"), "1"), (("image", "Label", "label"), "2")):
+        written(*header)
+        assert rows_of(path) == [{"row": 2, "image": "a.png", "label": label}]
+    for header in (("image", "Label", "LABEL"), ("image", "label", "label")):
+        written(*header)
+        with pytest.raises(DatasetLayoutError, match="2 columns may be label") as raised:
+            rows_of(path)
+        assert raised.value.code == "E_COLUMNS" and raised.value.found == list(header[1:])
+
+
+@pytest.mark.parametrize(
+    ("line", "cells"), [("a.png,2,5,q0", 4), ("a.png", 1), (",,,q", 4), ("a.png,2,5,", None)]
+)
+def test_rows_of_another_length_than_the_header(line, cells, tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_text(f"image,label,note\nb.png,1,\n\n{line}\nc.png,3\n")
+    if cells is None:
+        # Published tables may end with delimiters; nor is a note read that is not there.
+        assert [row["label"] for row in rows_of(path)] == ["1", "2", "3"]
+        with pytest.raises(DatasetLayoutError, match="row 4 has 4 cells"):
+            rows_of(path, delimiter=None)
+        return
+    message = f"row 4 has {cells} cells, the header has 3"
+    with pytest.raises(DatasetLayoutError, match=message) as raised:
+        rows_of(path)
+    assert raised.value.code == "E_COLUMNS" and "quotes" in raised.value.fix
+
+
+def test_rows_of_a_spreadsheet_end_with_their_last_value(tmp_path):
+    path = tmp_path / "labels.xlsx"
+    sheet(path, [("image", "label"), ("a.png",), ("b.png", 1, "a note"), (None, None, "another")])
+    assert [row["label"] for row in rows_of(path)] == ["", 1]
+
+
 def sheet(path, rows):
     book = openpyxl.Workbook()
     for row in rows:

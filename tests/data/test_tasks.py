@@ -93,6 +93,29 @@ def test_names_of_other_sizes(tmp_path):
             make_builder(name, tmp_path)
 
 
+def test_a_table_has_a_name_and_a_seed_of_its_own(tmp_path):
+    columns = Columns(labels=("grade",))
+    builder = make_builder("medinit_table/mine", tmp_path, 3, columns)
+    same = make_builder("medinit_table/mine_seed3", tmp_path, 0, columns)
+    for one in (builder, same):
+        assert one.builder_config.split_seed == 3
+        assert str(one.data_path) == str(tmp_path / "medinit_table/mine_seed3/1.0.0")
+    assert make_builder("medinit_table/v1.2-b", tmp_path, columns=columns).builder_config.columns
+    for name in ("medinit_table", "medinit_table/default", "medinit_drive/mine"):
+        with pytest.raises(UsageError, match=f"with a NAME of your own, not to {name}"):
+            make_builder(name, tmp_path, columns=columns)
+    with pytest.raises(UsageError, match="names a split seed other than 4"):
+        make_builder("medinit_table/mine_seed3", tmp_path, 4, columns)
+    for name in ("../../esc/x2", "..", ".hidden", "a/b", "a b", "a\n", "/tmp/x"):
+        with pytest.raises(UsageError, match="is no name for a table"):
+            make_builder(f"medinit_table/{name}", tmp_path / "data", columns=columns)
+        with pytest.raises(UsageError, match="(?s)No table is prepared as .* --columns image=file"):
+            make_builder(f"medinit_table/{name}", tmp_path / "data")
+    with pytest.raises(UsageError, match="as medinit_table/mine in .* --columns image=file"):
+        make_builder("medinit_table/mine", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_sets_are_looked_for_where_training_looks():
     config = runpy.run_path(str(ROOT / "configs" / "hyper.py"))["get_config"]()
     assert config.data.data_dir == DATA_DIR

@@ -156,7 +156,7 @@ FAKE_TREES = {
     ),
     "medinit_table": FakeTree(
         make_table,
-        {"default": {"train": 8, "val": 2, "test": 2}},
+        {"default": {"train": 8, "validation": 2, "test": 2}},
         (*COMMON, "E_ARCHIVE", "E_COLUMNS", "E_COUNT", "E_LABEL_RANGE", "E_ORPHAN"),
     ),
 }

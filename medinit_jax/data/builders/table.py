@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import logging
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
+from medinit_jax.core.errors import UsageError
 from medinit_jax.data import nifti
 from medinit_jax.data.builders.base import Builder, Config, Item
 from medinit_jax.data.builders.image_files import png
@@ -30,7 +32,16 @@ from medinit_jax.data.layout import Tree, locate
 from medinit_jax.data.manifest import read_manifest
 from medinit_jax.data.sources import divide_names
 
-SPLITS = ("train", "val", "test")
+SPLITS = ("train", "validation", "test")
+# As all sets name them on disk.
+_WRITTEN = {"val": "validation"}
+# The name of a config is that of its folder, too.
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
+# How a table becomes a set.
+HOW_TO = (
+    "python -m medinit_jax.data prepare medinit_table/{name} --from DIR_OR_TABLE "
+    "--columns image=file,labels=grade,patient=subject"
+)
 # A mask with more levels than classes can be is a photograph, or was saved as JPEG.
 _MOST_LEVELS = 64
 # Key of an item's values: which slice of a volume it is.
@@ -44,7 +55,7 @@ class TableConfig(Config):
     Attributes:
         columns: Which column holds what.
         table: Name of the table; "" takes the only one in the folder.
-        shares: Shares of the groups in train, val and test, where no column tells the split.
+        shares: Shares of the groups in train, validation and test, where no column tells the split.
         mask_levels: Gray levels of the classes of a mask, in their order; empty keeps levels.
     """
 
@@ -52,6 +63,14 @@ class TableConfig(Config):
     table: str = ""
     shares: tuple[float, float, float] = (0.8, 0.1, 0.1)
     mask_levels: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        """Refuses a name that is no name of a folder."""
+        if not _NAME.fullmatch(self.name):
+            raise UsageError(
+                f"{self.name!r} is no name for a table; use letters, digits, '_', '-' and '.', "
+                f"with no '.' at the beginning, as medinit_table/mine."
+            )
 
 
 class MedinitTable(Builder):
@@ -78,6 +97,8 @@ class MedinitTable(Builder):
     @classmethod
     def config_named(cls, name: str, data_dir: epath.PathLike) -> Config | None:
         """Returns a config of this name; one that was prepared is found by its manifest."""
+        if not _NAME.fullmatch(name):
+            return None
         manifest = read_manifest(epath.Path(data_dir) / cls.name / name / str(cls.VERSION))
         if manifest is None:
             return super().config_named(name, data_dir)
@@ -113,7 +134,7 @@ class MedinitTable(Builder):
         metadata["classes"] = {label: list(names) for label, names in classes.items()}
 
     def features(self) -> dict[str, Any]:
-        """Returns `label`, or `labels` of several columns or findings, and `mask`."""
+        """Returns `label`, or `labels` of several columns or findings, `mask` and `group`."""
         config = self.builder_config
         features: dict[str, Any] = {}
         if len(config.columns.labels) == 1 and not config.columns.separator:
@@ -126,6 +147,8 @@ class MedinitTable(Builder):
             )
         elif config.columns.mask:
             features["mask"] = tfds.features.Image(shape=(None, None, 1))
+        if config.columns.group:
+            features["group"] = tfds.features.Text()
         return features
 
     def locate(self, folder: epath.PathLike) -> Tree:
@@ -176,7 +199,7 @@ class MedinitTable(Builder):
         times = collections.Counter(stems)
         splits: dict[str, list[Item]] = {}
         for row, stem in zip(table.rows, stems, strict=True):
-            split = row.split or split_of[row.group]
+            split = _WRITTEN.get(row.split, row.split) or split_of[row.group]
             name = stem if times[stem] == 1 else row.name
             items = splits.setdefault(split, [])
             if any(place and _is_volume(place) for place in (row.image, row.mask)):
@@ -215,6 +238,8 @@ class MedinitTable(Builder):
         if row.mask is not None:
             files["mask"] = row.mask
         values: dict[str, Any] = {"image_id": name, "patient_id": row.patient, "eye": row.eye}
+        if self.builder_config.columns.group:
+            values["group"] = row.group
         if "label" in self.info.features:
             (values["label"],) = row.labels
         elif row.labels:
@@ -224,10 +249,14 @@ class MedinitTable(Builder):
     def _note(self, table: ImageTable) -> None:
         unlisted = [f"{name}: in no row" for name in table.unlisted]
         self.ignored += [*table.repeated, *unlisted]
-        for found, what in ((table.repeated, "rows say the same as others"), (unlisted, "files")):
+        self.notes += table.first_frames
+        for found, what in (
+            (table.repeated, "rows say the same as others and are left out"),
+            (unlisted, "files are left out"),
+            (table.first_frames, "DICOM files have several frames"),
+        ):
             if found:
-                first = "; ".join(found[:3])
-                logging.warning("%d %s are left out: %s ...", len(found), what, first)
+                logging.warning("%d %s: %s ...", len(found), what, "; ".join(found[:3]))
 
     def _divided(self, tree: Tree, table: ImageTable) -> dict[str, str]:
         """Returns the split of every group where the table brings none."""
@@ -244,7 +273,7 @@ class MedinitTable(Builder):
                     path=table.path,
                     found=[f"shares {config.shares}"],
                     expected="at least one patient or group in each part",
-                    fix="Add images, change the shares, or add a column with the split.",
+                    fix="Add images, or name a column with the split: --columns split=COLUMN,...",
                 )
         return {name: split for split, part in zip(SPLITS, parts, strict=True) for name in part}
 

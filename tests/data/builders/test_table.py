@@ -5,15 +5,20 @@ import numpy as np
 import openpyxl
 import pytest
 import tensorflow_datasets as tfds
+from fake_trees.dicom import save_dicom
 from fake_trees.table import make_table, write_table
+from ml_collections import ConfigDict
 from PIL import Image
 
 from medinit_jax.core.errors import UsageError
 from medinit_jax.data.builders.table import MedinitTable, TableConfig
+from medinit_jax.data.catalog import open_splits
 from medinit_jax.data.decode import decode
 from medinit_jax.data.image_table import Columns
 from medinit_jax.data.layout import DatasetLayoutError
+from medinit_jax.data.manifest import sum_labels
 from medinit_jax.data.prepare import prepare
+from medinit_jax.data.sources import patients_of
 from medinit_jax.data.table_source import TableSource
 
 
@@ -81,12 +86,16 @@ def test_columns_for_everything_and_two_processes(fake, tmp_path):
     read, manifest, examples = prepared(
         fake, tmp_path / "data", 2, columns=columns, mask_levels=(0, 128, 255)
     )
-    assert manifest["splits"] == {"test": 4, "train": 4, "val": 4}
+    assert manifest["splits"] == {"test": 4, "train": 4, "validation": 4}
     assert manifest["config"]["columns"]["labels"] == ("edema", "grade")
     assert read.info.metadata["classes"] == {"edema": ["0", "1"], "grade": ["0", "1"]}
+    assert {split: counts["labels: grade"] for split, counts in manifest["labels"].items()} == {
+        split: {"0": 0, "1": 2, "unlabelled": 2} for split in manifest["splits"]
+    }
+    assert manifest["labels"]["train"]["labels: edema"] == {"0": 2, "1": 2}
     for number, row in enumerate(table_of(fake)[1:]):
         example = examples[row[0].rpartition(".")[0]]
-        assert example["split"] == ("train", "val", "test")[number // 2 % 3]
+        assert example["split"] == ("train", "validation", "test")[number // 2 % 3]
         assert example["labels"].tolist() == [number % 2, 1 if number % 2 else -1]
         assert example["patient_id"].decode() == f"p{number // 2}"
         assert example["eye"] == number % 2
@@ -145,8 +154,12 @@ def test_what_is_no_mask(damage, levels, message, fake, tmp_path):
 
 def test_findings_with_a_separator(fake, tmp_path):
     columns = {"labels": ("findings",), "separator": "|"}
-    read, _, examples = prepared(fake, tmp_path / "data", columns=columns)
+    read, manifest, examples = prepared(fake, tmp_path / "data", columns=columns)
     findings = ["Edema", "Exudates", "No finding"]
+    total = sum_labels(manifest["labels"].values())
+    # A row without a finding tells nothing of any.
+    assert total["labels: Edema"] == {"0": 6, "1": 3, "unlabelled": 3}
+    assert total["labels: Exudates"] == {"0": 3, "1": 6, "unlabelled": 3}
     assert list(read.info.metadata["classes"]) == findings
     for row in table_of(fake)[1:]:
         cell = row[2].split("|") if row[2] else None
@@ -194,19 +207,101 @@ def test_patients_and_groups_stay_together(fake, tmp_path):
     columns = {"patient": "person", "group": "part"}
     shares = {"shares": (0.34, 0.33, 0.33)}
     _, manifest, examples = prepared(fake, tmp_path / "data", columns=columns, **shares)
-    assert manifest["splits"] == {"train": 4, "val": 4, "test": 4}
+    assert manifest["splits"] == {"train": 4, "validation": 4, "test": 4}
     by_group = [
         {examples[row[0].rpartition(".")[0]]["split"] for row in rows[i : i + 4]} for i in (0, 4, 8)
     ]
-    assert sorted(map(list, by_group)) == [["test"], ["train"], ["val"]]
+    assert sorted(map(list, by_group)) == [["test"], ["train"], ["validation"]]
     _, _, other = prepared(fake, tmp_path / "seed", columns=columns, split_seed=4, **shares)
     assert any(other[name]["split"] != examples[name]["split"] for name in other)
     change(fake, 2, "part", "g2")
     refused("E_LABEL_RANGE", fake, tmp_path, "rows 2 and 3 put p0 into two", columns=columns)
 
 
+def settings(data_dir, name):
+    """Returns `config.data` for a prepared set."""
+    return ConfigDict(
+        {"source": "prepared", "name": name, "data_dir": str(data_dir), "size": 16, "fit": "crop"}
+        | {"label": "", "splits": (0.5, 0.25, 0.25), "split_seed": 0, "cache_mb": 64.0}
+        | {"path": ""}
+    )
+
+
+def test_training_reads_the_parts_of_the_table(fake, tmp_path):
+    prepared(fake, tmp_path / "data", columns={"split": "part", "patient": "person"})
+    parts = open_splits(settings(tmp_path / "data", "medinit_table/mine"))
+    assert {split: set(patients_of(part)) for split, part in parts.items()} == {
+        "train": {"p0", "p3"},
+        "val": {"p1", "p4"},
+        "test": {"p2", "p5"},
+    }
+
+
+def test_groups_stay_together_in_what_training_holds_out(fake, tmp_path):
+    header, *rows = table_of(fake)
+    group_of = {f"{row[0].rpartition('.')[0]}": f"g{i // 2 % 4}" for i, row in enumerate(rows)}
+    for row, group in zip(rows, group_of.values(), strict=True):
+        row[header.index("part")] = group
+        # Without a group, these two patients could come apart.
+        row[header.index("side")] = "train"
+    write_table(fake / "labels.csv", header, rows)
+    columns = {"group": "part", "patient": "person", "split": "side"}
+    _, _, examples = prepared(fake, tmp_path / "data", columns=columns)
+    assert {name: example["group"].decode() for name, example in examples.items()} == group_of
+    parts = open_splits(settings(tmp_path / "data", "medinit_table/mine"))
+    found = [{part[index]["patient"] for index in range(len(part))} for part in parts.values()]
+    assert sorted(group for part in found for group in part) == ["g0", "g1", "g2", "g3"]
+
+
+SCAN = np.arange(256, dtype=np.uint8).reshape(16, 16)
+
+
+def scans(root, patients):
+    """Writes a table of DICOM files, two for each patient."""
+    rows = []
+    for number, patient in enumerate(patient for patient in patients for _ in range(2)):
+        save_dicom(root / f"{number}.dcm", SCAN, PatientID=patient)
+        rows.append([f"{number}.dcm", f"s{number}"])
+    write_table(root / "labels.csv", ["image", "study"], rows)
+    return root
+
+
+def test_patients_of_dicom_files_stay_together(tmp_path, caplog):
+    root = scans(tmp_path / "tree", [f"PAT{i}" for i in range(10)])
+    _, _, examples = prepared(root, tmp_path / "data")
+    split_of = {}
+    for name, example in examples.items():
+        assert example["patient_id"].decode() == f"PAT{int(name) // 2}"
+        assert split_of.setdefault(example["patient_id"], example["split"]) == example["split"]
+    assert "PatientID" not in caplog.text
+    source = TableSource(root, 16)
+    assert dict(zip(source.files, patients_of(source), strict=True)) == {
+        f"{number}.dcm": f"PAT{number // 2}" for number in range(20)
+    }
+    # A column counts more.
+    _, _, other = prepared(root, tmp_path / "other", columns={"patient": "study"})
+    assert {name: example["patient_id"].decode() for name, example in other.items()} == {
+        str(number): f"s{number}" for number in range(20)
+    }
+    # Anonymized files all have one name.
+    _, _, hidden = prepared(scans(tmp_path / "anon", ["ANON"] * 5), tmp_path / "hidden")
+    assert {example["patient_id"] for example in hidden.values()} == {b""}
+    assert "All DICOM files have the same PatientID" in caplog.text
+
+
+def test_frames_that_are_not_read_are_noted(tmp_path, caplog):
+    root = scans(tmp_path / "tree", [f"PAT{i}" for i in range(10)])
+    frames = {"NumberOfFrames": 12, "PixelData": SCAN.tobytes() * 12}
+    save_dicom(root / "7.dcm", SCAN, PatientID="PAT3", **frames)
+    with caplog.at_level(logging.WARNING):
+        _, manifest, _ = prepared(root, tmp_path / "data")
+    assert manifest["notes"] == ["7.dcm: the first of 12 frames is taken"]
+    assert "1 DICOM files have several frames" in caplog.text
+    assert TableSource(root, 16).ignored == manifest["notes"]
+
+
 def test_too_few_patients_for_a_part(fake, tmp_path):
-    refused("E_COUNT", fake, tmp_path, "6 patients .* val", shares=(0.98, 0.01, 0.01))
+    refused("E_COUNT", fake, tmp_path, "6 patients .* validation", shares=(0.98, 0.01, 0.01))
     _, manifest, _ = prepared(fake, tmp_path / "data", shares=(0.5, 0.0, 0.5))
     assert manifest["splits"] == {"train": 6, "test": 6}
 
