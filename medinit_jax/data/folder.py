@@ -33,11 +33,13 @@ class _Found(NamedTuple):
         reason: Why it cannot be read; None if it can.
         parts: Numbers of its images; None is the only one.
         patient: The header's patient, "" if unknown.
+        frames: Frames of a DICOM file, of which the first is the image.
     """
 
     reason: str | None
     parts: Sequence[int | None] = (None,)
     patient: str = ""
+    frames: int = 1
 
 
 class FolderSource:
@@ -57,6 +59,7 @@ class FolderSource:
         parts: Which part of its file every image is: a slice of a volume, otherwise None.
         patients: The patient of every image.
         unreadable: (file, reason) of what was left out.
+        first_frames: DICOM files of which more frames are left out, as sentences.
         ignored: Files that were not taken for images.
         outside: Links that lead out of the folder, or to nothing.
     """
@@ -116,6 +119,17 @@ class FolderSource:
         _refuse_many(self.path, self.unreadable, len(candidates))
         for file, reason in self.unreadable:
             logging.warning("%s is left out: %s", self.path / file, reason)
+        self.first_frames = [
+            f"{file}: the first of {one.frames} frames is taken"
+            for file, one in readable.items()
+            if one.frames > 1
+        ]
+        if self.first_frames:
+            logging.warning(
+                "%d DICOM files have several frames, among them %s",
+                len(self.first_frames),
+                "; ".join(self.first_frames[:3]),
+            )
 
     def _look(self, file: str) -> _Found:
         place = self.path / file
@@ -132,7 +146,8 @@ class FolderSource:
                     dicom.displayed(dataset)
                 elif not dicom_file.text(dataset, "Rows"):
                     raise DecodeError("it holds no image")
-                return _Found(None, patient=dicom_file.text(dataset, "PatientID"))
+                patient = dicom_file.text(dataset, "PatientID")
+                return _Found(None, patient=patient, frames=dicom_file.frames(dataset))
             if self.check == "decode":
                 decode(place, at_least=self.size)
             else:
@@ -175,6 +190,7 @@ class FolderSource:
             "sha256": self.checksum(),
             "ignored": len(self.ignored),
             "links_not_followed": self.outside,
+            "first_frames": self.first_frames,
             "unreadable": [f"{file}: {reason}" for file, reason in self.unreadable],
         }
 

@@ -87,11 +87,10 @@ class TableSource(FolderSource):
             *table.repeated,
             *(f"{name}: in no row" for name in table.unlisted),
             *(f"{link}: leads out of the folder, or is no file" for link in tree.outside),
-            *table.first_frames,
         ]
         if self.ignored:
             logging.warning(
-                "%d rows, files or frames are left out, among them: %s",
+                "%d rows or files are left out, among them: %s",
                 len(self.ignored),
                 "; ".join(self.ignored[:3]),
             )

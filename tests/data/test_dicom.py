@@ -355,6 +355,8 @@ def test_a_folder_of_dicom_files(tmp_path, caplog):
         assert source.patients == ["two", "one", "one"]
         np.testing.assert_array_equal(source[0]["image"], source[1]["image"])
         assert source[2]["patient"] == "one" and source[0]["image"].max() == 255
+        assert source.describe()["first_frames"] == ["00017: the first of 2 frames is taken"]
+    assert caplog.text.count("1 DICOM files have several frames, among them 00017") == 2
     (tmp_path / "00017").unlink()
     source = FolderSource(tmp_path, size=16)
     assert source.patients == ["a", "b"] and "same PatientID" in caplog.text

@@ -133,7 +133,7 @@ def test_rows_without_image_are_said_and_damaged_images_refused(fake, caplog):
     with caplog.at_level(logging.WARNING):
         source = TableSource(fake, 8)
     assert len(source) == 11 and source.ignored[0] == "row 2 (site0/0_left.png): no image"
-    assert "13 rows, files or frames are left out" in caplog.text
+    assert "13 rows or files are left out" in caplog.text
     place = fake / "site1/1_left.tif"
     place.write_bytes(place.read_bytes()[:100])
     with pytest.raises(UsageError, match=r"1 of 11 files .* site1/1_left\.tif"):

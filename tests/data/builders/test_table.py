@@ -297,7 +297,7 @@ def test_frames_that_are_not_read_are_noted(tmp_path, caplog):
         _, manifest, _ = prepared(root, tmp_path / "data")
     assert manifest["notes"] == ["7.dcm: the first of 12 frames is taken"]
     assert "1 DICOM files have several frames" in caplog.text
-    assert TableSource(root, 16).ignored == manifest["notes"]
+    assert TableSource(root, 16).first_frames == manifest["notes"]
 
 
 def test_too_few_patients_for_a_part(fake, tmp_path):
