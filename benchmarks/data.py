@@ -30,7 +30,8 @@ from data_peers import SIDES, Side
 from etils import epath
 from phantoms import rate as phantom_rate
 
-from medinit_jax.data.builders.base import Builder, Config, Item
+from medinit_jax.data.builders.base import Builder
+from medinit_jax.data.builders.config import Config, Item
 from medinit_jax.data.builders.image_files import jpeg, png
 from medinit_jax.data.layout import Tree
 from medinit_jax.data.phantoms import PHANTOMS

@@ -16,7 +16,8 @@ from array_record.python import array_record_module
 from etils import epath
 
 from medinit_jax.core.errors import UsageError
-from medinit_jax.data.builders.base import Builder, Item, refuse_many_skipped
+from medinit_jax.data.builders.base import Builder, refuse_many_skipped
+from medinit_jax.data.builders.config import Item
 from medinit_jax.data.manifest import MANIFEST, LabelCounts, make_manifest
 from medinit_jax.data.shards import checksum, checksums, write_text
 

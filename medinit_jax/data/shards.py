@@ -27,7 +27,8 @@ from etils import epath
 from tensorflow_datasets.core import example_serializer, hashing, naming
 
 from medinit_jax.core.errors import UsageError
-from medinit_jax.data.builders.base import Builder, Item
+from medinit_jax.data.builders.base import Builder
+from medinit_jax.data.builders.config import Item
 from medinit_jax.data.manifest import MANIFEST, LabelCounts
 
 SHARD_EXAMPLES = 256

@@ -17,7 +17,8 @@ from etils import epath
 
 from medinit_jax.core.errors import UsageError
 from medinit_jax.data.builders import BUILDERS
-from medinit_jax.data.builders.base import Builder, Config
+from medinit_jax.data.builders.base import Builder
+from medinit_jax.data.builders.config import Config
 from medinit_jax.data.builders.table import HOW_TO, TableConfig
 from medinit_jax.data.image_table import Columns
 

@@ -2,7 +2,7 @@ import numpy as np
 from etils import epath
 from fake_trees.images import photograph
 
-from medinit_jax.data.builders.base import divide
+from medinit_jax.data.builders.divisions import divide
 from medinit_jax.data.duplicates import alike, difference_hash, divide_groups, identical
 
 

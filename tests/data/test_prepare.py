@@ -19,7 +19,7 @@ from medinit_jax.core.errors import UsageError
 from medinit_jax.data import prepare as preparing
 from medinit_jax.data import shards
 from medinit_jax.data.__main__ import main
-from medinit_jax.data.builders.base import Config
+from medinit_jax.data.builders.config import Config
 from medinit_jax.data.builders.drive import MedinitDrive
 from medinit_jax.data.layout import DatasetLayoutError
 from medinit_jax.data.manifest import MANIFEST, read_manifest

@@ -11,7 +11,8 @@ from medinit_jax.core.errors import UsageError
 from medinit_jax.data import tasks
 from medinit_jax.data.augment import NORMALIZATION
 from medinit_jax.data.builders import BUILDERS
-from medinit_jax.data.builders.base import Builder, Config, Item
+from medinit_jax.data.builders.base import Builder
+from medinit_jax.data.builders.config import Config, Item
 from medinit_jax.data.catalog import batch_options, open_splits
 from medinit_jax.data.layout import Tree
 from medinit_jax.data.prepare import prepare

@@ -11,7 +11,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from medinit_jax.data.builders.base import UNLABELLED, Builder, Config, Item, divide
+from medinit_jax.data.builders.base import UNLABELLED, Builder
+from medinit_jax.data.builders.config import Config, Item
+from medinit_jax.data.builders.divisions import divide
 from medinit_jax.data.builders.grades import GRADES, matched
 from medinit_jax.data.duplicates import alike, difference_hash, divide_groups, identical
 from medinit_jax.data.fov import circle_crop, crop_to, fov_mask

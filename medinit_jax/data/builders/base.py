@@ -11,17 +11,17 @@ import dataclasses
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
 from medinit_jax.core.errors import UsageError
+from medinit_jax.data.builders.config import Config, Item, plain_name
 from medinit_jax.data.builders.image_files import ImageFiles
 from medinit_jax.data.layout import DatasetLayoutError, Tree, locate
 from medinit_jax.data.manifest import refuse_other_options
-from medinit_jax.data.sources import cut_shuffled
 
 # Sets without a builder, by what only they hold.
 FOREIGN = {
@@ -37,39 +37,6 @@ UNLABELLED = -1
 # Least and largest side of stored images in pixels.
 SIZES = (16, 4096)
 _SIZED = re.compile(r"(?P<config>.+)_(?P<size>[1-9]\d*)px")
-_SUFFIXES = re.compile(r"(_\d+px)?(_seed\d+)?$")
-
-
-@dataclasses.dataclass(kw_only=True)
-class Config(tfds.core.BuilderConfig):
-    """One way to prepare a dataset.
-
-    Attributes:
-        shorter: Shorter side of stored images in pixels, larger images are reduced to it; 0 keeps
-            every image as it is.
-        square: Side to which images are stretched, 0: none. Masks follow by nearest neighbor.
-        split_seed: Seed of divisions that the dataset does not make itself.
-        rule: Which images and labels it takes, where a builder knows several.
-    """
-
-    shorter: int = 0
-    square: int = 0
-    split_seed: int = 0
-    rule: str = ""
-
-
-class Item(NamedTuple):
-    """What an example is made of.
-
-    Attributes:
-        key: "<split>/<stem>", unique within the dataset.
-        files: {feature: file} of what must be decoded.
-        values: {feature: value} of what need not.
-    """
-
-    key: str
-    files: dict[str, epath.Path]
-    values: dict[str, Any]
 
 
 class LocalInfo(tfds.core.DatasetInfo):
@@ -376,11 +343,6 @@ class Builder(tfds.core.GeneratorBasedBuilder, ImageFiles, skip_registration=Tru
             raise
 
 
-def plain_name(config: str) -> str:
-    """Returns a config's name without the suffixes for another size and split seed."""
-    return _SUFFIXES.sub("", config)
-
-
 def common_features() -> dict[str, Any]:
     """Returns the features that every dataset has."""
     return {
@@ -390,34 +352,6 @@ def common_features() -> dict[str, Any]:
         "eye": tfds.features.ClassLabel(names=list(EYES)),
         "orig_size": tfds.features.Tensor(shape=(2,), dtype=np.int32),
     }
-
-
-def divide(names: Sequence[str], first: int, seed: int) -> tuple[list[str], list[str]]:
-    """Divides names at random into `first` of them and the rest, see `cut_shuffled`."""
-    kept, rest = cut_shuffled(names, [first], seed)
-    return kept, rest
-
-
-def carve(items: Sequence[Item], split: str, seed: int) -> tuple[list[Item], list[Item]]:
-    """Divides items into four fifths, which stay, and a fifth for another split.
-
-    Args:
-        items: What is divided; no patient comes into both parts.
-        split: Name of the split of the fifth.
-        seed: See `divide`, which divides the patients, or the items without one.
-
-    Returns:
-        The items that stay, and those of `split`, with keys of it.
-    """
-    groups: dict[str, list[Item]] = {}
-    for item in items:
-        groups.setdefault(item.values["patient_id"] or item.key, []).append(item)
-    kept, carved = divide(list(groups), len(groups) * 4 // 5, seed)
-    return [item for name in kept for item in groups[name]], [
-        item._replace(key=f"{split}/{item.key.partition('/')[2]}")
-        for name in carved
-        for item in groups[name]
-    ]
 
 
 def refuse_many_skipped(

@@ -6,7 +6,7 @@ import re
 
 from etils import epath
 
-from medinit_jax.data.builders.base import Config, Item
+from medinit_jax.data.builders.config import Config, Item
 from medinit_jax.data.builders.vessels import VesselBuilder, validation_config
 from medinit_jax.data.layout import Tree, normal
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from etils import epath
 
-from medinit_jax.data.builders.base import Config, Item, carve
+from medinit_jax.data.builders.config import Config, Item
+from medinit_jax.data.builders.divisions import carve
 from medinit_jax.data.builders.vessels import VesselBuilder, validation_config
 from medinit_jax.data.layout import Tree, normal
 

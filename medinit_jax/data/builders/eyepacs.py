@@ -10,7 +10,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from medinit_jax.data.builders.base import EYES, UNLABELLED, Builder, Config, Item
+from medinit_jax.data.builders.base import EYES, UNLABELLED, Builder
+from medinit_jax.data.builders.config import Config, Item
 from medinit_jax.data.builders.grades import GRADES, matched
 from medinit_jax.data.builders.image_files import jpeg
 from medinit_jax.data.graham import subtract_local_mean

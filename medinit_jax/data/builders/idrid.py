@@ -7,7 +7,9 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from medinit_jax.data.builders.base import Builder, Config, Item, divide
+from medinit_jax.data.builders.base import Builder
+from medinit_jax.data.builders.config import Config, Item
+from medinit_jax.data.builders.divisions import divide
 from medinit_jax.data.builders.grades import GRADES, matched
 from medinit_jax.data.layout import Tree
 from medinit_jax.data.tables import integer, read_table, unique_rows

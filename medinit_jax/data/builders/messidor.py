@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
-from medinit_jax.data.builders.base import Builder, Config, Item
-from medinit_jax.data.builders.folds import stratified_folds
+from medinit_jax.data.builders.base import Builder
+from medinit_jax.data.builders.config import Config, Item
+from medinit_jax.data.builders.divisions import stratified_folds
 from medinit_jax.data.layout import Tree, normal
 from medinit_jax.data.tables import integer, read_table
 

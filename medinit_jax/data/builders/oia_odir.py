@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from medinit_jax.data.builders.base import Builder, Config, Item
+from medinit_jax.data.builders.base import Builder
+from medinit_jax.data.builders.config import Config, Item
 from medinit_jax.data.builders.odir_keywords import (
     CLASSES,
     NO_FUNDUS,

@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 
 from medinit_jax.core.errors import UsageError
-from medinit_jax.data.builders.base import Config, Item
+from medinit_jax.data.builders.config import Config, Item
 from medinit_jax.data.builders.drawn import Drawn
 from medinit_jax.data.builders.phantom_case import EYE_NAMES, Case, Twin
 from medinit_jax.data.builders.phantom_pretrain import FIRST_SEED, MAX_PATIENTS

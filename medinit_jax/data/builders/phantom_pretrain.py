@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from medinit_jax.core.errors import UsageError
-from medinit_jax.data.builders.base import Config, Item
+from medinit_jax.data.builders.config import Config, Item
 from medinit_jax.data.builders.drawn import Drawn
 from medinit_jax.data.builders.image_files import png
 from medinit_jax.data.builders.phantom_case import EYE_NAMES, label_of

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from medinit_jax.data.builders import phantom_scans
-from medinit_jax.data.builders.folds import stratified_folds
+from medinit_jax.data.builders.divisions import stratified_folds
 from medinit_jax.data.builders.image_files import jpeg, png
 from medinit_jax.data.builders.messidor import FOLDS
 from medinit_jax.data.builders.phantom_case import (

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from medinit_jax.data.builders.base import UNLABELLED, Builder, Config, Item
+from medinit_jax.data.builders.base import UNLABELLED, Builder
+from medinit_jax.data.builders.config import Config, Item
 from medinit_jax.data.builders.image_files import png
 from medinit_jax.data.builders.refuge_layouts import PARTS, Known, read_part
 from medinit_jax.data.layout import Tree

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from medinit_jax.data.builders.base import Config, Item
+from medinit_jax.data.builders.config import Config, Item
 from medinit_jax.data.builders.refuge import MedinitRefuge
 from medinit_jax.data.builders.refuge_layouts import PARTS, Known, by_class
 from medinit_jax.data.layout import Tree

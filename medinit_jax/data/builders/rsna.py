@@ -14,7 +14,9 @@ import numpy as np
 from etils import epath
 
 from medinit_jax.data import dicom_file
-from medinit_jax.data.builders.base import Builder, Item, divide
+from medinit_jax.data.builders.base import Builder
+from medinit_jax.data.builders.config import Item
+from medinit_jax.data.builders.divisions import divide
 from medinit_jax.data.decode import DecodeError
 from medinit_jax.data.layout import Tree, normal, pointer_kind
 

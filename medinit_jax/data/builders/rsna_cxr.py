@@ -11,7 +11,9 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from medinit_jax.data import dicom, dicom_file
-from medinit_jax.data.builders.base import UNLABELLED, Config, Item, divide
+from medinit_jax.data.builders.base import UNLABELLED
+from medinit_jax.data.builders.config import Config, Item
+from medinit_jax.data.builders.divisions import divide
 from medinit_jax.data.builders.rsna import (
     UNLABELLED_SPLIT,
     RsnaBuilder,

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from medinit_jax.data.builders.base import Config, Item
+from medinit_jax.data.builders.config import Config, Item
 from medinit_jax.data.builders.vessels import VesselBuilder, validation_config
 from medinit_jax.data.layout import Tree
 

@@ -17,7 +17,8 @@ from etils import epath
 
 from medinit_jax.core.errors import UsageError
 from medinit_jax.data import nifti
-from medinit_jax.data.builders.base import Builder, Config, Item
+from medinit_jax.data.builders.base import Builder
+from medinit_jax.data.builders.config import Config, Item
 from medinit_jax.data.builders.image_files import png
 from medinit_jax.data.decode import DecodeError, MaskError, decode_mask, medical_kind
 from medinit_jax.data.image_table import (

@@ -9,7 +9,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from medinit_jax.data.builders.base import Builder, Config, Item, carve
+from medinit_jax.data.builders.base import Builder
+from medinit_jax.data.builders.config import Config, Item
+from medinit_jax.data.builders.divisions import carve
 from medinit_jax.data.builders.image_files import png
 from medinit_jax.data.fov import fov_mask
 from medinit_jax.data.layout import Tree

@@ -7,7 +7,7 @@ from fake_trees.images import cut_short, save
 from PIL import Image
 
 from medinit_jax.data.builders.aptos2019 import MedinitAptos2019
-from medinit_jax.data.builders.base import Config
+from medinit_jax.data.builders.config import Config
 from medinit_jax.data.fov import circle_crop
 from medinit_jax.data.layout import DatasetLayoutError
 from medinit_jax.data.prepare import prepare

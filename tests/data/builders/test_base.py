@@ -10,7 +10,8 @@ from PIL import Image
 from tensorflow_datasets.core.utils import gcs_utils
 
 from medinit_jax.data.builders import BUILDERS
-from medinit_jax.data.builders.base import Builder, Config, Item, refuse_many_skipped
+from medinit_jax.data.builders.base import Builder, refuse_many_skipped
+from medinit_jax.data.builders.config import Config, Item
 from medinit_jax.data.layout import DatasetLayoutError
 from medinit_jax.data.phantoms import fundus
 

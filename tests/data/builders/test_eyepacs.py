@@ -7,7 +7,7 @@ from fake_trees.eyepacs import LEVELS, NOT_GRADABLE, TEST_LEVELS, make_eyepacs
 from fake_trees.images import LFS_POINTER, photograph, save
 from PIL import Image
 
-from medinit_jax.data.builders.base import Config
+from medinit_jax.data.builders.config import Config
 from medinit_jax.data.builders.eyepacs import MedinitEyepacs
 from medinit_jax.data.graham import subtract_local_mean
 from medinit_jax.data.layout import DatasetLayoutError

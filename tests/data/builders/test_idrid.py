@@ -3,7 +3,7 @@ import pytest
 from fake_trees.idrid import PART, TEST, TRAIN, make_idrid
 from PIL import Image
 
-from medinit_jax.data.builders.base import Config
+from medinit_jax.data.builders.config import Config
 from medinit_jax.data.builders.idrid import MedinitIdrid
 from medinit_jax.data.layout import DatasetLayoutError
 from medinit_jax.data.prepare import prepare

@@ -7,7 +7,7 @@ import pytest
 from fake_trees.rsna_cxr import CLASSES, PATIENTS, make_rsna_cxr, radiograph
 from PIL import Image
 
-from medinit_jax.data.builders.base import Config
+from medinit_jax.data.builders.config import Config
 from medinit_jax.data.builders.rsna import stratified
 from medinit_jax.data.builders.rsna_cxr import MedinitRsnaCxr, _age, _shares
 from medinit_jax.data.layout import DatasetLayoutError

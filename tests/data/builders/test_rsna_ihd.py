@@ -18,7 +18,7 @@ from fake_trees.rsna_ihd import (
 
 from medinit_jax.data import dicom, dicom_file
 from medinit_jax.data.builders import rsna
-from medinit_jax.data.builders.base import Config
+from medinit_jax.data.builders.config import Config
 from medinit_jax.data.builders.rsna_ihd import WINDOWS, MedinitRsnaIhd, hounsfield, padded
 from medinit_jax.data.layout import DatasetLayoutError
 from medinit_jax.data.prepare import prepare

@@ -5,7 +5,8 @@ from fake_trees.catalog import FAKE_TREES
 from PIL import Image
 
 from medinit_jax.data.builders import BUILDERS
-from medinit_jax.data.builders.base import Config, Item, carve
+from medinit_jax.data.builders.config import Config, Item
+from medinit_jax.data.builders.divisions import carve
 from medinit_jax.data.builders.vessels import VesselBuilder
 from medinit_jax.data.layout import DatasetLayoutError
 

@@ -1,10 +1,41 @@
-"""Folds of a cross-validation, fixed when a dataset is prepared."""
+"""Parts and folds of a dataset, fixed when it is prepared."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
 import numpy as np
+
+from medinit_jax.data.builders.config import Item
+from medinit_jax.data.sources import cut_shuffled
+
+
+def divide(names: Sequence[str], first: int, seed: int) -> tuple[list[str], list[str]]:
+    """Divides names at random into `first` of them and the rest, see `cut_shuffled`."""
+    kept, rest = cut_shuffled(names, [first], seed)
+    return kept, rest
+
+
+def carve(items: Sequence[Item], split: str, seed: int) -> tuple[list[Item], list[Item]]:
+    """Divides items into four fifths, which stay, and a fifth for another split.
+
+    Args:
+        items: What is divided; no patient comes into both parts.
+        split: Name of the split of the fifth.
+        seed: See `divide`, which divides the patients, or the items without one.
+
+    Returns:
+        The items that stay, and those of `split`, with keys of it.
+    """
+    groups: dict[str, list[Item]] = {}
+    for item in items:
+        groups.setdefault(item.values["patient_id"] or item.key, []).append(item)
+    kept, carved = divide(list(groups), len(groups) * 4 // 5, seed)
+    return [item for name in kept for item in groups[name]], [
+        item._replace(key=f"{split}/{item.key.partition('/')[2]}")
+        for name in carved
+        for item in groups[name]
+    ]
 
 
 def stratified_folds(

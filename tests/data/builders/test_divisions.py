@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.model_selection import StratifiedKFold
 
-from medinit_jax.data.builders.folds import stratified_folds
+from medinit_jax.data.builders.divisions import stratified_folds
 
 
 @pytest.mark.parametrize("seed", [None, 0, 7])
