@@ -28,7 +28,7 @@ TASKS = {"xray": "opacity", "ct": "any"}
 THUMBNAILS = (8, 12, 16)
 BATCH = 32
 # Patients of no other set.
-_FIRST_SEED, _TEST_SEED = 3_900_000_000, 3_950_000_000
+_FIRST_SEED, _TEST_SEED = 3_910_000_000, 3_960_000_000
 
 
 def draw(name: str, first: int, count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
