@@ -67,6 +67,34 @@ def taps(x, window, fill=0.0):
             yield (i, j), x[:, rows_read, columns_read]
 
 
+def spread(x, shape, window, fill=0):
+    """Places outputs (batch, height, width, channels) where their windows begin, for `readers`.
+
+    Args:
+        x: What belongs to the outputs, as their cotangents.
+        shape: Of the input that the windows read.
+        window: As `taps` has it.
+        fill: What stands between and around them.
+    """
+    (rows, columns), (down, right), (top, left), dilation = window
+    low = (dilation * (rows - 1) - top, dilation * (columns - 1) - left)
+    high = (
+        shape[1] + top - down * (x.shape[1] - 1) - 1,
+        shape[2] + left - right * (x.shape[2] - 1) - 1,
+    )
+    config = ((0, 0, 0), (low[0], high[0], down - 1), (low[1], high[1], right - 1), (0, 0, 0))
+    return lax.pad(x, jnp.asarray(fill, x.dtype), config)
+
+
+def readers(x, shape, window):
+    """Yields ((i, j), the view of `spread`'s x whose windows read an input position at (i, j))."""
+    (rows, columns), _, _, dilation = window
+    for i in range(rows):
+        for j in range(columns):
+            y, z = dilation * (rows - 1 - i), dilation * (columns - 1 - j)
+            yield (i, j), x[:, y : y + shape[1], z : z + shape[2]]
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _depthwise(x, kernel, window):
     def by_taps(x, kernel):
@@ -113,28 +141,11 @@ def _depthwise_input_gradient(cotangent, kernel, shape, window):
 
     Scattering every tap to where it came from would write the whole map once for each.
     """
-    (rows, columns), (down, right), (top, left), dilation = window
-    _, height, width, _ = shape
-    _, made_rows, made_columns, _ = cotangent.shape
-    reach = (dilation * (rows - 1), dilation * (columns - 1))
-    low = (reach[0] - top, reach[1] - left)
-    high = (
-        height + top - down * (made_rows - 1) - 1,
-        width + left - right * (made_columns - 1) - 1,
-    )
-    spread = lax.pad(
-        cotangent,
-        jnp.zeros((), cotangent.dtype),
-        ((0, 0, 0), (low[0], high[0], down - 1), (low[1], high[1], right - 1), (0, 0, 0)),
-    )
     # Fused into the sum, the padding would be worked out again for every tap.
-    spread = lax.optimization_barrier(spread)
-    parts = []
-    for i in range(rows):
-        for j in range(columns):
-            y, z = reach[0] - i * dilation, reach[1] - j * dilation
-            parts.append(spread[:, y : y + height, z : z + width] * kernel[i, j, 0])
-    return functools.reduce(jnp.add, parts)
+    around = lax.optimization_barrier(spread(cotangent, shape, window))
+    return functools.reduce(
+        jnp.add, (view * kernel[i, j, 0] for (i, j), view in readers(around, shape, window))
+    )
 
 
 def _by_platform(cpu):

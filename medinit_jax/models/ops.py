@@ -19,7 +19,7 @@ from jax import lax
 
 from medinit_jax.arch.program import EPSILON, Block, Step
 from medinit_jax.models.attention import attend
-from medinit_jax.models.convolution import convolution, product, taps
+from medinit_jax.models.convolution import convolution, product, readers, spread, taps
 
 Parameters = Mapping[str, Mapping[str, jax.Array]]
 Normalize = Callable[[Step, jax.Array, Mapping[str, jax.Array]], jax.Array]
@@ -152,27 +152,14 @@ def _max_pool_forward(x, window):
 
 def _max_pool_backward(window, residuals, cotangent):
     winner, shape_like = residuals
-    (rows, columns), (down, right), (top, left), _ = window
-    _, height, width, _ = shape_like.shape
-
-    def spread(a, fill):
-        """Places a where its windows begin in the padded input; the rest is `fill`."""
-        low = (rows - 1 - top, columns - 1 - left)
-        high = (
-            height + top - down * (a.shape[1] - 1) - 1,
-            width + left - right * (a.shape[2] - 1) - 1,
-        )
-        config = [(0, 0, 0), (low[0], high[0], down - 1), (low[1], high[1], right - 1), (0, 0, 0)]
-        return lax.pad(a, jnp.asarray(fill, a.dtype), config)
-
-    winner, cotangent = spread(winner, rows * columns), spread(cotangent, 0)
-    parts = []
-    for i in range(rows):
-        for j in range(columns):
-            y, z = rows - 1 - i, columns - 1 - j
-            place = (slice(None), slice(y, y + height), slice(z, z + width))
-            won = winner[place] == i * columns + j
-            parts.append(jnp.where(won, cotangent[place], jnp.zeros((), cotangent.dtype)))
+    (rows, columns), *_ = window
+    shape = shape_like.shape
+    winners = readers(spread(winner, shape, window, rows * columns), shape, window)
+    cotangents = readers(spread(cotangent, shape, window), shape, window)
+    parts = [
+        jnp.where(winner == i * columns + j, part, jnp.zeros((), part.dtype))
+        for ((i, j), winner), (_, part) in zip(winners, cotangents, strict=True)
+    ]
     # Fused into what follows, XLA would compute it again in every reduction.
     return (lax.optimization_barrier(functools.reduce(jnp.add, parts)),)
 
