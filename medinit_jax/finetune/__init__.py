@@ -1,0 +1,1 @@
+"""Fine-tuning: one start, one network, one task, and what comes of it."""
