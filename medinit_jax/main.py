@@ -26,7 +26,16 @@ def _hyper(config: ml_collections.ConfigDict, workdir: Path) -> None:
     hyper.run(config, workdir)
 
 
-ROUTES: dict[str, Callable[[ml_collections.ConfigDict, Path], None]] = {"hyper": _hyper}
+def _finetune(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    from medinit_jax import finetune
+
+    finetune.run(config, workdir)
+
+
+ROUTES: dict[str, Callable[[ml_collections.ConfigDict, Path], None]] = {
+    "hyper": _hyper,
+    "finetune": _finetune,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -27,6 +27,8 @@ PyTree = Any
 LISTING = "files.json"
 PARAMS_FILE = "params.safetensors"
 METADATA_FILE = "initializer.json"
+# What a folder of parameters is -> the file that describes it.
+KINDS = {"initializer": METADATA_FILE, "model": "model.json"}
 INITIALIZER_FOLDER = "initializer"
 
 
@@ -155,13 +157,19 @@ class Checkpoints:
         self._manager.close()
 
 
-def save_params(path: str | os.PathLike[str], params: PyTree, metadata: Mapping[str, Any]) -> None:
-    """Writes an initializer's parameters and a JSON sidecar into a new folder.
+def save_params(
+    path: str | os.PathLike[str],
+    params: PyTree,
+    metadata: Mapping[str, Any],
+    kind: str = "initializer",
+) -> None:
+    """Writes parameters and a JSON sidecar into a new folder.
 
     Args:
         path: the folder; must not exist.
         params: nested dicts of arrays.
         metadata: a JSON object: configuration, preprocessing, provenance.
+        kind: what it is, a key of `KINDS`.
 
     Raises:
         UsageError: the folder is there already.
@@ -179,17 +187,20 @@ def save_params(path: str | os.PathLike[str], params: PyTree, metadata: Mapping[
     try:
         safetensors.numpy.save_file(flat, temporary / PARAMS_FILE)
         digest = _digest(temporary / PARAMS_FILE)
-        write_json(temporary / METADATA_FILE, {"metadata": dict(metadata), "params": digest})
+        write_json(temporary / KINDS[kind], {"metadata": dict(metadata), "params": digest})
         os.replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def load_params(path: str | os.PathLike[str]) -> tuple[PyTree, dict[str, Any]]:
+def load_params(
+    path: str | os.PathLike[str], kind: str = "initializer"
+) -> tuple[PyTree, dict[str, Any]]:
     """Reads what `save_params` wrote.
 
     Args:
         path: the folder.
+        kind: what it has to be, a key of `KINDS`.
 
     Returns:
         Nested dicts of NumPy arrays, and the metadata.
@@ -198,21 +209,22 @@ def load_params(path: str | os.PathLike[str]) -> tuple[PyTree, dict[str, Any]]:
         UsageError: no such folder, or a file that was cut short or changed.
     """
     folder = Path(path)
-    for name in (METADATA_FILE, PARAMS_FILE):
-        if not (folder / name).is_file():
-            raise UsageError(f"{folder} is no initializer: {name} is missing; check the path.")
+    described = folder / KINDS[kind]
+    for file in (described, folder / PARAMS_FILE):
+        if not file.is_file():
+            raise UsageError(f"{folder} is no {kind}: {file.name} is missing; check the path.")
     try:
-        sidecar = json.loads((folder / METADATA_FILE).read_text(encoding="utf-8"))
+        sidecar = json.loads(described.read_text(encoding="utf-8"))
         metadata, digest = sidecar["metadata"], sidecar["params"]
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(
-            f"{folder / METADATA_FILE} cannot be read ({error}); fetch the initializer again."
+            f"{described} cannot be read ({error}); fetch the {kind} again."
         ) from error
     found = _digest(folder / PARAMS_FILE)
     if found != digest:
         raise UsageError(
             f"{folder / PARAMS_FILE} is not what was saved ({_compare(digest, found)}); "
-            "fetch the initializer again."
+            f"fetch the {kind} again."
         )
     flat = safetensors.numpy.load_file(folder / PARAMS_FILE)
     return traverse_util.unflatten_dict(flat, sep="/"), metadata

@@ -107,7 +107,7 @@ def run(
     window: list[Metrics] = []
     skipped: list[int] = []
     saved = step
-    with _signals() as stopped:
+    with stop_on_signal() as stopped:
         while step < end and not stopped.is_set():
             batch = None if batches is None else next(batches)
             state, metrics = step_fn(state, step, batch)
@@ -179,7 +179,7 @@ def _save(
 
 
 @contextmanager
-def _signals() -> Iterator[threading.Event]:
+def stop_on_signal() -> Iterator[threading.Event]:
     """Turns the first SIGINT or SIGTERM into an event; the second acts as it did before."""
     stopped = threading.Event()
     if threading.current_thread() is not threading.main_thread():

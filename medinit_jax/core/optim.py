@@ -10,32 +10,44 @@ import optax
 
 from medinit_jax.core.errors import UsageError
 
-
-def _sgd(schedule: optax.Schedule, decay: optax.GradientTransformation):
-    return optax.chain(decay, optax.trace(decay=0.9), optax.scale_by_learning_rate(schedule))
+Transformation = optax.GradientTransformation
 
 
-def _adam(schedule: optax.Schedule, decay: optax.GradientTransformation):
-    return optax.chain(decay, optax.scale_by_adam(), optax.scale_by_learning_rate(schedule))
+def _sgd(config: ml_collections.ConfigDict, decay: Transformation) -> Transformation:
+    momentum, nesterov = config.get("momentum", 0.9), config.get("nesterov", False)
+    return optax.chain(decay, optax.trace(decay=momentum, nesterov=nesterov))
 
 
-def _adamw(schedule: optax.Schedule, decay: optax.GradientTransformation):
-    return optax.chain(optax.scale_by_adam(), decay, optax.scale_by_learning_rate(schedule))
+def _adam(config: ml_collections.ConfigDict, decay: Transformation) -> Transformation:
+    del config
+    return optax.chain(decay, optax.scale_by_adam())
+
+
+def _adamw(config: ml_collections.ConfigDict, decay: Transformation) -> Transformation:
+    del config
+    return optax.chain(optax.scale_by_adam(), decay)
 
 
 OPTIMIZERS = {"adamw": _adamw, "adam": _adam, "sgd": _sgd}
 
 
-def _cosine(peak: float, steps: int) -> optax.Schedule:
-    return optax.cosine_decay_schedule(peak, steps)
+def _cosine(config: ml_collections.ConfigDict, steps: int) -> optax.Schedule:
+    return optax.cosine_decay_schedule(config.learning_rate, steps)
 
 
-def _constant(peak: float, steps: int) -> optax.Schedule:
+def _constant(config: ml_collections.ConfigDict, steps: int) -> optax.Schedule:
     del steps
-    return optax.constant_schedule(peak)
+    return optax.constant_schedule(config.learning_rate)
 
 
-SCHEDULES = {"cosine": _cosine, "constant": _constant}
+def _step(config: ml_collections.ConfigDict, steps: int) -> optax.Schedule:
+    del steps
+    # Boundaries count from the first step, as milestones do, not from the end of the warm-up.
+    drops = {int(step) - config.warmup_steps: config.decay for step in config.milestones}
+    return optax.piecewise_constant_schedule(config.learning_rate, drops)
+
+
+SCHEDULES = {"cosine": _cosine, "constant": _constant, "step": _step}
 
 
 def _choose(table: dict[str, Any], key: str, name: str) -> Any:
@@ -48,10 +60,11 @@ def create_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
     """Returns the learning rate as a function of the step.
 
     A linear warm-up from 0 over `warmup_steps`, then the named schedule over the steps that are
-    left; `cosine` ends at 0.
+    left; `cosine` ends at 0, `step` multiplies by `decay` at each of the steps `milestones`.
 
     Args:
-        config: `schedule` (cosine, constant), `learning_rate`, `warmup_steps`, `total_steps`.
+        config: `schedule` (cosine, constant, step), `learning_rate`, `warmup_steps`,
+            `total_steps`; for step `decay` and `milestones`.
 
     Returns:
         step -> learning rate.
@@ -65,7 +78,7 @@ def create_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
             f"The config has warmup_steps={warmup} and total_steps={total}; "
             "set warmup_steps to at least 0 and below total_steps."
         )
-    body = _choose(SCHEDULES, "schedule", config.schedule)(config.learning_rate, total - warmup)
+    body = _choose(SCHEDULES, "schedule", config.schedule)(config, total - warmup)
     if not warmup:
         return _promoting(body)
     ramp = optax.linear_schedule(0.0, config.learning_rate, warmup)
@@ -79,12 +92,12 @@ def create(
     """Returns the optimizer that a config describes, and its schedule.
 
     Order of a step: clip the global norm, decay, update. Decay is decoupled for `adamw` and a
-    gradient term for `adam` and `sgd`, as in PyTorch. Adam's moments are 0.9 and 0.999, SGD's
-    momentum is 0.9.
+    gradient term for `adam` and `sgd`, as in PyTorch. Adam's moments are 0.9 and 0.999.
 
     Args:
         config: the keys of `create_schedule`, `name` (adamw, adam, sgd), `weight_decay` (0 = none)
-            and `clip`, the largest global norm of the gradient (0 = no clipping).
+            and `clip`, the largest global norm of the gradient (0 = no clipping); for sgd also
+            `momentum` (0.9) and `nesterov` (False).
         decay_mask: params -> pytree of bool, which of them decay; None = all.
 
     Returns:
@@ -102,7 +115,7 @@ def create(
     if config.weight_decay:
         decay = optax.add_decayed_weights(config.weight_decay, decay_mask)
     clip = optax.clip_by_global_norm(config.clip) if config.clip else optax.identity()
-    chain = optax.chain(clip, build(schedule, decay))
+    chain = optax.chain(clip, build(config, decay), optax.scale_by_learning_rate(schedule))
     return optax.GradientTransformation(chain.init, _promoting(chain.update)), schedule
 
 

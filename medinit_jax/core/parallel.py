@@ -67,6 +67,13 @@ class Parallel:
         parts = jax.tree.map(lambda x: x.reshape(self.size, -1, *x.shape[1:]), batch)
         return jax.device_put(parts, self._split)
 
+    def spread(self, batch):
+        """Divides a pytree of host arrays (batch, ...) over the devices, without a device axis.
+
+        A compiled function sees the whole batch: its means are over all devices.
+        """
+        return self._place(batch) if self.size == 1 else jax.device_put(batch, self._split)
+
     def split(self, function: Callable) -> Callable:
         """Compiles a function of whole batches so that its outputs lie split over the devices."""
         if self.size == 1:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import ml_collections
+import numpy as np
 
 from medinit_jax.core.errors import UsageError
 
@@ -26,6 +27,19 @@ def write_json(path: Path, value: Any) -> None:
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes a compressed .npz file in one move.
+
+    Args:
+        path: the file; replaced if it is there.
+        arrays: plain arrays by name.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "wb") as file:
+        np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
     os.replace(temporary, path)
 
 

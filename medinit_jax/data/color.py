@@ -57,3 +57,9 @@ CHANGES = {
     "hue": hue,
     "blur": blur,
 }
+
+
+def viridis(shares: np.ndarray) -> np.ndarray:
+    """Returns the colors uint8 (H, W, 3) of values (H, W) in 0..1, dark to bright."""
+    levels = np.rint(np.clip(shares, 0, 1) * 255).astype(np.uint8)
+    return cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_VIRIDIS), cv2.COLOR_BGR2RGB)

@@ -1,1 +1,48 @@
 """Fine-tuning: one start, one network, one task, and what comes of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ml_collections
+
+# What may differ between the runs of one workdir: what no figure depends on.
+FREE = ("cache_dir", "note", "data.data_dir", "data.cache_mb", "data.workers", "train.devices",
+        "train.checkpoint_seconds")  # fmt: skip
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    """Fine-tunes, or goes on where an earlier run stopped, and says what was reached.
+
+    Args:
+        config: The experiment, see `configs/finetune.py`.
+        workdir: Where everything is written.
+
+    Raises:
+        UsageError: Something the user can mend.
+    """
+    from rich.console import Console
+
+    from medinit_jax.core.workdir import claim_workdir
+    from medinit_jax.finetune.train import Tuning
+
+    claim_workdir(workdir, config, "finetune", free=FREE)
+    console = Console(stderr=True)
+    if (workdir / "summary.json").is_file():
+        console.print(f"{workdir} is finished; remove it or choose another --workdir to run again.")
+        return
+    summary = Tuning(config, workdir, console).run()
+    for name in ("best", "last"):
+        row = summary[name]
+        figure = row["test"]
+        console.print(
+            f"{name} epoch {row['epoch']}: {summary['metric']} {_shown(figure['metric'])} "
+            f"[{_shown(figure['low'])}, {_shown(figure['high'])}] on "
+            f"{summary['images']['test']} test images, validation {_shown(row['validation'])}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

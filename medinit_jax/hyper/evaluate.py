@@ -7,12 +7,10 @@ where the first stopped; `summary.json` is written last and in one move.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import ml_collections
-import numpy as np
 from rich.console import Console
 
 from medinit_jax.api import Initializer, load
@@ -22,7 +20,7 @@ from medinit_jax.core.ledger import Ledger, finite
 from medinit_jax.core.parallel import Parallel
 from medinit_jax.core.progress import Progress
 from medinit_jax.core.provenance import provenance
-from medinit_jax.core.workdir import write_json
+from medinit_jax.core.workdir import write_arrays, write_json
 from medinit_jax.data.sources import Source
 from medinit_jax.downstream.pool import open_pool
 from medinit_jax.hyper.comparison import compare
@@ -87,7 +85,7 @@ def evaluate(
             )
             remarks.append(_what_enters(config.evaluate.downstream))
     write_json(workdir / "parameters.json", finite(found["parameters"]))
-    _write_arrays(workdir / "samples.npz", samples(config, sources["test"], SAMPLES))
+    write_arrays(workdir / "samples.npz", samples(config, sources["test"], SAMPLES))
     summary = {
         "rotation_accuracy": rotation,
         "finetune": found["finetune"],
@@ -180,13 +178,6 @@ def _rotation(
             soft_wrap=True,
         )
     return result
-
-
-def _write_arrays(path: Path, arrays: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}")
-    with open(temporary, "wb") as file:
-        np.savez_compressed(file, **arrays)
-    os.replace(temporary, path)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -226,11 +226,18 @@ def enter(
             value = value + noise * (transfer.init_noise * value.std()).astype(value.dtype)
         if transfer.orthogonal and name.endswith("/kernel"):
             value = orthogonalized(value)
-        if permute:
-            flat = _generator(key, "permutation", name).permutation(value.reshape(-1))
-            value = flat.reshape(value.shape)
         entered[name] = value
-    return entered
+    return permuted(entered, key) if permute else entered
+
+
+def permuted(tensors: Mapping[str, np.ndarray], key: jax.Array) -> dict[str, np.ndarray]:
+    """Returns tensors whose values are permuted at random within each, by name and key."""
+    return {
+        name: _generator(key, "permutation", name)
+        .permutation(value.reshape(-1))
+        .reshape(value.shape)
+        for name, value in tensors.items()
+    }
 
 
 def orthogonalized(kernel: np.ndarray) -> np.ndarray:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from medinit_jax.arch.program import OWN_INIT, Program
+from medinit_jax.arch.program import OWN_INIT, Call, Program
 from medinit_jax.models.ops import (
     apply_block,
     at_least_float32,
@@ -75,10 +75,13 @@ class Network(nn.Module):
     Attributes:
         program: The architecture.
         dtype: Compute type of activations; parameters stay float32.
+        frozen: Prefixes of module names; batch normalization below them keeps its statistics in
+            training too.
     """
 
     program: Program
     dtype: jnp.dtype = jnp.float32
+    frozen: tuple[str, ...] = ()
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False, taps: tuple[int, ...] = ()):
@@ -108,12 +111,22 @@ class Network(nn.Module):
                 if step.kind == "batch_norm"
             }
             inputs = tuple(values[i] for i in call.inputs)
-            normalize = _normalizer(statistics, train and not self.is_initializing())
+            moving = train and not self.is_initializing() and not self._is_frozen(call, statistics)
+            normalize = _normalizer(statistics, moving)
             values.append(apply_block(call.block, leaves, inputs, normalize))
         if taps:
             pooled = [values[i].astype(jnp.float32) for i in taps]
             return tuple(x.mean(tuple(range(1, x.ndim - 1))) for x in pooled)
         return values[-1].astype(jnp.float32)
+
+    def _is_frozen(self, call: Call, names: Iterable[str]) -> bool:
+        """Returns whether the named modules of a call are all frozen."""
+        return bool(self.frozen) and all(is_below(call.module(name), self.frozen) for name in names)
+
+
+def is_below(module: str, prefixes: Iterable[str]) -> bool:
+    """Returns whether a dotted module name is one of the prefixes or lies below one."""
+    return any(module == prefix or module.startswith(f"{prefix}.") for prefix in prefixes)
 
 
 def _normalizer(statistics, train):

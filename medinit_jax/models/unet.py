@@ -50,6 +50,7 @@ def unet(
     input_shape: tuple[int, int, int] = (224, 224, 3),
     num_classes: int = 2,
     norm: str = "bn",
+    width: int | None = None,
 ) -> Program:
     """Returns the program of a U-Net; its logits are (batch, height, width, classes).
 
@@ -60,12 +61,19 @@ def unet(
         input_shape: (height, width, channels) of one image.
         num_classes: Classes of a pixel.
         norm: One of `program.NORMS`.
+        width: Channels of the classic U-Net at full size, to which all others are in proportion;
+            None: the variant's.
 
     Raises:
-        UsageError: If there is no such network, norm or way up, or the image cannot be halved as
-            often as needed.
+        UsageError: If there is no such network, norm, width or way up, or the image cannot be
+            halved as often as needed.
     """
     member = find_variant(VARIANTS, variant, "U-Net")
+    if width is not None:
+        if member.encoder or width < 1:
+            raise UsageError(f"width={width}: only the classic U-Net is made wider or narrower")
+        widths = tuple(features * width // member.widths[-1] for features in member.widths)
+        member = dataclasses.replace(member, widths=widths)
     check_norm(norm)
     if member.up not in UPS:
         raise UsageError(f"no up {member.up!r}: choose from {', '.join(UPS)}")

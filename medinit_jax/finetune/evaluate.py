@@ -1,0 +1,152 @@
+"""What a network says about images, and how good that is."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from medinit_jax.core.compiler import jit
+from medinit_jax.data.examples import Examples
+from medinit_jax.downstream import heads as predictions
+from medinit_jax.downstream import overlap, scores, windows
+from medinit_jax.downstream.heads import Head
+from medinit_jax.finetune.data import TaskImages
+from medinit_jax.models.network import Network
+
+
+class Answers(NamedTuple):
+    """What a network says about a part of the images.
+
+    Attributes:
+        probabilities: Classification: {head: float64 (n, classes)}; else empty.
+        counts: Segmentation: {head: int64 (n, 3)} pixels in both, in the prediction, in the truth.
+        finite: Whether all logits were finite.
+    """
+
+    probabilities: dict[str, np.ndarray]
+    counts: dict[str, np.ndarray]
+    finite: bool
+
+
+@functools.lru_cache(maxsize=8)
+def compiled(network: Network) -> Callable[[Any, Any, Any], jax.Array]:
+    """Returns (params, statistics, images (B, H, W, C)) -> logits in float32, compiled."""
+
+    def run(params, statistics, images):
+        return network.apply({"params": params, "batch_stats": statistics}, images)
+
+    return jit(run)
+
+
+def classify(
+    network: Network, params: Any, statistics: Any, images: Iterable[np.ndarray], batch: int
+) -> np.ndarray:
+    """Returns the logits (n, width) of images, read a batch at a time.
+
+    Args:
+        network: The network.
+        params: Its parameters.
+        statistics: Its batch statistics.
+        images: Float32 (H, W, C) each, normalized.
+        batch: Images at a time.
+    """
+    run = compiled(network)  # pyright: ignore[reportArgumentType]
+    parts = []
+    for piece, count in _batches(images, batch):
+        parts.append(run(params, statistics, piece)[:count])
+    return np.concatenate([np.asarray(part) for part in parts])
+
+
+def _batches(images: Iterable[np.ndarray], batch: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Yields full batches, the last one filled up with its last image, and how many count."""
+    held: list[np.ndarray] = []
+    for image in images:
+        held.append(image)
+        if len(held) == batch:
+            yield np.stack(held), batch
+            held = []
+    if held:
+        yield np.stack(held + held[-1:] * (batch - len(held))), len(held)
+
+
+def answers(
+    network: Network,
+    params: Any,
+    statistics: Any,
+    images: TaskImages,
+    part: Examples,
+    batch: int,
+) -> Answers:
+    """Runs a network over a part of a task's images.
+
+    Args:
+        network: The network.
+        params: Its parameters.
+        statistics: Its batch statistics.
+        images: The task.
+        part: The part.
+        batch: Images or windows at a time.
+    """
+    inputs = (images.view(part, index) for index in range(images.count(part)))
+    if images.kind == "classification":
+        logits = classify(network, params, statistics, inputs, batch)
+        finite = bool(np.isfinite(logits).all())
+        return Answers(predictions.probabilities(images.heads, logits), {}, finite)
+    run = functools.partial(compiled(network), params, statistics)  # pyright: ignore
+    found: dict[str, list[np.ndarray]] = {head.name: [] for head in images.heads}
+    finite = True
+    window = network.program.input_shape[0]
+    for index, logits in enumerate(windows.predict_images(run, inputs, window, batch)):
+        finite &= bool(np.isfinite(logits).all())
+        logits = images.recipe.restore(logits, part.size(index))  # pyright: ignore
+        truth = images.truth(part, index)
+        for name, predicted in segment(images.heads, logits).items():
+            known = truth[name] != predictions.UNKNOWN
+            found[name].append(overlap.counts(predicted == 1, truth[name] == 1, known))
+    return Answers({}, {name: np.stack(rows) for name, rows in found.items()}, finite)
+
+
+def segment(heads: tuple[Head, ...], logits: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns {head: int (..., H, W)}, the likeliest class of every pixel.
+
+    Args:
+        heads: What is predicted.
+        logits: Float (..., H, W, width).
+    """
+    return {name: part.argmax(-1) for name, part in predictions.split(heads, logits).items()}
+
+
+def value(images: TaskImages, part: Examples, found: Answers) -> float:
+    """Returns the task's metric, NaN where an answer was not finite."""
+    if not found.finite:
+        return float("nan")
+    if images.kind == "classification":
+        return scores.value_of(
+            images.metric, images.heads, images.targets(part), found.probabilities
+        )
+    return scores.value_of_counts(images.metric, images.heads, found.counts)
+
+
+def all_scores(
+    images: TaskImages, part: Examples, found: Answers, resamples: int, seed: int
+) -> dict[str, Any]:
+    """Returns the task's metric with its interval, and all other figures, as JSON."""
+    if not found.finite:
+        return {"metric": None, "low": None, "high": None, "reason": "outputs were not finite"}
+    if images.kind == "classification":
+        return scores.classification_scores(
+            images.heads,
+            images.targets(part),
+            found.probabilities,
+            images.metric,
+            images.names(part)[1],
+            resamples=resamples,
+            seed=seed,
+        )
+    return scores.segmentation_scores(
+        images.heads, found.counts, images.metric, part.patients, resamples=resamples, seed=seed
+    )

@@ -1,0 +1,103 @@
+"""Class activation maps of the same test images after chosen epochs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from medinit_jax.core.errors import UsageError
+from medinit_jax.core.workdir import write_arrays
+from medinit_jax.downstream import cam
+from medinit_jax.finetune.data import TaskImages
+from medinit_jax.models.network import Network
+
+FILE = "cams.npz"
+
+
+class MapAlbum:
+    """Keeps maps in `cams.npz` as epochs go by.
+
+    Args:
+        config: `evaluate.cam_epochs` and `evaluate.cam_images` say when and of how many images.
+        workdir: The run's folder.
+        images: The task.
+        network: The network.
+
+    Raises:
+        UsageError: Maps are wanted of a segmentation task.
+    """
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        workdir: Path,
+        images: TaskImages,
+        network: Network,
+    ):
+        self.epochs = tuple(int(epoch) for epoch in config.evaluate.cam_epochs)
+        self.path, self.images, self.network = workdir / FILE, images, network
+        self.arrays: dict[str, np.ndarray] = {}
+        if not self.epochs:
+            return
+        if images.kind != "classification":
+            raise UsageError(
+                "config.evaluate.cam_epochs asks for maps of a segmentation task; they are of "
+                "classifiers: leave it empty."
+            )
+        self.chosen = chosen_images(images, config.evaluate.cam_images)
+        if self.path.is_file():
+            with np.load(self.path, allow_pickle=False) as held:
+                self.arrays = {name: held[name] for name in held.files}
+            return
+        pictures = [images.picture(images.test, i) for i in self.chosen]
+        self.arrays["image"] = np.stack(pictures)
+        regions = [images.region(images.test, i) for i in self.chosen]
+        known = [region for region in regions if region is not None]
+        if len(known) == len(regions):
+            self.arrays["mask"] = np.stack(known)
+
+    def add(self, epoch: int, params: Any, statistics: Any) -> None:
+        """Keeps the maps of an epoch if it is one of the chosen."""
+        if epoch not in self.epochs:
+            return
+        inputs = np.stack([self.images.view(self.images.test, i) for i in self.chosen])
+        label = np.array([self._label(i) for i in self.chosen])
+        self.arrays[f"cam_{epoch}"] = cam.activation_map(
+            self.network, params, statistics, inputs, label
+        ).astype(np.float32)
+        write_arrays(self.path, self.arrays)
+
+    def _label(self, index: int) -> int:
+        return int(self.images.targets(self.images.test)[self.images.heads[0].name][index])
+
+    def figures(self) -> dict[str, Any] | None:
+        """Returns energy inside the lesion, overlap with it, and drift to the last epoch."""
+        done = [epoch for epoch in self.epochs if f"cam_{epoch}" in self.arrays]
+        if not done:
+            return None
+        masks = self.arrays.get("mask")
+        last = self.arrays[f"cam_{done[-1]}"]
+        rows: dict[str, list[Any]] = {"energy": [], "iou": [], "drift": []}
+        for epoch in done:
+            maps = self.arrays[f"cam_{epoch}"]
+            rows["drift"].append([cam.drift(a, b) for a, b in zip(maps, last, strict=True)])
+            if masks is not None:
+                sized = [
+                    cam.upsample_aligned(one, mask.shape)
+                    for one, mask in zip(maps, masks, strict=True)
+                ]
+                pairs = list(zip(sized, masks, strict=True))
+                rows["energy"].append([cam.energy_inside(*pair) for pair in pairs])
+                rows["iou"].append([cam.iou_at_half(*pair) for pair in pairs])
+        return {"epochs": done, **{k: np.mean(v, 1).tolist() for k, v in rows.items() if v}}
+
+
+def chosen_images(images: TaskImages, count: int) -> list[int]:
+    """Returns the first test images above class 0; those with a known region, if any."""
+    labels = images.targets(images.test)[images.heads[0].name]
+    positive = [int(i) for i in np.flatnonzero(labels > 0)]
+    marked = [i for i in positive if len(images.test.regions(i))]
+    return (marked or positive)[:count]

@@ -1,0 +1,276 @@
+"""Where a fine-tuning starts: parameters of a network, and what they came from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from rich.console import Console
+
+from medinit_jax import api
+from medinit_jax.core.checkpoint import load_params
+from medinit_jax.core.errors import UsageError
+from medinit_jax.downstream.protocol import fold_seed
+from medinit_jax.finetune.layers import ENCODER, head_modules
+from medinit_jax.hyper.starts import permuted, untrained_theta
+from medinit_jax.models.initial import initial_parameters
+from medinit_jax.models.network import Network, is_below
+from medinit_jax.models.statistics import initial_statistics
+
+MODEL_FOLDER = "model"
+
+
+class Start(NamedTuple):
+    """Where a network starts.
+
+    Attributes:
+        params: {module: {leaf: array}}.
+        statistics: Batch statistics that belong to them; None where there are none.
+        record: {"name", "path", "taken", "of", "left", "remarks"} as `summary.json` holds it:
+            how many tensors came from elsewhere, of how many, and which did not, with the reason.
+    """
+
+    params: Any
+    statistics: Any
+    record: dict[str, Any]
+
+
+Maker = Callable[[ml_collections.ConfigDict, Network, jax.Array], Start]
+
+
+def make_start(config: ml_collections.ConfigDict, network: Network, console: Console) -> Start:
+    """Returns the start that `config.init` names.
+
+    Starts of one seed share what no start writes, the head above all.
+
+    Args:
+        config: The experiment; its `init` and `seed` are read.
+        network: The network.
+        console: Where is said what was taken.
+
+    Raises:
+        UsageError: There is no such start or file, or nothing in it fits the network.
+    """
+    init = config.init
+    if init.start not in STARTS:
+        raise UsageError(
+            f"config.init.start={init.start!r}; set it to one of: {', '.join(STARTS)}."
+        )
+    if init.start != "random" and not init.path:
+        raise UsageError(
+            f"config.init.start={init.start} needs config.init.path: {_PATHS[init.start]}."
+        )
+    key = jax.random.key(fold_seed(config.seed, "start"))
+    start = STARTS[init.start](init, network, key)
+    record = start.record
+    if init.start != "random":
+        console.print(
+            f"Start {record['name']}: {record['taken']} of {record['of']} tensors from "
+            f"{init.path}.",
+            highlight=False,
+            soft_wrap=True,
+        )
+    # The head is left out everywhere, and is no news.
+    for line in record["left"][:10]:
+        console.print(f"  own init: {line}", highlight=False, soft_wrap=True)
+    if len(record["left"]) > 10:
+        console.print(f"  and {len(record['left']) - 10} more, see summary.json")
+    return start
+
+
+def _random(init: ml_collections.ConfigDict, network: Network, key: jax.Array) -> Start:
+    del init
+    params = initial_parameters(network.program, key)
+    return Start(params, None, _record("random", "", network, (), []))
+
+
+def _hyper(init: ml_collections.ConfigDict, network: Network, key: jax.Array) -> Start:
+    """The parameters that a hypernetwork predicts; trained, untrained or permuted."""
+    initializer = api.load(init.path)
+    if init.start == "untrained":
+        theta = untrained_theta(initializer.module, initializer.metadata["seed"])
+        initializer = initializer._replace(theta=jax.device_get(theta))
+    program = network.program
+    only = _part(init, network)
+    example = jax.ShapeDtypeStruct((1, *program.input_shape), jnp.float32)
+    plain = Network(program)
+    params = api.initialize(
+        plain,
+        example,
+        initializer,
+        key=key,
+        only=only,
+        unknown_types=init.unknown_types,
+        depth_fraction=init.depth_fraction,
+        init_noise=init.init_noise,
+        orthogonal=init.orthogonal,
+        quiet=True,
+    )["params"]
+    own = initial_parameters(program, key)
+    written = {
+        f"{module}/{leaf}"
+        for module, leaves in params.items()
+        for leaf, value in leaves.items()
+        if not np.array_equal(value, own[module][leaf])
+    }
+    if init.start == "matched":
+        flat = {name: np.asarray(_at(params, name)) for name in sorted(written)}
+        for name, value in permuted(flat, key).items():
+            module, leaf = name.rsplit("/", 1)
+            params[module][leaf] = jnp.asarray(value)
+    rows = {row.path: row for row in api.inspect(plain, example, only=only).rows}
+    wanted = _wanted(network, only)
+    left = [
+        f"{name}: {rows[name].reason}"
+        for name in wanted
+        if rows[name].status != "predicted" and "classifier" not in rows[name].reason
+    ]
+    taken = [name for name in wanted if rows[name].status == "predicted"]
+    return Start(params, None, _record(init.start, init.path, network, taken, left, only))
+
+
+def _encoder(init: ml_collections.ConfigDict, network: Network, key: jax.Array) -> Start:
+    """The encoder of a network that another run trained, with its batch statistics."""
+    folder = Path(init.path)
+    if (folder / MODEL_FOLDER).is_dir():
+        folder = folder / MODEL_FOLDER
+    tree, _ = load_params(folder, "model")
+    found = {f"{m}/{leaf}": v for m, leaves in tree["params"].items() for leaf, v in leaves.items()}
+    statistics = {
+        f"{m}/{leaf}": v
+        for m, leaves in tree.get("batch_stats", {}).items()
+        for leaf, v in leaves.items()
+    }
+    return _from_file(init, network, key, found, statistics)
+
+
+def _file(init: ml_collections.ConfigDict, network: Network, key: jax.Array) -> Start:
+    """Weights in PyTorch's form, such as torchvision's of ImageNet."""
+    from medinit_jax.interop.weights import from_state, read_state
+
+    state = read_state(init.path)
+    found, statistics = from_state(network.program, state)
+    if not found:
+        # A classifier's weights for the encoder of a segmentation network, or the reverse.
+        inside = {f"{ENCODER}.{name}": value for name, value in state.items()}
+        outside = {
+            name.removeprefix(f"{ENCODER}."): value
+            for name, value in state.items()
+            if name.startswith(f"{ENCODER}.")
+        }
+        found, statistics = from_state(network.program, inside or state)
+        if not found:
+            found, statistics = from_state(network.program, outside)
+    return _from_file(init, network, key, found, statistics)
+
+
+def _from_file(
+    init: ml_collections.ConfigDict,
+    network: Network,
+    key: jax.Array,
+    found: Mapping[str, np.ndarray],
+    statistics: Mapping[str, np.ndarray],
+) -> Start:
+    """Puts tensors into a network by name and shape; heads are never taken."""
+    program = network.program
+    params = initial_parameters(program, key)
+    batch_stats = initial_statistics(program)
+    only = _part(init, network)
+    left, taken = [], []
+    for name in _wanted(network, only):
+        value = _of(found, name)
+        module, leaf = name.rsplit("/", 1)
+        shape = params[module][leaf].shape
+        if value is None:
+            left.append(f"{name}: not in the file")
+        elif value.shape != shape:
+            left.append(f"{name}: {value.shape} in the file, {shape} here")
+        else:
+            params[module][leaf] = jnp.asarray(value, jnp.float32)
+            taken.append(name)
+    if not taken:
+        example = ", ".join(sorted(found)[:3]) or "no tensor whose name is known here"
+        raise UsageError(
+            f"Nothing in {init.path} fits the encoder of this network (the file has {example}; the "
+            f"network has {', '.join(_wanted(network, only)[:3])}); choose the same network "
+            "(config.model.name) or another file."
+        )
+    # Statistics belong to the kernels before them: all come along, or none.
+    known = 0
+    for name, leaves in batch_stats.items():
+        for leaf in leaves:
+            value = _of(statistics, f"{name}/{leaf}")
+            if value is not None and value.shape == leaves[leaf].shape:
+                leaves[leaf] = jnp.asarray(value, jnp.float32)
+                known += 1
+    record = _record(init.start, init.path, network, taken, left, only)
+    return Start(params, batch_stats if known else None, record)
+
+
+def _of(found: Mapping[str, np.ndarray], name: str) -> np.ndarray | None:
+    """Returns a tensor under its name, or under the name with or without the encoder's prefix."""
+    for other in (name, f"{ENCODER}.{name}", name.removeprefix(f"{ENCODER}.")):
+        if other in found:
+            return np.asarray(found[other])
+    return None
+
+
+def _part(init: ml_collections.ConfigDict, network: Network) -> str:
+    """Returns the part of the network that the start writes; "" for all of it."""
+    if init.only != "auto":
+        return init.only
+    names = network.program.parameter_shapes()
+    return ENCODER if any(is_below(name, (ENCODER,)) for name in names) else ""
+
+
+def _wanted(network: Network, only: str) -> list[str]:
+    """Returns "module/leaf" of all tensors that a start could write: those outside of the head."""
+    program = network.program
+    kept = head_modules(program) if only else (program.head,)
+    return [
+        f"{module}/{leaf}"
+        for module, leaves in program.parameter_shapes().items()
+        for leaf in leaves
+        if module not in kept and (not only or is_below(module, (only,)))
+    ]
+
+
+def _record(name: str, path: str, network: Network, taken: Any, left: Any, only: str = "") -> dict:
+    total = sum(len(leaves) for leaves in network.program.parameter_shapes().values())
+    remarks = [f"Only {only} was started; the rest keeps its own init."] if only else []
+    return {
+        "name": name, "path": str(path), "taken": len(taken), "of": total, "left": list(left),
+        "remarks": remarks,
+    }  # fmt: skip
+
+
+def _at(params: Any, name: str) -> Any:
+    module, leaf = name.rsplit("/", 1)
+    return params[module][leaf]
+
+
+STARTS: dict[str, Maker] = {
+    "random": _random,
+    "hyper": _hyper,
+    "matched": _hyper,
+    "untrained": _hyper,
+    "encoder": _encoder,
+    "imagenet": _file,
+    "file": _file,
+}
+_HYPER_PATH = "the workdir of a run of configs/hyper.py, or its initializer/ folder"
+_PATHS = {
+    **dict.fromkeys(("hyper", "matched", "untrained"), _HYPER_PATH),
+    "encoder": "the workdir of a fine-tuning or pretraining, or its model/ folder",
+    "imagenet": (
+        "a .safetensors or .pth file with torchvision's weights of the same network, such as "
+        "torch.save(torchvision.models.resnet18(weights='DEFAULT').state_dict(), 'resnet18.pth'); "
+        "nothing is downloaded here"
+    ),
+    "file": "a .safetensors or .pth file with weights under torchvision's names",
+}

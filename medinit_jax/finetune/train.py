@@ -1,0 +1,380 @@
+"""Fine-tuning from the first epoch to the figures on the test images."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+from rich.console import Console
+
+from medinit_jax.core import loop, optim
+from medinit_jax.core.checkpoint import Checkpoints, save_params
+from medinit_jax.core.errors import UsageError
+from medinit_jax.core.ledger import finite
+from medinit_jax.core.log import create_writer
+from medinit_jax.core.parallel import Parallel
+from medinit_jax.core.progress import Progress
+from medinit_jax.core.provenance import code_version, provenance
+from medinit_jax.core.workdir import write_arrays, write_json
+from medinit_jax.data.examples import Examples
+from medinit_jax.data.pipeline import Batches
+from medinit_jax.downstream.heads import width
+from medinit_jax.downstream.protocol import fold_seed
+from medinit_jax.finetune import evaluate
+from medinit_jax.finetune.data import TaskImages, TrainBatches, open_task
+from medinit_jax.finetune.layers import frozen_modules
+from medinit_jax.finetune.maps import MapAlbum
+from medinit_jax.finetune.network import make_network
+from medinit_jax.finetune.starts import Start, make_start
+from medinit_jax.finetune.step import Recipe, TuneState, compiled
+from medinit_jax.finetune.weights import class_weights
+from medinit_jax.models.network import Network
+from medinit_jax.models.statistics import initial_statistics, recalibrate_bn
+
+MODEL_FOLDER = "model"
+# A fine-tuning of which more steps than this share were not finite has diverged.
+MAX_SKIPPED = 0.02
+
+
+class Best(NamedTuple):
+    """The parameters that validated best, on the host, and their statistics."""
+
+    params: Any
+    statistics: Any
+
+
+class Course(NamedTuple):
+    """How far a fine-tuning is.
+
+    Attributes:
+        epochs: Validated ones: {"epoch", "step", "loss", "validation"}.
+        losses: Of the steps since the last validation.
+        seconds: Spent so far.
+    """
+
+    epochs: list[dict[str, Any]]
+    losses: list[float]
+    seconds: float
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The epoch with the best validation figure, the first of equals."""
+        known = [row for row in self.epochs if row["validation"] is not None]
+        return max(known, key=lambda row: row["validation"]) if known else None
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the outputs of the last epoch were not finite."""
+        return bool(self.epochs) and self.epochs[-1]["validation"] is None
+
+
+class Tuning:
+    """One fine-tuning.
+
+    Args:
+        config: The experiment, see `configs/finetune.py`.
+        workdir: Its folder.
+        console: Where progress is shown.
+        parallel: Devices.
+    """
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        workdir: Path,
+        console: Console,
+        parallel: Parallel | None = None,
+    ):
+        self.config, self.workdir, self.console = config, workdir, console
+        self.parallel = parallel or _devices(config)
+        self.images: TaskImages = open_task(config, console)
+        batches = TrainBatches(self.images, config.train.batch, config.seed)
+        self.steps_per_epoch = batches.steps_per_epoch
+        train = config.train
+        self.total = train.steps or train.epochs * self.steps_per_epoch
+        self.batches = Batches(batches, config.data.workers)
+        plain = make_network(
+            config.model,
+            self.images.recipe.size,
+            width(self.images.heads),
+            self.images.kind,
+            train.dtype,
+        )
+        self.frozen = frozen_modules(plain.program, train.freeze)
+        self.network = Network(plain.program, plain.dtype, self.frozen)
+        self.start: Start = make_start(config, self.network, console)
+        _check(train, self.parallel)
+        settings = {k: v for k, v in config.optim.items() if k not in ("learning_rate", "schedule")}
+        self.begin, self.step = compiled(
+            Recipe(
+                self.network,
+                self.images.heads,
+                tuple(sorted(settings.items())),
+                train.accumulate,
+                train.ema,
+                self.frozen,
+                train.layer_decay,
+            )
+        )
+        self.schedule = optim.create_schedule(
+            ml_collections.ConfigDict({**config.optim, "total_steps": self.total})
+        )
+        self.weights = self.parallel.replicate(class_weights(self.images, train.class_weights))
+
+    def recalibrated(self, params: Any) -> Any:
+        """Estimates batch statistics on the first training batches."""
+        limit = min(self.config.train.recalibrate_batches, self.steps_per_epoch)
+        source = self.batches.source
+        return recalibrate_bn(
+            self.network, params, (source[step]["image"] for step in range(limit)), limit
+        )
+
+    def first_state(self) -> TuneState:
+        """Returns the state before the first step."""
+        statistics = self.start.statistics
+        if statistics is None:
+            statistics = initial_statistics(self.network.program)
+            if self.frozen:
+                # What is frozen is normalized by its statistics from the first step on.
+                statistics = self.recalibrated(self.start.params)
+        return self.begin(self.start.params, statistics)
+
+    def statistics_of(self, state: TuneState) -> Any:
+        """Returns the batch statistics to judge a state with."""
+        early = int(state.step) <= self.config.train.recalibrate_steps
+        if early and not self.frozen and state.statistics:
+            return self.recalibrated(state.judged)
+        return state.statistics
+
+    def answers(self, params: Any, statistics: Any, examples: Examples) -> evaluate.Answers:
+        """Runs the network over a part of the images."""
+        batch = self.config.evaluate.batch
+        return evaluate.answers(self.network, params, statistics, self.images, examples, batch)
+
+    def run(self) -> dict[str, Any]:
+        """Trains, or goes on, and returns what `summary.json` holds."""
+        checkpoints = Checkpoints(self.workdir / "checkpoints", keep=1)
+        state, best, course = self._resumed(checkpoints)
+        album = MapAlbum(self.config, self.workdir, self.images, self.network)
+        writer = create_writer(self.workdir, self.console, int(state.step))
+        started = saved = time.monotonic()
+        before = course.seconds
+
+        def save(state: TuneState) -> None:
+            nonlocal course
+            course = course._replace(seconds=before + time.monotonic() - started)
+            held = {"tune": jax.device_get(state), "best": best._asdict()}
+            extra = {"course": finite(course._asdict()), "code_version": code_version()}
+            checkpoints.save(int(state.step), held, self.batches.get_state(), extra)
+
+        try:
+            with (
+                loop.stop_on_signal() as stopped,
+                Progress("fine-tune", self.total, self.console, start=int(state.step)) as bar,
+            ):
+                while not self._finished(state, course):
+                    state, course, whole = self._epoch(state, course, writer, bar)
+                    if stopped.is_set() or not whole:
+                        save(state)
+                        raise KeyboardInterrupt
+                    state, best, course = self._judge(state, best, course, album, bar)
+                    writer.write_scalars(
+                        int(state.step), {"val/metric": course.epochs[-1]["validation"] or math.nan}
+                    )
+                    if time.monotonic() - saved > self.config.train.checkpoint_seconds:
+                        save(state)
+                        saved = time.monotonic()
+        finally:
+            writer.close()
+            self.batches.close()
+            checkpoints.close()
+        course = course._replace(seconds=before + time.monotonic() - started)
+        return self._finish(state, best, course, album)
+
+    def _resumed(self, checkpoints: Checkpoints) -> tuple[TuneState, Best, Course]:
+        state = self.first_state()
+        best = Best(jax.device_get(state.judged), jax.device_get(state.statistics))
+        course = Course([], [], 0.0)
+        if checkpoints.steps():
+            restored = checkpoints.restore({"tune": state, "best": best._asdict()})
+            state, best = restored.state["tune"], Best(**restored.state["best"])
+            course = Course(**restored.extra["course"])
+            self.batches.set_state(restored.iterator)
+            self.console.print(f"Going on from step {restored.step}.")
+        return self.parallel.replicate(state), jax.device_get(best), course
+
+    def _finished(self, state: TuneState, course: Course) -> bool:
+        if int(state.step) >= self.total or course.diverged:
+            return True
+        patience, best = self.config.train.patience, course.best
+        return bool(patience and best and course.epochs[-1]["epoch"] - best["epoch"] >= patience)
+
+    def _epoch(self, state, course: Course, writer, bar) -> tuple[TuneState, Course, bool]:
+        """Trains to the next validation; returns whether it got there."""
+        done = course.epochs[-1]["epoch"] if course.epochs else 0
+        wanted = done + self.config.train.validate_every
+        end = min(wanted * self.steps_per_epoch, self.total)
+        latest, losses = state, []
+
+        def step_fn(current: TuneState, number: int, batch: Any):
+            nonlocal latest
+            key = jax.random.key(fold_seed(self.config.seed, "dropout", number))
+            rate = np.float32(self.schedule(number))
+            placed = self.parallel.spread({k: batch[k] for k in ("image", "targets")})
+            latest, metrics = self.step(
+                current, placed["image"], placed["targets"], self.weights, rate, key
+            )
+            losses.append(metrics["train/loss"])
+            return latest, metrics
+
+        settings = loop.LoopConfig(end, end, end + 1, max_skipped=1.0)
+        whole = True
+        try:
+            loop.run(step_fn, state, settings, writer=writer, progress=bar, batches=self.batches)
+        except KeyboardInterrupt:
+            whole = False
+        held = course.losses + [float(x) for x in jax.device_get(losses)]
+        return latest, course._replace(losses=held), whole
+
+    def _judge(self, state, best: Best, course: Course, album: MapAlbum, bar):
+        """Validates after an epoch, and keeps what is best."""
+        statistics = self.statistics_of(state)
+        found = self.answers(state.judged, statistics, self.images.validation)
+        figure = evaluate.value(self.images, self.images.validation, found)
+        skipped = int(state.skipped) > MAX_SKIPPED * max(int(state.step), loop.GRACE_STEPS)
+        row = {
+            "epoch": -(-int(state.step) // self.steps_per_epoch),
+            "step": int(state.step),
+            "loss": float(np.mean(course.losses)),
+            "validation": None if skipped or not math.isfinite(figure) else figure,
+        }
+        earlier = course.best
+        course = course._replace(epochs=[*course.epochs, row], losses=[])
+        if row["validation"] is not None and (
+            earlier is None or row["validation"] > earlier["validation"]
+        ):
+            best = Best(jax.device_get(state.judged), jax.device_get(statistics))
+        album.add(row["epoch"], state.judged, statistics)
+        shown = "diverged" if row["validation"] is None else f"{row['validation']:.4f}"
+        bar.update(int(state.step), validation=shown)
+        return state, best, course
+
+    def _finish(
+        self, state: TuneState, best: Best, course: Course, album: MapAlbum
+    ) -> dict[str, Any]:
+        row, last = course.best, course.epochs[-1]
+        judged = {"last": (last, state.judged, self.statistics_of(state))}
+        judged["best"] = (row or last, best.params, best.statistics)
+        figures: dict[str, Any] = {}
+        for name, (epoch, params, statistics) in judged.items():
+            if name == "best" and epoch is last and "last" in figures:
+                figures["best"] = figures["last"]
+                continue
+            found = self.answers(params, statistics, self.images.test)
+            scores = evaluate.all_scores(
+                self.images,
+                self.images.test,
+                found,
+                self.config.evaluate.resamples,
+                self.config.seed,
+            )
+            figures[name] = {
+                "epoch": epoch["epoch"],
+                "validation": epoch["validation"],
+                "test": scores,
+            }
+            predictions = found
+        write_arrays(self.workdir / "predictions.npz", _arrays(self.images, predictions))
+        self._write_model(best)
+        summary = finite(
+            {
+                "task": self.config.task,
+                "kind": self.images.kind,
+                "metric": self.images.metric,
+                "model": self.config.model.name,
+                "parameters": self.network.program.num_parameters,
+                "start": self.start.record,
+                "seed": self.config.seed,
+                "fraction": self.config.protocol.fraction,
+                "fold": None if self.config.protocol.fold < 0 else self.config.protocol.fold,
+                "learning_rate": self.config.optim.learning_rate,
+                "weight_decay": self.config.optim.weight_decay,
+                "images": {k: self.images.count(part) for k, part in self.images.parts().items()},
+                "epochs": course.epochs,
+                **figures,
+                "cam": album.figures(),
+                "diverged": course.diverged,
+                "skipped_steps": int(state.skipped),
+                "seconds": round(course.seconds, 1),
+                "provenance": provenance(shlex.join(sys.argv), "finetune"),
+                "data": {name: part.describe() for name, part in self.images.parts().items()},
+                "notes": [self.config.note] if self.config.note else [],
+            }
+        )
+        write_json(self.workdir / "summary.json", summary)
+        return summary
+
+    def _write_model(self, best: Best) -> None:
+        folder = self.workdir / MODEL_FOLDER
+        if folder.exists():
+            shutil.rmtree(folder)
+        metadata = {
+            "task": self.config.task,
+            "kind": self.images.kind,
+            "modality": self.images.modality,
+            "metric": self.images.metric,
+            "heads": [head._asdict() for head in self.images.heads],
+            "model": self.config.model.to_dict(),
+            "data": self.config.data.to_dict(),
+            "size": self.network.program.input_shape[0],
+            "start": self.start.record,
+            "code_version": code_version(),
+        }
+        tree = {"params": best.params, "batch_stats": best.statistics}
+        tree = {name: part for name, part in tree.items() if part}
+        save_params(folder, tree, json.loads(json.dumps(metadata)), kind="model")
+
+
+def _devices(config: ml_collections.ConfigDict) -> Parallel:
+    wanted, there = config.train.devices, jax.local_devices()
+    if not 0 <= wanted <= len(there):
+        raise UsageError(
+            f"config.train.devices={wanted}, but {len(there)} are here; set it to 0 for all."
+        )
+    return Parallel(there[: wanted or None])
+
+
+def _check(train: ml_collections.ConfigDict, parallel: Parallel) -> None:
+    if train.validate_every < 1 or min(train.epochs, train.steps) < 0 or train.epochs == 0:
+        raise UsageError(
+            f"config.train.epochs={train.epochs}, steps={train.steps} and validate_every="
+            f"{train.validate_every}; set epochs and validate_every to at least 1, steps to at "
+            "least 0."
+        )
+    share = train.accumulate * parallel.size
+    if train.accumulate < 1 or train.batch % share:
+        raise UsageError(
+            f"config.train.batch={train.batch} does not divide into config.train.accumulate="
+            f"{train.accumulate} parts on {parallel.size} device(s); make it a multiple of "
+            f"{max(share, 1)}, or set config.train.devices=1."
+        )
+
+
+def _arrays(images: TaskImages, found: evaluate.Answers) -> dict[str, np.ndarray]:
+    """Returns what `predictions.npz` holds: who was judged, the truth, and the answers."""
+    ids, patients = images.names(images.test)
+    arrays = {"id": np.array(ids), "patient": np.array(patients)}
+    for name, probability in found.probabilities.items():
+        arrays[f"{name}/label"] = images.targets(images.test)[name]
+        arrays[f"{name}/probability"] = probability.astype(np.float32)
+    arrays |= {f"{name}/counts": counts for name, counts in found.counts.items()}
+    return arrays
