@@ -20,7 +20,7 @@ from medinit_jax.data.sources import Source
 
 _ENDLESS = 1 << 40
 # Names the use of the seed: order of an epoch, and the draws of one image in one epoch.
-_ORDER, DRAW = 1, 2
+_ORDER, _DRAW = 1, 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,19 +113,18 @@ class BatchSource:
         places = range(step * batch, (step + 1) * batch)[self._part]
         epochs, offsets = zip(*(divmod(place, count) for place in places), strict=True)
         indices = [
-            int(epoch_order(self._options.seed, epoch, count)[offset])
+            int(_epoch_order(self._options.seed, epoch, count)[offset])
             if self._options.shuffle
             else offset
             for epoch, offset in zip(epochs, offsets, strict=True)
         ]
-        draws = [(self._options.seed, DRAW, e, i) for e, i in zip(epochs, indices, strict=True)]
+        draws = [(self._options.seed, _DRAW, e, i) for e, i in zip(epochs, indices, strict=True)]
         difficulty = self._options.difficulty(step)
         return _assemble(self._source, indices, draws, self._options, difficulty)
 
 
 @functools.lru_cache(maxsize=4)
-def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
-    """Returns the order of an epoch's images, a permutation of int64 (count,)."""
+def _epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng([seed, _ORDER, epoch]).permutation(count)
 
 
@@ -168,32 +167,28 @@ def load_examples(
         The entries of a batch, one row per index.
     """
     numbers = [int(i) for i in indices]
-    draws = [(options.seed, DRAW, 0, i) for i in numbers]
+    draws = [(options.seed, _DRAW, 0, i) for i in numbers]
     return _assemble(source, numbers, draws, options, difficulty)
 
 
-class Batches(Iterator[dict[str, Any]]):
-    """Iterates over batches in the background, from a position that can be saved and restored.
+class Batches(Iterator[dict[str, np.ndarray]]):
+    """Iterates over batches in the background, from a position that can be saved and restored."""
 
-    Attributes:
-        source: The batches by step number.
-    """
-
-    def __init__(self, batches: Any, workers: int = 0, prefetch: int = 2, start: int = 0):
+    def __init__(self, batches: BatchSource, workers: int = 0, prefetch: int = 2, start: int = 0):
         """Starts at batch `start`.
 
         Args:
-            batches: A `BatchSource`, or what else returns a batch by step number.
+            batches: The batches.
             workers: Processes that make batches; 0 makes them in a thread of this process, which
                 is the faster way for images in memory. Processes are spawned, never forked.
             prefetch: Batches made ahead, by each worker.
             start: First step.
         """
-        self.source, self._workers, self._prefetch = batches, workers, prefetch
+        self._batches, self._workers, self._prefetch = batches, workers, prefetch
         self._step = start
         self._iterator: Any = None
 
-    def __next__(self) -> dict[str, Any]:
+    def __next__(self) -> dict[str, np.ndarray]:
         """Returns the batch of the current step and moves on."""
         if self._iterator is None:
             self._iterator = iter(self._dataset())
@@ -202,7 +197,7 @@ class Batches(Iterator[dict[str, Any]]):
         return batch
 
     def _dataset(self) -> grain.IterDataset:
-        steps = grain.MapDataset.source(self.source)[self._step :]
+        steps = grain.MapDataset.source(self._batches)[self._step :]
         if not self._workers:
             reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=self._prefetch)
             return steps.to_iter_dataset(reading)
