@@ -20,8 +20,8 @@ from medinit_jax.data.prepared import manifest_of
 from medinit_jax.data.tasks import TASKS, Task, make_builder
 from medinit_jax.downstream.heads import UNKNOWN, Head
 from medinit_jax.finetune import recipes, regions
-from medinit_jax.finetune.examples import Cache, Examples, Records
-from medinit_jax.finetune.labels import label_columns, mask_heads
+from medinit_jax.finetune.examples import Cache, Examples, Layer, Records
+from medinit_jax.finetune.labels import Column, label_columns, mask_heads
 from medinit_jax.finetune.parts import Pool, divide, read_pool
 from medinit_jax.finetune.recipes import RECIPES, Plan, make_plan
 
@@ -114,15 +114,19 @@ def open_task(config: ml_collections.ConfigDict, console: Console) -> TaskImages
     turned = data.target == "rotation"
     kind = kind_of(config, task)
     segmented = kind == "segmentation"
-    columns, layers, names = [], (), []
+    names = [name.strip() for name in config.labels.split(",") if name.strip()]
+    columns: list[Column] = []
+    layers: tuple[Layer, ...] = ()
+    if segmented and names:
+        raise UsageError(f"{config.task} is segmented by its masks; leave config.labels empty.")
+    if data.fov and (not segmented or "fov" not in builder.info.features):
+        why = "tells no field of view" if segmented else "is not segmented"
+        raise UsageError(f"{config.task} {why}; set config.data.fov=False.")
     if segmented:
         heads, layers = mask_heads(builder, config.get("heads", "joint"))
     else:
-        names = [name.strip() for name in config.labels.split(",") if name.strip()]
         columns = label_columns(builder, names or (task.labels if task else ()))
         heads = tuple(column.head for column in columns)
-    if data.fov and segmented and "fov" not in builder.info.features:
-        raise UsageError(f"{config.task} tells no field of view; set config.data.fov=False.")
     plan = make_plan(
         data.recipe,
         "classification" if turned else kind,
@@ -139,6 +143,13 @@ def open_task(config: ml_collections.ConfigDict, console: Console) -> TaskImages
         if count
     }
     parts = divide(config, heads, columns, pools)
+    for split in pools.keys() - {split for split, _ in parts.values()}:
+        console.print(
+            f"The {len(pools[split].indices)} {split} images are not used: "
+            f"config.protocol.fold={config.protocol.fold}.",
+            highlight=False,
+            soft_wrap=True,
+        )
 
     def examples(name: str) -> Examples:
         split, indices = parts[name]
@@ -162,7 +173,9 @@ def open_task(config: ml_collections.ConfigDict, console: Console) -> TaskImages
         builder.modality,
         config.metric or ("accuracy" if turned else _metric(None if names else task, kind, heads)),
         (_ANGLES,) if turned else heads,
-        *(examples(name) for name in ("train", "validation", "test")),
+        examples("train"),
+        examples("validation"),
+        examples("test"),
         plan,
     )
 
@@ -208,11 +221,12 @@ def _metric(task: Task | None, kind: str, heads: tuple[Head, ...]) -> str:
         return task.metric
     if kind == "segmentation":
         return "Dice"
+    first = heads[0]
     if len(heads) > 1:
         return "joint accuracy"
-    if heads[0].kind == "sigmoid":
+    if first.kind == "sigmoid":
         return "macro AUC"
-    return "AUC" if len(heads[0].classes) == 2 else "accuracy"
+    return "AUC" if len(first.classes) == 2 else "accuracy"
 
 
 class TrainBatches:

@@ -4,10 +4,10 @@ A recipe names sides in pixels of the image that the network sees; with another 
 change in proportion. Masks move with their image. They are held as class + 1, so that 0, which
 fills what lies outside of an image, is a pixel that is not known.
 
-Source: the hyper-initializer (arXiv 2206.03661), section 3, whose "random crop" with a scale above 1
-we read as a zoom and whose rotation we read as up to 15 degrees; SWCL (arXiv 2108.02122) and its
-authors' code. "Random flip" is read as both ways for photographs of the fundus, but only left-right
-for CT and X-ray, where no patient is upside down.
+Source: the hyper-initializer (arXiv 2206.03661), section 3: its "random crop" with a scale above 1
+we read as a zoom, its rotation as up to 15 degrees; and SWCL (arXiv 2108.02122) with its authors'
+code. "Random flip" is read as both ways for photographs of the fundus, but only left-right for CT
+and X-ray, where no patient is upside down.
 """
 
 from __future__ import annotations
@@ -24,9 +24,6 @@ from medinit_jax.data.augment import NORMALIZATION, Augmentation, normalize, war
 from medinit_jax.data.decode import Fit, fit_square
 from medinit_jax.data.paired import PairAugmentation, augment_pair
 from medinit_jax.data.views import Views, take_view
-
-# A window that is turned by any angle holds a crop whose side is smaller by this.
-_ROOM = 1.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,8 +219,9 @@ def drawn_pair(
     top, left = (_start(length, size, rng) for length in image.shape[:2])
     gray = rng.random() < draws.gray
     geometry = draws.pair.geometry
-    side = round(_ROOM * size) if geometry.rotate or geometry.tilt else size
-    before = (side - size) // 2
+    # With a margin of a quarter, a window that is turned by any angle holds the crop.
+    before = -(-size // 4) if geometry.rotate or geometry.tilt else 0
+    side = size + 2 * before
     image, mask = (window(one, top - before, left - before, side) for one in (image, mask))
     # The zoom shows the middle of the window, pixel by pixel.
     still = dataclasses.replace(geometry, zoom=(side / size, side / size))
