@@ -120,8 +120,8 @@ def mask_heads(builder: Builder, rule: str) -> tuple[tuple[Head, ...], tuple[Lay
     feature = features["mask"]
     if not isinstance(feature, tfds.features.LabeledImage):
         raise UsageError(
-            f"The masks of {name} do not tell their classes; prepare it again with their gray "
-            f"levels (mask_levels), such as 0 and 255."
+            f"The masks of {name} do not tell their classes; prepare it in Python with their gray "
+            f"levels, as TableConfig(mask_levels=(0, 255), ...)."
         )
     first, *others = feature.names
     layers = [Layer(other, place, place) for place, other in enumerate(others, 1)]

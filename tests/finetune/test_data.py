@@ -5,9 +5,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
 from rich.console import Console
 
 from medinit_jax.core.errors import UsageError
+from medinit_jax.data.image_table import Columns
 from medinit_jax.data.pipeline import Batches
 from medinit_jax.data.prepare import prepare
 from medinit_jax.data.tasks import make_builder
@@ -216,6 +218,12 @@ def test_turns_are_the_targets_of_unlabelled_images(folder, idrid):
             )
     four = [images.evaluation_image(images.test, i) for i in range(4)]
     np.testing.assert_array_equal(four[3], np.rot90(four[0], 3))
+    # What is held out of the labels is held out here too, in folds as well.
+    folds = {"protocol.fold": 1, "protocol.folds": "made"}
+    labelled = _open(_config(folder, MESSIDOR, "hyper512", 16, **folds))
+    folds["data.target"] = "rotation"
+    turned = _open(_config(folder, MESSIDOR, "hyper512", 16, **folds))
+    assert turned.train.ids[::4] == labelled.train.ids
     config.train.batch = 6
     with pytest.raises(UsageError, match="config.train.batch is 6"):
         TrainBatches(config, images)
@@ -318,6 +326,29 @@ def test_labels_can_be_chosen(folder, idrid):
     images = _open(_config(folder, IDRID, "swcl224", labels="dme"))
     assert [head.name for head in images.heads] == ["dme"] and images.metric == "accuracy"
     assert recipes.RECIPES["swcl224"].size == 224 and images.plan.size == 32
+
+
+def test_a_table_of_ones_own_has_a_head_for_each_column(tmp_path):
+    lines = ["file,grade,side,subject"]
+    for i in range(40):
+        Image.fromarray(np.full((20, 30, 3), i, np.uint8)).save(tmp_path / f"{i}.png")
+        lines.append(f"{i}.png,{'abc'[i % 3]},{'xy'[i % 2]},s{i // 2}")
+    (tmp_path / "table.csv").write_text("\n".join(lines))
+    columns = Columns(image="file", labels=("grade", "side"), patient="subject")
+    target = str(tmp_path / "data")
+    builder = make_builder("medinit_table/mine", target, columns=columns)
+    prepare(builder, tmp_path / "table.csv", workers=0)
+    config = _config(target, "medinit_table/mine", "hyper512", labels="side,grade")
+    images = open_task(config, Console(file=io.StringIO()))
+    assert images.heads == (Head("side", ("x", "y")), Head("grade", ("a", "b", "c")))
+    assert images.metric == "joint accuracy" and images.modality == "your own"
+    for part in images.parts().values():
+        levels = [int(part.image(i)[16, 16, 0]) for i in range(len(part))]
+        np.testing.assert_array_equal(part.targets["grade"], np.array(levels) % 3)
+        np.testing.assert_array_equal(part.targets["side"], np.array(levels) % 2)
+        assert part.patients == [f"s{level // 2}" for level in levels]
+        # 20 x 30 pixels, padded to a square.
+        assert (part.image(0)[:4] == 0).all() and part.native_size(0) == (20, 30)
 
 
 def test_too_few_images_for_a_batch_are_refused(idrid):

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from medinit_jax.core.errors import UsageError
 from medinit_jax.downstream.heads import Head
+from medinit_jax.finetune.examples import Layer
 from medinit_jax.finetune.labels import Column
 from medinit_jax.finetune.parts import Pool, divide, fold_numbers, read_pool
 
@@ -148,11 +149,15 @@ class _Records:
 
     split, name = "train", "set/config"
 
-    def __init__(self, rows):
-        self.rows = rows
+    def __init__(self, rows, masks=()):
+        self.rows, self.masks = rows, masks
 
     def has(self, feature):
         return feature in self.rows[0]
+
+    def read(self, index, feature):
+        assert feature == "mask"
+        return self.masks[index]
 
     def columns(self, features):
         return [{name: row[name] for name in features} for row in self.rows]
@@ -178,3 +183,15 @@ def test_images_without_label_are_left_out_and_counted():
     np.testing.assert_array_equal(pool.targets["found"], [[0, 1], [0, -1], [0, -1]])
     assert pool.ids == ["i0", "i2", "i3"]
     assert pool.patients == ["p", "train/i2", "g"]
+
+
+def test_masks_that_nobody_drew_are_left_out():
+    def row(name, ratio):
+        return {"image_id": name, "patient_id": b"", "vcdr": np.float32(ratio)}
+
+    masks = [None, np.zeros((4, 4, 1), np.uint8), np.full((4, 4, 1), 255, np.uint8)]
+    records = _Records([row(b"drawn", 0.4), row(b"no disc", -1), row(b"none", -1)], masks)
+    console = Console(file=io.StringIO())
+    pool = read_pool(records, (), (Layer("disc", 1, 2),), console)  # pyright: ignore
+    assert pool.ids == ["drawn", "no disc"] and not pool.targets
+    np.testing.assert_array_equal(pool.strata, [0, 0])
