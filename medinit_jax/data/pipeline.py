@@ -7,7 +7,7 @@ the number of workers, and n processes together see the batches that one process
 import dataclasses
 import functools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import grain
@@ -18,7 +18,7 @@ from medinit_jax.core.errors import UsageError
 from medinit_jax.data.augment import Augmentation, normalize, warp
 from medinit_jax.data.sources import Source
 
-_ENDLESS = 1 << 40
+ENDLESS = 1 << 40
 # Names the use of the seed: order of an epoch, and the draws of one image in one epoch.
 _ORDER, _DRAW = 1, 2
 
@@ -99,7 +99,7 @@ class BatchSource:
 
     def __len__(self) -> int:
         """Returns a length that no run reaches."""
-        return _ENDLESS
+        return ENDLESS
 
     def __getitem__(self, step: int) -> dict[str, np.ndarray]:
         """Returns this process's part of batch `step`.
@@ -113,7 +113,7 @@ class BatchSource:
         places = range(step * batch, (step + 1) * batch)[self._part]
         epochs, offsets = zip(*(divmod(place, count) for place in places), strict=True)
         indices = [
-            int(_epoch_order(self._options.seed, epoch, count)[offset])
+            int(epoch_order(self._options.seed, epoch, count)[offset])
             if self._options.shuffle
             else offset
             for epoch, offset in zip(epochs, offsets, strict=True)
@@ -124,7 +124,8 @@ class BatchSource:
 
 
 @functools.lru_cache(maxsize=4)
-def _epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
+def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """Returns the order of `count` images in an epoch, int64 (count,)."""
     return np.random.default_rng([seed, _ORDER, epoch]).permutation(count)
 
 
@@ -171,10 +172,26 @@ def load_examples(
     return _assemble(source, numbers, draws, options, difficulty)
 
 
-class Batches(Iterator[dict[str, np.ndarray]]):
-    """Iterates over batches in the background, from a position that can be saved and restored."""
+class StepSource(Protocol):
+    """Batches by step number; batch `step` is the same whenever it is asked for."""
 
-    def __init__(self, batches: BatchSource, workers: int = 0, prefetch: int = 2, start: int = 0):
+    def __len__(self) -> int:
+        """Returns a length that no run reaches."""
+        ...
+
+    def __getitem__(self, step: int, /) -> dict[str, Any]:
+        """Returns batch `step`: arrays, or dicts of arrays, by name."""
+        ...
+
+
+class Batches(Iterator[dict[str, Any]]):
+    """Iterates over batches in the background, from a position that can be saved and restored.
+
+    Attributes:
+        source: The batches by step number.
+    """
+
+    def __init__(self, batches: StepSource, workers: int = 0, prefetch: int = 2, start: int = 0):
         """Starts at batch `start`.
 
         Args:
@@ -184,11 +201,11 @@ class Batches(Iterator[dict[str, np.ndarray]]):
             prefetch: Batches made ahead, by each worker.
             start: First step.
         """
-        self._batches, self._workers, self._prefetch = batches, workers, prefetch
+        self.source, self._workers, self._prefetch = batches, workers, prefetch
         self._step = start
         self._iterator: Any = None
 
-    def __next__(self) -> dict[str, np.ndarray]:
+    def __next__(self) -> dict[str, Any]:
         """Returns the batch of the current step and moves on."""
         if self._iterator is None:
             self._iterator = iter(self._dataset())
@@ -197,7 +214,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         return batch
 
     def _dataset(self) -> grain.IterDataset:
-        steps = grain.MapDataset.source(self._batches)[self._step :]
+        steps = grain.MapDataset.source(self.source)[self._step :]
         if not self._workers:
             reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=self._prefetch)
             return steps.to_iter_dataset(reading)
