@@ -10,10 +10,10 @@ another size or with a share of the images: `phantom_drive_seg_64px_x0.5`), or a
 labels. Real sets are prepared first (`python -m medinit_jax.data list`); twins draw themselves.
 
 Every task has the recipe of the paper that it comes from. First paper (arXiv 2206.03661): 512 px,
-zoom in [0.8, 1.2], flips, rotation by up to 15 degrees (the angle is our reading), SGD with
-momentum and a cosine from 0.01. Its batch size, epochs and weight decay are not printed: ours are 32, 50 and
-1e-4. Second paper (SWCL, arXiv 2108.02122): 224 px, Nesterov SGD at a constant rate, batches of 64
-for at most 120 epochs, or crops of 384 px in batches of 8 for at most 300, and early stopping.
+zoom in [0.8, 1.2], flips, rotation by up to 15 degrees (the angle is our reading), SGD with momentum
+0.9 and a cosine from 0.01. Batch size, epochs and weight decay are not printed there: ours are 32,
+50 and 1e-4. Second paper (SWCL, arXiv 2108.02122): 224 px, Nesterov SGD at a constant rate, batches
+of 64 for at most 120 epochs, or crops of 384 px in batches of 8 for at most 300; early stopping.
 
 Hardware and time: the papers' recipes are meant for an accelerator and were not run to the end by
 us. What runs on two CPU cores, with its figures, stands in docs/results.md.
@@ -89,7 +89,8 @@ def _default(task: str) -> ConfigDict:
             # Share of the training images held out where the set has no validation images.
             "validation": 0.2,
             "split_seed": 0,
-            # Which fold is tested; -1 = the set's own test images.
+            # Which fold is tested; -1 = the set's own test images. Folds are those of the paper's
+            # authors ("authors"), of the set with patients kept together ("grouped"), or "made".
             "fold": -1,
             "folds": "authors",
             # Share of the labels that may be seen.

@@ -19,6 +19,7 @@ from medinit_jax.data.prepare import prepare
 from medinit_jax.data.prepared import manifest_of
 from medinit_jax.data.tasks import TASKS, Task, make_builder
 from medinit_jax.downstream.heads import UNKNOWN, Head
+from medinit_jax.downstream.scores import check_metric
 from medinit_jax.finetune import recipes, regions
 from medinit_jax.finetune.examples import Cache, Examples, Layer, Records
 from medinit_jax.finetune.labels import Column, label_columns, mask_heads
@@ -136,6 +137,10 @@ def open_task(config: ml_collections.ConfigDict, console: Console) -> TaskImages
         any(layer.head == "cup" for layer in layers),
         turned,
     )
+    metric = config.metric or (
+        "accuracy" if turned else _metric(None if names else task, kind, heads)
+    )
+    check_metric(metric, "classification" if turned else kind)
     cache = Cache(data.cache_mb / (1 + data.workers))
     pools: dict[str, Pool] = {
         split: read_pool(Records(builder, split), columns, layers, console)
@@ -171,7 +176,7 @@ def open_task(config: ml_collections.ConfigDict, console: Console) -> TaskImages
         config.task,
         "classification" if turned else kind,
         builder.modality,
-        config.metric or ("accuracy" if turned else _metric(None if names else task, kind, heads)),
+        metric,
         (_ANGLES,) if turned else heads,
         examples("train"),
         examples("validation"),

@@ -10,11 +10,10 @@ import jax
 import numpy as np
 
 from medinit_jax.core.compiler import jit
-from medinit_jax.data.examples import Examples
 from medinit_jax.downstream import heads as predictions
 from medinit_jax.downstream import overlap, scores, windows
 from medinit_jax.downstream.heads import Head
-from medinit_jax.finetune.data import TaskImages
+from medinit_jax.finetune.data import Examples, TaskImages
 from medinit_jax.models.network import Network
 
 
@@ -91,7 +90,7 @@ def answers(
         part: The part.
         batch: Images or windows at a time.
     """
-    inputs = (images.view(part, index) for index in range(images.count(part)))
+    inputs = (images.evaluation_image(part, index) for index in range(len(part)))
     if images.kind == "classification":
         logits = classify(network, params, statistics, inputs, batch)
         finite = bool(np.isfinite(logits).all())
@@ -102,11 +101,10 @@ def answers(
     window = network.program.input_shape[0]
     for index, logits in enumerate(windows.predict_images(run, inputs, window, batch)):
         finite &= bool(np.isfinite(logits).all())
-        logits = images.recipe.restore(logits, part.size(index))  # pyright: ignore
-        truth = images.truth(part, index)
+        logits = images.native_logits(part, index, logits)
+        truth, counted = part.mask(index), part.fov(index)
         for name, predicted in segment(images.heads, logits).items():
-            known = truth[name] != predictions.UNKNOWN
-            found[name].append(overlap.counts(predicted == 1, truth[name] == 1, known))
+            found[name].append(overlap.counts(predicted == 1, truth[name] == 1, counted))
     return Answers({}, {name: np.stack(rows) for name, rows in found.items()}, finite)
 
 
@@ -125,9 +123,7 @@ def value(images: TaskImages, part: Examples, found: Answers) -> float:
     if not found.finite:
         return float("nan")
     if images.kind == "classification":
-        return scores.value_of(
-            images.metric, images.heads, images.targets(part), found.probabilities
-        )
+        return scores.value_of(images.metric, images.heads, part.targets, found.probabilities)
     return scores.value_of_counts(images.metric, images.heads, found.counts)
 
 
@@ -140,10 +136,10 @@ def all_scores(
     if images.kind == "classification":
         return scores.classification_scores(
             images.heads,
-            images.targets(part),
+            part.targets,
             found.probabilities,
             images.metric,
-            images.names(part)[1],
+            part.patients,
             resamples=resamples,
             seed=seed,
         )

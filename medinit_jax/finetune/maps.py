@@ -52,9 +52,9 @@ class MapAlbum:
             with np.load(self.path, allow_pickle=False) as held:
                 self.arrays = {name: held[name] for name in held.files}
             return
-        pictures = [images.picture(images.test, i) for i in self.chosen]
+        pictures = [images.evaluation_picture(images.test, i) for i in self.chosen]
         self.arrays["image"] = np.stack(pictures)
-        regions = [images.region(images.test, i) for i in self.chosen]
+        regions = [images.evaluation_region(images.test, i) for i in self.chosen]
         known = [region for region in regions if region is not None]
         if len(known) == len(regions):
             self.arrays["mask"] = np.stack(known)
@@ -63,7 +63,7 @@ class MapAlbum:
         """Keeps the maps of an epoch if it is one of the chosen."""
         if epoch not in self.epochs:
             return
-        inputs = np.stack([self.images.view(self.images.test, i) for i in self.chosen])
+        inputs = np.stack([self.images.evaluation_image(self.images.test, i) for i in self.chosen])
         label = np.array([self._label(i) for i in self.chosen])
         self.arrays[f"cam_{epoch}"] = cam.activation_map(
             self.network, params, statistics, inputs, label
@@ -71,7 +71,7 @@ class MapAlbum:
         write_arrays(self.path, self.arrays)
 
     def _label(self, index: int) -> int:
-        return int(self.images.targets(self.images.test)[self.images.heads[0].name][index])
+        return int(self.images.test.targets[self.images.heads[0].name][index])
 
     def figures(self) -> dict[str, Any] | None:
         """Returns energy inside the lesion, overlap with it, and drift to the last epoch."""
@@ -97,7 +97,7 @@ class MapAlbum:
 
 def chosen_images(images: TaskImages, count: int) -> list[int]:
     """Returns the first test images above class 0; those with a known region, if any."""
-    labels = images.targets(images.test)[images.heads[0].name]
+    labels = images.test.targets[images.heads[0].name]
     positive = [int(i) for i in np.flatnonzero(labels > 0)]
-    marked = [i for i in positive if len(images.test.regions(i))]
+    marked = [i for i in positive if images.has_region(images.test, i)]
     return (marked or positive)[:count]

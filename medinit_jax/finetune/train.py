@@ -25,12 +25,11 @@ from medinit_jax.core.parallel import Parallel
 from medinit_jax.core.progress import Progress
 from medinit_jax.core.provenance import code_version, provenance
 from medinit_jax.core.workdir import write_arrays, write_json
-from medinit_jax.data.examples import Examples
 from medinit_jax.data.pipeline import Batches
 from medinit_jax.downstream.heads import width
 from medinit_jax.downstream.protocol import fold_seed
 from medinit_jax.finetune import evaluate
-from medinit_jax.finetune.data import TaskImages, TrainBatches, open_task
+from medinit_jax.finetune.data import Examples, TaskImages, TrainBatches, open_task
 from medinit_jax.finetune.layers import frozen_modules
 from medinit_jax.finetune.maps import MapAlbum
 from medinit_jax.finetune.network import make_network
@@ -97,14 +96,14 @@ class Tuning:
         self.config, self.workdir, self.console = config, workdir, console
         self.parallel = parallel or _devices(config)
         self.images: TaskImages = open_task(config, console)
-        batches = TrainBatches(self.images, config.train.batch, config.seed)
+        batches = TrainBatches(config, self.images)
         self.steps_per_epoch = batches.steps_per_epoch
         train = config.train
         self.total = train.steps or train.epochs * self.steps_per_epoch
         self.batches = Batches(batches, config.data.workers)
         plain = make_network(
             config.model,
-            self.images.recipe.size,
+            batches.size,
             width(self.images.heads),
             self.images.kind,
             train.dtype,
@@ -187,9 +186,9 @@ class Tuning:
                         save(state)
                         raise KeyboardInterrupt
                     state, best, course = self._judge(state, best, course, album, bar)
-                    writer.write_scalars(
-                        int(state.step), {"val/metric": course.epochs[-1]["validation"] or math.nan}
-                    )
+                    if not course.diverged:
+                        figure = {"val/metric": course.epochs[-1]["validation"]}
+                        writer.write_scalars(int(state.step), figure)
                     if time.monotonic() - saved > self.config.train.checkpoint_seconds:
                         save(state)
                         saved = time.monotonic()
@@ -308,7 +307,7 @@ class Tuning:
                 "fold": None if self.config.protocol.fold < 0 else self.config.protocol.fold,
                 "learning_rate": self.config.optim.learning_rate,
                 "weight_decay": self.config.optim.weight_decay,
-                "images": {k: self.images.count(part) for k, part in self.images.parts().items()},
+                "images": {k: len(part) for k, part in self.images.parts().items()},
                 "epochs": course.epochs,
                 **figures,
                 "cam": album.figures(),
@@ -371,10 +370,10 @@ def _check(train: ml_collections.ConfigDict, parallel: Parallel) -> None:
 
 def _arrays(images: TaskImages, found: evaluate.Answers) -> dict[str, np.ndarray]:
     """Returns what `predictions.npz` holds: who was judged, the truth, and the answers."""
-    ids, patients = images.names(images.test)
-    arrays = {"id": np.array(ids), "patient": np.array(patients)}
+    test = images.test
+    arrays = {"id": np.array(test.ids), "patient": np.array(test.patients)}
     for name, probability in found.probabilities.items():
-        arrays[f"{name}/label"] = images.targets(images.test)[name]
+        arrays[f"{name}/label"] = test.targets[name]
         arrays[f"{name}/probability"] = probability.astype(np.float32)
     arrays |= {f"{name}/counts": counts for name, counts in found.counts.items()}
     return arrays

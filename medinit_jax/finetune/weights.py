@@ -50,10 +50,10 @@ def _counted(images: TaskImages, name: str, classes: int, kind: str) -> tuple[np
     if images.kind == "segmentation":
         counts = np.zeros(classes, np.int64)
         for index in range(len(train)):
-            pixels = images.truth(train, index)[name]
-            counts += np.bincount(pixels[pixels >= 0], minlength=classes)
+            pixels = train.mask(index)[name][train.fov(index)]
+            counts += np.bincount(pixels, minlength=classes)
         return counts, int(counts.sum())
-    targets = images.targets(train)[name]
+    targets = train.targets[name]
     if kind == "sigmoid":
         return (targets == 1).sum(0), int((targets[:, 0] >= 0).sum())
     counts = np.bincount(targets[targets >= 0], minlength=classes)

@@ -82,7 +82,7 @@ def test_decay_mask_leaves_the_rest_alone():
     ("change", "words"),
     [
         ({"name": "lion"}, ["name='lion'", "adamw"]),
-        ({"schedule": "step"}, ["schedule='step'", "cosine"]),
+        ({"schedule": "steps"}, ["schedule='steps'", "cosine"]),
         ({"warmup_steps": 10}, ["warmup_steps=10", "total_steps=10"]),
         ({"total_steps": 0}, ["total_steps=0"]),
     ],
