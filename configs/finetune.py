@@ -10,7 +10,7 @@ another size or with a share of the images: `phantom_drive_seg_64px_x0.5`), or a
 labels. Real sets are prepared first (`python -m medinit_jax.data list`); twins draw themselves.
 
 Every task has the recipe of the paper that it comes from. First paper (arXiv 2206.03661): 512 px,
-zoom in [0.8, 1.2], flips, rotation by up to 15 degrees (the angle is our reading), SGD with momentum
+zoom in [0.8, 1.2], flips, rotation by up to 15 degrees (our reading), SGD with momentum
 0.9 and a cosine from 0.01. Batch size, epochs and weight decay are not printed there: ours are 32,
 50 and 1e-4. Second paper (SWCL, arXiv 2108.02122): 224 px, Nesterov SGD at a constant rate, batches
 of 64 for at most 120 epochs, or crops of 384 px in batches of 8 for at most 300; early stopping.

@@ -32,9 +32,16 @@ def _finetune(config: ml_collections.ConfigDict, workdir: Path) -> None:
     finetune.run(config, workdir)
 
 
+def _study(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    from medinit_jax import study
+
+    study.run(config, workdir)
+
+
 ROUTES: dict[str, Callable[[ml_collections.ConfigDict, Path], None]] = {
     "hyper": _hyper,
     "finetune": _finetune,
+    "study": _study,
 }
 
 

@@ -27,12 +27,23 @@ from medinit_jax.report.plot import (
 from medinit_jax.report.verdict import NAMES, Comparison
 
 SHORT = {"hyper": "hyper", "random": "random", "matched": "matched", "untrained": "untrained"}
-SHAPES = {"hyper": "circle", "random": "square", "matched": "diamond", "untrained": "triangle"}
+SHAPES = {
+    "hyper": "circle",
+    "random": "square",
+    "matched": "diamond",
+    "untrained": "triangle",
+    "rotnet": "diamond",
+    "imagenet": "square",
+    "probe": "triangle",
+}
 LEGEND = {
     "hyper": "hyper-initializer",
     "random": "random (He)",
     "matched": "matched statistics",
     "untrained": "untrained hypernetwork",
+    "rotnet": "pretrained alone on rotation",
+    "imagenet": "ImageNet weights",
+    "probe": "hyper-initializer, frozen",
 }
 
 

@@ -7,6 +7,7 @@ CSS = """
   color-scheme: light dark;
   --ground: #fcfbf9; --sheet: #ffffff; --ink: #1f2328; --soft: #5b6169; --rule: #e4e1db;
   --hyper: #0a63a8; --random: #b34700; --matched: #00735a; --untrained: #9a3d79;
+  --rotnet: #7a5c00; --imagenet: #5d6470; --probe: #4c43b8;
   --alarm: #9b1c1c; --alarm-ground: #fdf1ef; --shade: rgb(0 0 0 / .13);
   --sans: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
   --serif: Charter, "Iowan Old Style", "Source Serif 4", Georgia, "Times New Roman", serif;
@@ -15,6 +16,7 @@ CSS = """
   :root {
     --ground: #15181c; --sheet: #1c2025; --ink: #e7e5e1; --soft: #a3a9b1; --rule: #31363d;
     --hyper: #6cb4f0; --random: #f2975c; --matched: #45c9a2; --untrained: #e39ac6;
+    --rotnet: #d8b44a; --imagenet: #aab2bf; --probe: #a9a2ff;
     --alarm: #ffb4a8; --alarm-ground: #3a1f1c; --shade: rgb(0 0 0 / .6);
   }
 }
@@ -65,6 +67,8 @@ svg .value.small { font-size: 12.5px; }
 svg .halo { paint-order: stroke; stroke: var(--ground); stroke-width: 4px; stroke-linejoin: round; }
 .s-hyper { --c: var(--hyper); } .s-random { --c: var(--random); }
 .s-matched { --c: var(--matched); } .s-untrained { --c: var(--untrained); }
+.s-rotnet { --c: var(--rotnet); } .s-imagenet { --c: var(--imagenet); }
+.s-probe { --c: var(--probe); }
 .t-train { --c: var(--ink); } .t-quiet { --c: var(--soft); } .t-val { --c: var(--hyper); }
 .grid { stroke: var(--rule); stroke-width: 1; } .axis { stroke: var(--soft); stroke-width: 1; }
 .zero { stroke: var(--ink); stroke-width: 1.2; }
@@ -114,6 +118,11 @@ details { margin: 14px 0; } summary { cursor: pointer; font-size: 15px; color: v
 .card img { display: block; width: 100%; height: auto; image-rendering: pixelated;
   border-radius: 3px; background: #000; }
 .views { display: grid; grid-template-columns: repeat(4, 1fr); gap: 8px; }
+td .reason { color: var(--soft); font-size: 12.5px; white-space: normal; }
+.maps { overflow-x: auto; } .maps table { width: auto; min-width: 0; }
+.maps td, .maps th { padding: 3px 6px 3px 0; border: 0; text-align: left; }
+.maps img { display: block; width: 84px; height: 84px; image-rendering: pixelated;
+  border-radius: 3px; }
 footer { margin-top: 60px; color: var(--soft); font-size: 14px; }
 @media (max-width: 700px) {
   body { font-size: 16px; } main { padding: 28px 18px 60px; }

@@ -1,0 +1,171 @@
+"""Studies: the tables and figures of the papers, run by plan.
+
+    python -m medinit_jax.main --config=configs/study.py:hyper_table2
+    python -m medinit_jax.main --config=configs/study.py:hyper_fig2 --config.size=phantom
+
+Of the hyper-initializer paper (arXiv 2206.03661): `hyper_table2` (six tasks, five networks),
+`hyper_fig2` (share of the labels), `hyper_fig3` (class activation maps by epoch), `hyper_fig4`
+(convergence). `--config.size`: `mini` runs in minutes on 2 CPU cores and shows that all works, no
+more; `phantom` takes the drawn twins in full; `real` takes the prepared sets at the paper's size,
+is meant for accelerators, and was not run by us.
+
+The initializer of each modality is a job of its own, as is every fine-tuning; jobs lie in
+`config.jobs_dir` and are shared by all studies. The same command goes on where it stopped. On more
+machines: `--config.runner=ray` (pip install 'medinit_jax[ray]'), `slurm` or `commands`.
+"""
+
+import importlib.util
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+STUDIES = ("hyper_table2", "hyper_fig2", "hyper_fig3", "hyper_fig4")
+TASKS = ("eyepacs_dr", "aptos_dr", "refuge2_seg", "drive_seg", "rsna_ihd", "rsna_cxr")
+MODALITIES = ("fundus", "ct", "xray")
+
+
+def get_config(study: str = "hyper_table2") -> ConfigDict:
+    """Returns a study; see the head of this file."""
+    config = ConfigDict()
+    config.route = "study"
+    config.study = study
+    config.size = "mini"
+    config.note = ""
+    config.cache_dir = ""
+    config.jobs_dir = "runs/jobs"
+    # local, ray, slurm or commands; one job alone: its id.
+    config.runner = "local"
+    config.ray_cores = 1.0
+    config.only = ""
+    # Whether a plan that has changed replaces the one in the workdir.
+    config.fresh = False
+    config.first_seed = 42
+    # hyper, random, matched, untrained; also rotnet (the network pretrained alone on rotation),
+    # imagenet (weights from config.imagenet), probe (predicted parameters frozen).
+    config.starts = ("hyper", "random", "matched", "untrained")
+    config.imagenet = ConfigDict(
+        dict.fromkeys(("resnet18", "resnet50", "resnet101", "regnet_y_1_6gf"), "")
+    )
+    # Over label fractions: the same number of epochs, or of steps.
+    config.budget = "epochs"
+    # size=real: a folder with all images per modality, in the place of the training images of
+    # EyePACS, RSNA-IHD and RSNA-CXR. The paper trains on all images, evaluation images included.
+    config.images = ConfigDict(dict.fromkeys(MODALITIES, ""))
+    config.include_eval_images = False
+    # Changes of every fine-tuning, such as config.finetune.train.
+    config.finetune = ConfigDict()
+    config.base = ConfigDict(
+        {
+            "finetune": {task: _beside("finetune", task) for task in TASKS},
+            "hyper": {modality: _initializer(modality) for modality in MODALITIES},
+        }
+    )
+    config.sizes = ConfigDict({"mini": _mini(), "phantom": _phantom(), "real": _real()})
+    if study == "hyper_fig2":
+        config.starts = ("hyper", "random", "matched")
+    if study == "hyper_fig3":
+        _maps(config)
+    if study == "hyper_fig4":
+        config.sizes.mini.finetune.train.epochs = 8
+    return config.lock()
+
+
+def _beside(name: str, variant: str) -> dict:
+    """Returns the configuration of a file in this folder."""
+    path = Path(__file__).with_name(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"_{name}_config", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(variant).to_dict()
+
+
+def _initializer(modality: str) -> dict:
+    config = _beside("hyper", "")
+    config["note"] = ""
+    config["data"]["name"] = modality
+    if modality != "fundus":
+        config["data"]["augment"]["normalize_laterality"] = False
+    return config
+
+
+def _mini() -> dict:
+    return {
+        "phantom": True,
+        "pixels": 32,
+        "shares": {
+            "eyepacs_dr": 0.05,
+            "aptos_dr": 0.2,
+            "refuge2_seg": 0.1,
+            "rsna_ihd": 0.06,
+            "rsna_cxr": 0.15,
+        },
+        "seeds": 2,
+        "learning_rates": (0.01,),
+        "weight_decays": (1e-4,),
+        "fractions": (0.25, 1.0),
+        "models": {"unet": {"width": 8}},
+        "hyper": {
+            "data": {"patients": {"train": 300, "val": 40, "test": 40}},
+            "train": {"steps": 200, "validate_every": 0, "log_every": 50, "checkpoint_every": 100},
+        },
+        "finetune": {
+            "data": {"size": 32},
+            "train": {"epochs": 3, "batch": 16, "recalibrate_batches": 4, "devices": 1},
+            "evaluate": {"batch": 32, "resamples": 500},
+        },
+        "classification": {"model": {"stem": "imagenet"}},
+        "segmentation": {"train": {"batch": 4}},
+    }
+
+
+def _phantom() -> dict:
+    return {
+        "phantom": True,
+        "pixels": 128,
+        "shares": {},
+        "seeds": 3,
+        "learning_rates": (0.003, 0.01, 0.05),
+        "weight_decays": (1e-4,),
+        "fractions": (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0),
+        "models": {"unet": {"width": 16}},
+        "hyper": {},
+        "finetune": {"data": {"size": 128}, "train": {"epochs": 20}},
+        "classification": {"model": {"stem": "imagenet"}},
+        "segmentation": {"train": {"batch": 4, "epochs": 60, "validate_every": 5}},
+    }
+
+
+def _real() -> dict:
+    return {
+        "phantom": False,
+        "pixels": 512,
+        "shares": {},
+        "seeds": 3,
+        "learning_rates": (0.003, 0.01, 0.05),
+        "weight_decays": (1e-4,),
+        "fractions": (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0),
+        "models": {},
+        "hyper": {
+            "space": "deepnets",
+            "data": {"source": "prepared", "size": 224, "workers": 8},
+            "hyper": {"max_shape": (64, 64, 11, 11)},
+            "optim": {"warmup_steps": 4000},
+            "train": {"steps": 109_000, "meta_batch": 8, "batch_size": 64, "bn_group": 16},
+        },
+        "finetune": {},
+        "classification": {},
+        "segmentation": {},
+    }
+
+
+def _maps(config: ConfigDict) -> None:
+    """Figure 3: maps after the epochs that the paper shows, from two starts, one seed."""
+    config.starts = ("hyper", "random")
+    for name, size in config.sizes.items():
+        size.seeds = 1
+        size.finetune.train.epochs = 20 if name != "real" else 50
+        size.finetune.evaluate.cam_epochs = (1, 3, 5, 10, 20)
+    # Maps of one pixel show nothing.
+    config.sizes.mini.pixels = 96
+    config.sizes.mini.finetune.data.size = 96
+    config.sizes.mini.shares = ConfigDict({"eyepacs_dr": 0.02, "rsna_ihd": 0.03, "rsna_cxr": 0.07})

@@ -1,0 +1,219 @@
+"""The tables of a study: in the page, as CSV, and as LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scipy.special import stdtr
+
+from medinit_jax.report.markup import DASH, Html, element, fixed, is_number, percent, signed, spread
+from medinit_jax.report.starts import LEGEND
+from medinit_jax.report.tables import table
+
+Row = Mapping[str, Any]
+# A difference counts where its p value, corrected for the number of comparisons, is below this.
+LEVEL = 0.05
+_LATEX = str.maketrans(
+    {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
+)  # fmt: skip
+COLUMNS = (
+    "experiment", "task", "model", "fraction", "start", "metric", "best_mean", "best_sd",
+    "last_mean", "last_sd", "seeds", "low", "high", "difference", "difference_low",
+    "difference_high", "p_holm", "paper", "jobs", "reason",
+)  # fmt: skip
+
+
+def p_value(row: Row, which: str = "best") -> float | None:
+    """Returns the two-sided p value of a row's paired difference to random; None with one seed.
+
+    Source: Student, Biometrika 6 (1908).
+    """
+    found = (row.get("difference") or {}).get(which)
+    if not found or found["count"] < 2 or not is_number(found["sd"]):
+        return None
+    if found["sd"] == 0:
+        return 0.0 if found["mean"] else 1.0
+    t = abs(found["mean"]) * math.sqrt(found["count"]) / found["sd"]
+    return float(2 * stdtr(found["count"] - 1, -t))
+
+
+def holm(values: Sequence[float | None]) -> list[float | None]:
+    """Returns p values corrected for their number.
+
+    Source: Holm, A simple sequentially rejective multiple test procedure (1979).
+    """
+    order = sorted((i for i, p in enumerate(values) if p is not None), key=lambda i: values[i])  # pyright: ignore
+    found: list[float | None] = [None] * len(values)
+    highest = 0.0
+    for rank, index in enumerate(order):
+        highest = max(highest, min(1.0, values[index] * (len(order) - rank)))  # pyright: ignore
+        found[index] = highest
+    return found
+
+
+def with_tests(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Returns the rows with `p` and, corrected over all rows, `p_holm` of the best epoch."""
+    values = [p_value(row) for row in rows]
+    return [
+        {**row, "p": p, "p_holm": corrected}
+        for row, p, corrected in zip(rows, values, holm(values), strict=True)
+    ]
+
+
+def beats_random(row: Row) -> bool:
+    """Tells whether a start beats random beyond the number of comparisons made."""
+    found = (row.get("difference") or {}).get("best")
+    return bool(found and found["mean"] > 0 and is_number(row["p_holm"]) and row["p_holm"] < LEVEL)
+
+
+def comparison_table(
+    rows: Sequence[Row], starts: Sequence[str], folders: Mapping[str, str]
+) -> Html:
+    """A line per task, network and share of labels; a column per start, the paper's beside them.
+
+    Args:
+        rows: Of `with_tests`.
+        starts: In the order of the columns.
+        folders: {job id: link}.
+    """
+    lines: dict[tuple[Any, ...], dict[str, Row]] = {}
+    for row in rows:
+        key = (row["experiment"], row["task"], row["model"], row["fraction"])
+        lines.setdefault(key, {})[row["start"]] = row
+    several = len({key[3] for key in lines}) > 1
+    heads = ["", "task, metric", "network", *(["labels"] if several else [])]
+    heads += [LEGEND.get(start, start) for start in starts]
+    papers = [s for s in starts if any(is_number(row.get("paper")) for row in rows
+                                       if row["start"] == s)]  # fmt: skip
+    heads += [f"paper: {LEGEND.get(start, start)}" for start in papers]
+    body = []
+    for (experiment, task, model, fraction), cells in lines.items():
+        first = next(iter(cells.values()))
+        line: list[Any] = [experiment, element("span", task, element("br"), first["metric"]), model]
+        line += [percent(fraction)] if several else []
+        line += [_cell(cells.get(start), folders) for start in starts]
+        line += [fixed((cells.get(start) or {}).get("paper"), 4) for start in papers]
+        body.append(line)
+    return table(
+        "Test figure at the best validation epoch: mean ± deviation over seeds, below it the mean "
+        "95 % interval over test images",
+        heads,
+        body,
+        texts=3,
+    )
+
+
+def _cell(row: Row | None, folders: Mapping[str, str]) -> Any:
+    if row is None:
+        return DASH
+    links = [
+        element("a", f"{number}", href=folders[job])
+        for number, job in enumerate(row["jobs"], start=1)
+        if job in folders
+    ]
+    if not is_number(row["best"]["mean"]):
+        return element("span", row["reason"] or "no figure", class_="reason")
+    figure = spread(row["best"]["mean"], row["best"]["sd"], 4)
+    interval = row.get("interval")
+    parts: list[Any] = [element("b", figure) if beats_random(row) else figure]
+    if interval:
+        parts += [element("br"), f"{fixed(interval[0])} to {fixed(interval[1])}"]
+    parts += [element("br"), "runs ", [[link, " "] for link in links]]
+    if row["reason"]:
+        parts += [element("br"), element("span", row["reason"], class_="reason")]
+    return element("span", parts)
+
+
+def difference_table(rows: Sequence[Row]) -> Html | None:
+    """Paired differences to random with interval, p value and corrected p value."""
+    body = []
+    for row in rows:
+        found = (row.get("difference") or {}).get("best")
+        if not found:
+            continue
+        ends = (
+            f"{signed(found['low'])} to {signed(found['high'])}"
+            if is_number(found["low"])
+            else "one seed"
+        )
+        body.append(
+            [
+                f"{row['experiment']} {row['task']}, {row['model']}",
+                percent(row["fraction"]),
+                LEGEND.get(row["start"], row["start"]),
+                signed(found["mean"], 4),
+                ends,
+                fixed(row["p"]),
+                fixed(row["p_holm"]),
+            ]
+        )
+    if not body:
+        return None
+    heads = ("task and network", "labels", "start", "minus random", "95 % interval", "p", "p, Holm")
+    return table("Differences to random initialization, paired over seeds", heads, body, texts=3)
+
+
+def plain_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Returns the rows as flat dicts with the keys `COLUMNS`, for CSV."""
+    flat = []
+    for row in rows:
+        found = (row.get("difference") or {}).get("best") or {}
+        low, high = row.get("interval") or (None, None)
+        values = (
+            *(row[key] for key in ("experiment", "task", "model", "fraction", "start", "metric")),
+            *(row[which][key] for which in ("best", "last") for key in ("mean", "sd")),
+            " ".join(map(str, row["seeds"])), low, high, found.get("mean"), found.get("low"),
+            found.get("high"), row["p_holm"], row.get("paper"), " ".join(row["jobs"]),
+            row["reason"],
+        )  # fmt: skip
+        flat.append(dict(zip(COLUMNS, values, strict=True)))
+    return flat
+
+
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """Writes rows of `with_tests` as CSV."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for row in plain_rows(rows):
+        writer.writerow({key: "" if value is None else value for key, value in row.items()})
+    path.write_text(text.getvalue(), encoding="utf-8")
+
+
+def write_latex(path: Path, rows: Sequence[Row], starts: Sequence[str]) -> None:
+    """Writes a booktabs table, bold where a start beats random (corrected for all comparisons)."""
+    lines: dict[tuple[str, ...], dict[str, Row]] = {}
+    for row in rows:
+        key = (row["task"], row["model"], f"{100 * row['fraction']:g}%")
+        lines.setdefault(key, {})[row["start"]] = row
+    names = [escaped(LEGEND.get(start, start)) for start in starts]
+    text = [
+        r"\begin{tabular}{lll" + "r" * len(starts) + "}",
+        r"\toprule",
+        " & ".join(["task", "network", "labels", *names]) + r" \\",
+        r"\midrule",
+    ]
+    for key, cells in lines.items():
+        figures = [_latex_cell(cells.get(start)) for start in starts]
+        text.append(" & ".join([*map(escaped, key), *figures]) + r" \\")
+    text += [r"\bottomrule", r"\end{tabular}", ""]
+    path.write_text("\n".join(text), encoding="utf-8")
+
+
+def _latex_cell(row: Row | None) -> str:
+    if row is None or not is_number(row["best"]["mean"]):
+        return "--"
+    mean, sd = row["best"]["mean"], row["best"]["sd"]
+    figure = f"{mean:.4f}" + (rf" $\pm$ {sd:.4f}" if is_number(sd) else "")
+    return rf"\textbf{{{figure}}}" if beats_random(row) else figure
+
+
+def escaped(text: str) -> str:
+    """Returns text that LaTeX prints as it is."""
+    return text.translate(_LATEX)

@@ -1,0 +1,217 @@
+"""A study from its configuration to its report."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+from rich.console import Console
+
+from medinit_jax.core.errors import UsageError
+from medinit_jax.core.ledger import finite
+from medinit_jax.core.progress import Progress
+from medinit_jax.core.provenance import provenance
+from medinit_jax.core.workdir import write_json
+from medinit_jax.report.study import write_study_report
+from medinit_jax.study.batch import run_on_ray, write_commands, write_slurm
+from medinit_jax.study.hyper_paper import STUDIES
+from medinit_jax.study.job import Job
+from medinit_jax.study.plan import Plan
+from medinit_jax.study.runner import DONE, FAILED, OPEN, Outcome, outcome_of, run_jobs
+from medinit_jax.study.table import rows
+
+PLAN_FILE = "plan.json"
+RUNNERS = ("local", "ray", "commands", "slurm")
+# What may change between two calls of one study.
+_FREE = ("runner", "only", "fresh", "cache_dir", "jobs_dir", "ray_cores")
+
+
+def conduct(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    """Runs what is left of a study and writes what came of it.
+
+    Args:
+        config: The study, see `configs/study.py`.
+        workdir: Where plan, tables and report go.
+
+    Raises:
+        UsageError: A key means nothing, the plan has changed, or there is no such job.
+    """
+    console = Console(stderr=True)
+    if config.study not in STUDIES:
+        raise UsageError(f"config.study={config.study!r}; set it to one of: {', '.join(STUDIES)}.")
+    if config.runner not in RUNNERS:
+        raise UsageError(
+            f"config.runner={config.runner!r}; set it to one of: {', '.join(RUNNERS)}."
+        )
+    plan = Plan(config, STUDIES[config.study](config))
+    jobs_dir = Path(config.jobs_dir)
+    if config.only:
+        _run_one(plan, jobs_dir, config.only)
+        return
+    _claim(config, workdir)
+    if config.runner in ("commands", "slurm"):
+        write = write_slurm if config.runner == "slurm" else write_commands
+        path = write(plan.known(jobs_dir), jobs_dir, workdir, sys.argv)
+        console.print(
+            f"{path} holds what is to be run now. When it is done, the same command plans what "
+            "depends on it; with config.runner=local it writes the report.",
+            soft_wrap=True,
+        )
+    else:
+        _run_all(plan, jobs_dir, workdir, config, console)
+    summary = collect(plan, jobs_dir, workdir)
+    console.print(f"Report: {write_study_report(workdir, jobs_dir)}", soft_wrap=True)
+    if summary["jobs_failed"]:
+        console.print(
+            f"{summary['jobs_failed']} jobs failed; their sentences are in the report, and the "
+            "same command tries them again.",
+            soft_wrap=True,
+        )
+
+
+def _claim(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    """Makes the folder the home of this study; another plan in it is refused unless `fresh`."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    wanted = json.loads(json.dumps(config.to_dict(), default=list))
+    for key in _FREE:
+        wanted.pop(key, None)
+    path = workdir / PLAN_FILE
+    if path.is_file() and not config.fresh:
+        try:
+            held = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"{path} cannot be read ({error}); --config.fresh=True writes it anew."
+            ) from error
+        changed = sorted(_changes(held, wanted))
+        if changed:
+            shown = ", ".join(changed[:5]) + (" and others" if len(changed) > 5 else "")
+            raise UsageError(
+                f"The study in {workdir} was begun with other settings of {shown}; set them back, "
+                "choose another --workdir, or say --config.fresh=True to plan it anew (jobs that "
+                "are the same are kept)."
+            )
+    write_json(path, wanted)
+
+
+def _changes(old: Any, new: Any, prefix: str = "config") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            change
+            for key in old.keys() | new.keys()
+            for change in _changes(old.get(key), new.get(key), f"{prefix}.{key}")
+        ]
+    return [] if old == new else [prefix]
+
+
+def _run_one(plan: Plan, jobs_dir: Path, wanted: str) -> None:
+    job = next((job for job in plan.known(jobs_dir) if job.id == wanted), None)
+    if job is None:
+        raise UsageError(
+            f"The study has no job {wanted!r} (or not yet: its grid is not done); jobs.json lists "
+            "them."
+        )
+    outcome = run_jobs([job], jobs_dir)[job.id]
+    if outcome.status != DONE:
+        raise UsageError(f"{wanted} {outcome.status}: {outcome.reason}")
+
+
+def _run_all(
+    plan: Plan, jobs_dir: Path, workdir: Path, config: ml_collections.ConfigDict, console: Console
+) -> None:
+    """Runs everything; what a grid decides is planned when the grid is done."""
+    done_before = -1
+    while True:
+        jobs = plan.known(jobs_dir)
+        finished = sum(job.is_done(jobs_dir) for job in jobs)
+        if finished == len(jobs) or finished == done_before:
+            return
+        done_before = finished
+        with Progress("study", len(jobs), console, start=finished, unit="jobs") as bar:
+
+            def report(outcomes: Any, name: str, jobs: list[Job] = jobs, bar: Any = bar) -> None:
+                bar.update(sum(job.is_done(jobs_dir) for job in jobs), now=name)
+                write_json(workdir / "jobs.json", _listing(jobs, outcomes, jobs_dir))
+
+            if config.runner == "ray":
+                run_on_ray(jobs, jobs_dir, report, config.ray_cores)
+            else:
+                run_jobs(jobs, jobs_dir, _quiet, report)
+
+
+def _quiet(job: Job, jobs_dir: Path) -> None:
+    """Runs a job with its lines in a file, so that the study's own bar stays readable."""
+    from medinit_jax.study.runner import execute
+
+    before = sys.stderr
+    with open(jobs_dir / f"{job.id}.log", "a", encoding="utf-8") as log:
+        sys.stderr = log
+        try:
+            execute(job, jobs_dir)
+        finally:
+            sys.stderr = before
+
+
+def collect(plan: Plan, jobs_dir: Path, workdir: Path) -> dict[str, Any]:
+    """Writes `jobs.json` and `summary.json` from what the jobs left.
+
+    Args:
+        plan: The study.
+        jobs_dir: Where its jobs are.
+        workdir: Where to write.
+
+    Returns:
+        What `summary.json` holds.
+    """
+    jobs = plan.known(jobs_dir)
+    outcomes = {job.id: outcome_of(job, jobs_dir) for job in jobs}
+    listing = _listing(jobs, outcomes, jobs_dir)
+    counts = {
+        status: sum(row["status"] == status for row in listing) for status in (DONE, FAILED, OPEN)
+    }
+    table = rows(plan, outcomes, jobs_dir)
+    where = provenance(shlex.join(sys.argv), "study")
+    summary = finite(
+        {
+            "study": plan.config.study,
+            "size": plan.config.size,
+            "phantom": bool(plan.size.phantom),
+            "jobs_done": counts[DONE],
+            "jobs_failed": counts[FAILED],
+            "jobs_open": len(listing) - counts[DONE] - counts[FAILED],
+            "starts": list(plan.config.starts),
+            "seeds": list(plan.seeds),
+            "table": table,
+            "provenance": {
+                key: where[key] for key in ("code_version", "jax", "python", "device", "cores")
+            },
+            "notes": [plan.config.note] if plan.config.note else [],
+        }
+    )
+    write_json(workdir / "jobs.json", listing)
+    write_json(workdir / "summary.json", summary)
+    return summary
+
+
+def _listing(jobs: list[Job], outcomes: Any, jobs_dir: Path) -> list[dict[str, Any]]:
+    listing = []
+    for job in jobs:
+        outcome: Outcome = outcomes.get(job.id) or outcome_of(job, jobs_dir)
+        listing.append(
+            {
+                "id": job.id,
+                "kind": job.kind,
+                "name": job.name,
+                "needs": list(job.needs),
+                **job.facts,
+                "status": outcome.status,
+                "reason": outcome.reason,
+                "folder": os.path.relpath(job.folder(jobs_dir)),
+            }
+        )
+    return listing

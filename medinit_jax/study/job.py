@@ -1,0 +1,96 @@
+"""One run of a study: which route, with which configuration, and what it needs before."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from medinit_jax import finetune, hyper
+
+# A value that stands for the folder of another job.
+REFERENCE = "job:"
+# Per route: the file that is written last, and the keys that no result depends on.
+DONE = {"finetune": "summary.json", "hyper": "initializer/initializer.json"}
+FREE = {"finetune": finetune.FREE, "hyper": (*hyper.FREE, "data.data_dir")}
+
+
+class Job:
+    """A run.
+
+    Attributes:
+        kind: The route.
+        name: For people.
+        config: The whole configuration; a value "job:<id>" is the folder of another job.
+        facts: What the tables group by: experiment, task, model, start, seed, ...
+    """
+
+    def __init__(self, kind: str, name: str, config: Mapping[str, Any], facts: Mapping[str, Any]):
+        self.kind, self.name = kind, name
+        self.config: dict[str, Any] = json.loads(json.dumps(config, default=list))
+        self.facts = dict(facts)
+
+    @functools.cached_property
+    def id(self) -> str:
+        """Name and digest of all that the result depends on, the same wherever it is run."""
+        kept = dict(_leaves(self.config))
+        for key in list(kept):
+            if any(key == free or key.startswith(f"{free}.") for free in FREE.get(self.kind, ())):
+                del kept[key]
+        text = json.dumps([self.kind, kept], sort_keys=True)
+        slug = re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+        return f"{slug}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+    @functools.cached_property
+    def needs(self) -> tuple[str, ...]:
+        """Ids of the jobs whose folders the configuration refers to."""
+        return tuple(
+            value.removeprefix(REFERENCE)
+            for _, value in _leaves(self.config)
+            if isinstance(value, str) and value.startswith(REFERENCE)
+        )
+
+    def folder(self, jobs_dir: Path) -> Path:
+        """Returns the job's workdir."""
+        return jobs_dir / self.id
+
+    def is_done(self, jobs_dir: Path) -> bool:
+        """Tells whether the file that is written last is there."""
+        return (self.folder(jobs_dir) / DONE.get(self.kind, "summary.json")).is_file()
+
+    def summary(self, jobs_dir: Path) -> dict[str, Any]:
+        """Returns what the job left in `summary.json`; {} if it is not done or leaves none."""
+        try:
+            found = json.loads((self.folder(jobs_dir) / "summary.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def resolved(self, jobs_dir: Path) -> ml_collections.ConfigDict:
+        """Returns the configuration with folders in the place of references, locked."""
+        config = ml_collections.ConfigDict(_resolved(self.config, jobs_dir))
+        return config.lock()
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _resolved(value: Any, jobs_dir: Path) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _resolved(item, jobs_dir) for key, item in value.items()}
+    if isinstance(value, list):
+        return tuple(value)
+    if isinstance(value, str) and value.startswith(REFERENCE):
+        return str(jobs_dir / value.removeprefix(REFERENCE))
+    return value

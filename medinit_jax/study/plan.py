@@ -1,0 +1,254 @@
+"""From a study's configuration to its jobs: initializers, grids, and the runs that count."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from medinit_jax.core.errors import UsageError
+from medinit_jax.data.tasks import TASKS
+from medinit_jax.study.job import REFERENCE, Job
+
+STARTS = ("hyper", "random", "matched", "untrained", "rotnet", "imagenet", "probe")
+MODALITIES = {"fundus": "fundus", "CT": "ct", "X-ray": "xray"}
+# Whose training images an initializer sees at size "real", unless a folder is named.
+PRETRAINING = {"fundus": "eyepacs_dr", "ct": "rsna_ihd", "xray": "rsna_cxr"}
+
+
+class Cell(NamedTuple):
+    """One entry of a table: a task, a network and a start, over all seeds.
+
+    Attributes:
+        experiment: Which row of the paper it belongs to, such as "T2a".
+        task: Benchmark task.
+        model: Network, a name of the zoo.
+        start: One of `STARTS`.
+        fraction: Share of the labels.
+    """
+
+    experiment: str
+    task: str
+    model: str
+    start: str
+    fraction: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        share = "" if self.fraction == 1 else f" {100 * self.fraction:g}%"
+        return f"{self.experiment} {self.task} {self.model}{share} {self.start}"
+
+
+class Point(NamedTuple):
+    """A point of the grid."""
+
+    learning_rate: float
+    weight_decay: float
+
+
+class Plan:
+    """The jobs of a study.
+
+    Args:
+        config: The study, see `configs/study.py`.
+        cells: What the study compares.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict, cells: Sequence[Cell]):
+        self.config, self.cells = config, tuple(cells)
+        self.size = size_of(config)
+        self.seeds = tuple(config.first_seed + i for i in range(self.size.seeds))
+        self.grid = tuple(
+            Point(float(rate), float(decay))
+            for rate in self.size.learning_rates
+            for decay in self.size.weight_decays
+        )
+        unknown = sorted({cell.start for cell in self.cells} - set(STARTS))
+        if unknown:
+            raise UsageError(
+                f"config.starts names {unknown[0]!r}; the starts are {', '.join(STARTS)}."
+            )
+
+    def absent(self, cell: Cell) -> str:
+        """Returns why a cell is not run; "" if it is."""
+        segmentation = TASKS[cell.task].kind == "segmentation"
+        if cell.start == "rotnet" and segmentation:
+            return "rotation is learned by classifiers; this network segments"
+        if cell.start == "imagenet" and not self.config.imagenet.get(cell.model):
+            return f"no weights were given with config.imagenet.{cell.model}"
+        if cell.start in ("hyper", "matched", "untrained", "probe", "rotnet"):
+            modality = MODALITIES[TASKS[cell.task].modality]
+            if modality not in self.config.base.hyper:
+                return f"config.base.hyper has no initializer for {modality}"
+        return ""
+
+    def preparatory(self) -> list[Job]:
+        """Returns the jobs that others need: an initializer per modality, rotation networks."""
+        jobs: dict[str, Job] = {}
+        for cell in self.cells:
+            if self.absent(cell):
+                continue
+            for job in self._needed(cell):
+                jobs.setdefault(job.id, job)
+        return list(jobs.values())
+
+    def _needed(self, cell: Cell) -> list[Job]:
+        if cell.start in ("random", "imagenet"):
+            return []
+        if cell.start == "rotnet":
+            return [self.rotation(cell)]
+        return [self.initializer(MODALITIES[TASKS[cell.task].modality])]
+
+    def initializer(self, modality: str) -> Job:
+        """Returns the job that trains the initializer of a modality."""
+        config = _plain(self.config.base.hyper[modality])
+        _update(config, _plain(self.size.hyper))
+        config["stages"] = ["train"]
+        config["seed"] = self.config.first_seed
+        folder = self.config.images[modality]
+        if self.config.size == "real":
+            config["data"]["name"] = PRETRAINING[modality]
+            if folder:
+                config["data"] |= {"source": "folder", "path": folder}
+            elif self.config.include_eval_images:
+                raise UsageError(
+                    f"config.include_eval_images=True needs a folder with all images: set "
+                    f"config.images.{modality}."
+                )
+        facts = {"role": "initializer", "start": "hyper", "task": modality, "model": ""}
+        return Job("hyper", f"initializer {modality}", config, facts)
+
+    def rotation(self, cell: Cell) -> Job:
+        """Returns the job that trains the cell's network alone on rotation."""
+        config = self._finetune(cell._replace(start="random", fraction=1.0), self.seeds[0])
+        config["data"]["target"] = "rotation"
+        config["evaluate"]["cam_epochs"] = []
+        facts = {"role": "rotnet", "start": "rotnet", "task": cell.task, "model": cell.model}
+        return Job("finetune", f"rotnet {cell.task} {cell.model}", config, facts)
+
+    def job(self, cell: Cell, seed: int, point: Point) -> Job:
+        """Returns one fine-tuning of a cell."""
+        config = self._finetune(cell, seed)
+        config["optim"] |= {
+            "learning_rate": point.learning_rate,
+            "weight_decay": point.weight_decay,
+        }
+        facts = {**cell._asdict(), "seed": seed, "grid": point._asdict(), "role": "run"}
+        return Job("finetune", f"{cell.name} s{seed}", config, facts)
+
+    def grid_jobs(self, cell: Cell) -> list[Job]:
+        """Returns a cell's fine-tunings at every point of the grid, with the first seed."""
+        return [self.job(cell, self.seeds[0], point) for point in self.grid]
+
+    def chosen(self, cell: Cell, jobs_dir: Path) -> Point | None:
+        """Returns the point with the best validation figure; None while one is not done.
+
+        Of equal figures the smaller learning rate wins; a run that diverged counts as the worst.
+        """
+        if len(self.grid) == 1:
+            return self.grid[0]
+        figures: dict[Point, float] = {}
+        for point, job in zip(self.grid, self.grid_jobs(cell), strict=True):
+            best = job.summary(jobs_dir).get("best")
+            if best is None:
+                return None
+            value = best.get("validation")
+            figures[point] = -math.inf if value is None else value
+        return min(figures, key=lambda point: (-figures[point], point))
+
+    def finals(self, cell: Cell, jobs_dir: Path) -> list[Job]:
+        """Returns the fine-tunings of all seeds at the chosen point; none before it is known."""
+        point = self.chosen(cell, jobs_dir)
+        return [] if point is None else [self.job(cell, seed, point) for seed in self.seeds]
+
+    def known(self, jobs_dir: Path) -> list[Job]:
+        """Returns every job that can be named by now, in an order in which they can run."""
+        jobs = {job.id: job for job in self.preparatory()}
+        for cell in self.cells:
+            if not self.absent(cell):
+                for job in [*self.grid_jobs(cell), *self.finals(cell, jobs_dir)]:
+                    jobs.setdefault(job.id, job)
+        return list(jobs.values())
+
+    def _finetune(self, cell: Cell, seed: int) -> dict[str, Any]:
+        """Returns the configuration of a fine-tuning of a cell."""
+        size = self.size
+        config = _plain(self.config.base.finetune[cell.task])
+        _update(config, _plain(size.finetune))
+        kind = "segmentation" if TASKS[cell.task].kind == "segmentation" else "classification"
+        _update(config, _plain(size[kind]))
+        _update(config, _plain(self.config.finetune))
+        config["task"] = task_name(cell.task, size)
+        config["seed"] = seed
+        config["model"]["name"] = cell.model
+        _update(config["model"], _plain(size.models.get(cell.model, {})))
+        config["protocol"]["fraction"] = cell.fraction
+        if self.config.budget == "steps" and cell.fraction < 1:
+            # As many updates as all labels would have had.
+            config["train"]["epochs"] = math.ceil(config["train"]["epochs"] / cell.fraction)
+        elif self.config.budget not in ("epochs", "steps"):
+            raise UsageError(
+                f"config.budget={self.config.budget!r}; set it to epochs or steps, whichever is "
+                "the same for all fractions."
+            )
+        config["init"] |= self._start(cell)
+        if cell.start == "probe":
+            config["train"]["freeze"] = "encoder"
+        return config
+
+    def _start(self, cell: Cell) -> dict[str, Any]:
+        if cell.start == "random":
+            return {"start": "random", "path": ""}
+        if cell.start == "imagenet":
+            return {"start": "imagenet", "path": self.config.imagenet[cell.model]}
+        need = self._needed(cell)[0]
+        start = {"rotnet": "encoder", "probe": "hyper"}.get(cell.start, cell.start)
+        return {"start": start, "path": f"{REFERENCE}{need.id}", "unknown_types": "nearest"}
+
+
+def size_of(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Returns the settings of `config.size`, with those of the study over them.
+
+    Raises:
+        UsageError: There is no such size.
+    """
+    if config.size not in config.sizes:
+        raise UsageError(
+            f"config.size={config.size!r}; set it to one of: {', '.join(config.sizes)}."
+        )
+    return config.sizes[config.size]
+
+
+def task_name(task: str, size: Mapping[str, Any]) -> str:
+    """Returns the task as `data.tasks.make_builder` takes it: the set itself, or its twin."""
+    if not size["phantom"]:
+        return task
+    pixels = f"_{size['pixels']}px" if size["pixels"] != 256 else ""
+    share = size["shares"].get(task, 1.0)
+    return f"phantom_{task}{pixels}" + (f"_x{share:g}" if share != 1 else "")
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    return copy.deepcopy(config.to_dict() if hasattr(config, "to_dict") else dict(config))
+
+
+def _update(config: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    """Sets dotted keys, which have to be there.
+
+    Raises:
+        UsageError: A key is not there.
+    """
+    for key, value in changes.items():
+        if isinstance(value, Mapping):
+            if key not in config:
+                raise UsageError(f"A study sets {key!r}, which the run's configuration lacks.")
+            _update(config[key], value)
+        elif key not in config:
+            raise UsageError(f"A study sets {key!r}, which the run's configuration lacks.")
+        else:
+            config[key] = value

@@ -1,0 +1,156 @@
+"""What the runs of a study say together: a row per cell, from their summaries alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from medinit_jax.data.tasks import TASKS
+from medinit_jax.downstream.metrics import mean_sd, paired_difference
+from medinit_jax.study.job import Job
+from medinit_jax.study.plan import Cell, Plan
+from medinit_jax.study.runner import DONE, Outcome
+
+# A start has converged where it reaches this share of the best that random initialization reaches.
+CONVERGED = 0.95
+
+
+def rows(plan: Plan, outcomes: Mapping[str, Outcome], jobs_dir: Path) -> list[dict[str, Any]]:
+    """Returns a row per cell, as `summary.json` of a study holds them.
+
+    Args:
+        plan: The study.
+        outcomes: Of its jobs.
+        jobs_dir: Where they are.
+    """
+    table = [_row(plan, cell, outcomes, jobs_dir) for cell in plan.cells]
+    by_start = {
+        (row["task"], row["model"], row["fraction"]): row
+        for row in table
+        if row["start"] == "random"
+    }
+    for row in table:
+        random = by_start.get((row["task"], row["model"], row["fraction"]))
+        _compare(row, random)
+    return table
+
+
+def _row(plan: Plan, cell: Cell, outcomes: Mapping[str, Outcome], jobs_dir: Path) -> dict[str, Any]:
+    task = TASKS[cell.task]
+    jobs = [] if plan.absent(cell) else plan.finals(cell, jobs_dir)
+    summaries = [(job, job.summary(jobs_dir)) for job in jobs]
+    found = [(job, summary) for job, summary in summaries if summary]
+    row: dict[str, Any] = {
+        **cell._asdict(),
+        "modality": task.modality,
+        "metric": task.metric,
+        "paper": task.reported.get(cell.model, {}).get(cell.start),
+        "jobs": [job.id for job in jobs],
+        "seeds": [job.facts["seed"] for job, _ in found],
+        "learning_rate": jobs[0].config["optim"]["learning_rate"] if jobs else None,
+        "diverged": sum(bool(summary["diverged"]) for _, summary in found),
+        "seconds": sum(summary["seconds"] for _, summary in found),
+        "reason": _reason(plan, cell, jobs, outcomes, jobs_dir),
+    }
+    for which in ("best", "last"):
+        values = [summary[which]["test"]["metric"] for _, summary in found]
+        row[which] = _spread(values)
+    row["epochs_best"] = [summary["best"]["epoch"] for _, summary in found]
+    row["interval"] = _interval(found)
+    row["curve"] = _curve([summary["epochs"] for _, summary in found])
+    row["curves"] = [
+        [(epoch["epoch"], epoch["validation"]) for epoch in summary["epochs"]]
+        for _, summary in found
+    ]
+    row["cam"] = _cams([summary.get("cam") for _, summary in found])
+    return row
+
+
+def _reason(
+    plan: Plan,
+    cell: Cell,
+    jobs: Sequence[Job],
+    outcomes: Mapping[str, Outcome],
+    jobs_dir: Path,
+) -> str:
+    absent = plan.absent(cell)
+    if absent:
+        return absent
+    wanted = jobs or plan.grid_jobs(cell)
+    for job in wanted:
+        outcome = outcomes.get(job.id)
+        if outcome is not None and outcome.status != DONE:
+            return f"{outcome.status}: {outcome.reason}" if outcome.reason else outcome.status
+        if outcome is None and not job.is_done(jobs_dir):
+            return "not run yet"
+    return ""
+
+
+def _spread(values: Sequence[float | None]) -> dict[str, Any]:
+    known = [value for value in values if value is not None]
+    if not known:
+        return {"values": list(values), "mean": None, "sd": None}
+    mean, sd = (float(x) for x in mean_sd(known))
+    return {"values": list(values), "mean": mean, "sd": None if math.isnan(sd) else sd}
+
+
+def _interval(found: Sequence[tuple[Job, Mapping[str, Any]]]) -> list[float] | None:
+    """Returns the mean ends of the runs' bootstrap intervals over test images."""
+    ends = [
+        (summary["best"]["test"]["low"], summary["best"]["test"]["high"]) for _, summary in found
+    ]
+    if not ends or any(end is None for pair in ends for end in pair):
+        return None
+    return [sum(pair[i] for pair in ends) / len(ends) for i in (0, 1)]
+
+
+def _curve(courses: Sequence[Sequence[Mapping[str, Any]]]) -> list[list[float | None]]:
+    """Returns [epoch, mean, deviation] of the validation figure over seeds."""
+    by_epoch: dict[int, list[float]] = {}
+    for course in courses:
+        for row in course:
+            if row["validation"] is not None:
+                by_epoch.setdefault(row["epoch"], []).append(row["validation"])
+    points: list[list[float | None]] = []
+    for epoch, values in sorted(by_epoch.items()):
+        spread = _spread(values)
+        points.append([epoch, spread["mean"], spread["sd"]])
+    return points
+
+
+def _cams(figures: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
+    known = [figure for figure in figures if figure]
+    if not known:
+        return None
+    merged: dict[str, Any] = {"epochs": known[0]["epochs"]}
+    for name in ("energy", "iou", "drift"):
+        columns = [figure[name] for figure in known if name in figure]
+        if columns:
+            merged[name] = [sum(column) / len(column) for column in zip(*columns, strict=True)]
+    return merged
+
+
+def _compare(row: dict[str, Any], random: Mapping[str, Any] | None) -> None:
+    """Adds the paired difference to random, and how soon the row reaches most of random's best."""
+    row["difference"] = row["epochs_to_95"] = None
+    if random is None:
+        return
+    bests = [max((v for _, v in c if v is not None), default=None) for c in random["curves"]]
+    if row["curves"] and len(row["curves"]) == len(bests) and None not in bests:
+        row["epochs_to_95"] = [
+            next((e for e, v in curve if v is not None and v >= CONVERGED * best), None)
+            for curve, best in zip(row["curves"], bests, strict=True)
+        ]
+    if row["start"] == "random" or row["seeds"] != random["seeds"]:
+        return
+    for which in ("best", "last"):
+        pairs = list(zip(row[which]["values"], random[which]["values"], strict=True))
+        if pairs and all(None not in pair for pair in pairs):
+            found = paired_difference(*zip(*pairs, strict=True))
+            row["difference"] = row["difference"] or {}
+            row["difference"][which] = {
+                key: None if isinstance(value, float) and math.isnan(value) else value
+                for key, value in found._asdict().items()
+            }
