@@ -42,6 +42,13 @@ def _constant(config: ml_collections.ConfigDict, steps: int) -> optax.Schedule:
 
 def _step(config: ml_collections.ConfigDict, steps: int) -> optax.Schedule:
     del steps
+    if "milestones" not in config or "decay" not in config:
+        raise UsageError(
+            "The config has schedule='step' without milestones and decay; set milestones to the "
+            "steps at which the learning rate falls and decay to its factor."
+        )
+    if not config.decay > 0:
+        raise UsageError(f"The config has decay={config.decay}; set it above 0.")
     # Boundaries count from the first step, as milestones do, not from the end of the warm-up.
     drops = {int(step) - config.warmup_steps: config.decay for step in config.milestones}
     return optax.piecewise_constant_schedule(config.learning_rate, drops)
@@ -70,7 +77,8 @@ def create_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
         step -> learning rate.
 
     Raises:
-        UsageError: an unknown schedule, or a warm-up that leaves no step.
+        UsageError: an unknown schedule, a warm-up that leaves no step, or a step schedule without
+            milestones or a positive decay.
     """
     warmup, total = config.warmup_steps, config.total_steps
     if not 0 <= warmup < total:

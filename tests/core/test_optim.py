@@ -1,3 +1,6 @@
+import os
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,7 +85,9 @@ def test_decay_mask_leaves_the_rest_alone():
     ("change", "words"),
     [
         ({"name": "lion"}, ["name='lion'", "adamw"]),
-        ({"schedule": "steps"}, ["schedule='steps'", "cosine"]),
+        ({"schedule": "poly"}, ["schedule='poly'", "cosine", "step"]),
+        ({"schedule": "step"}, ["milestones", "decay"]),
+        ({"schedule": "step", "milestones": (4,), "decay": 0.0}, ["decay=0.0"]),
         ({"warmup_steps": 10}, ["warmup_steps=10", "total_steps=10"]),
         ({"total_steps": 0}, ["total_steps=0"]),
     ],
@@ -91,3 +96,68 @@ def test_a_wrong_value_is_named(change, words):
     with pytest.raises(UsageError) as caught:
         optim.create(make_config(**change))
     assert all(word in str(caught.value) for word in words)
+
+
+@pytest.fixture(scope="module")
+def swcl():
+    shared = os.environ.get("MEDINIT_SHARED") or Path(__file__).parents[2] / ".." / "shared"
+    path = Path(shared) / "oracles" / "swcl.npz"
+    if not path.exists():
+        pytest.skip(f"the reference arrays {path} are absent")
+    with np.load(path) as file:
+        return {name: file[name] for name in file.files if name.startswith(("opt_", "lr_"))}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        (
+            "sgd_nesterov",
+            {"momentum": 0.9, "nesterov": True, "learning_rate": 0.1, "weight_decay": 0.01},
+        ),
+        ("sgd_mom", {"momentum": 0.9, "learning_rate": 0.1, "weight_decay": 0.01}),
+        ("adamw", {"name": "adamw", "learning_rate": 0.01, "weight_decay": 0.1}),
+    ],
+)
+def test_trajectories_are_those_of_pytorch(swcl, name, changes):
+    optimizer, _ = optim.create(make_config(**changes))
+    params = jnp.asarray(swcl["opt_w0"])
+    state = optimizer.init(params)
+    found = []
+    for gradient in swcl["opt_grads"]:
+        updates, state = optimizer.update(jnp.asarray(gradient), state, params)
+        params = optax.apply_updates(params, updates)
+        found.append(np.asarray(params))
+    np.testing.assert_allclose(found, swcl[f"opt_{name}_traj"], rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("lr_cos_w5_t20", {"schedule": "cosine", "warmup_steps": 5, "total_steps": 20}),
+        ("lr_cos_w0_t20", {"schedule": "cosine", "total_steps": 20}),
+        (
+            "lr_step_w2_m4_8_f01",
+            {
+                "schedule": "step",
+                "warmup_steps": 2,
+                "total_steps": 12,
+                "milestones": (4, 8),
+                "decay": 0.1,
+            },
+        ),
+    ],
+)
+def test_schedules_are_those_of_the_reference(swcl, name, changes):
+    schedule = optim.create_schedule(make_config(learning_rate=1.0, **changes))
+    expected = swcl[name]
+    found = [schedule(step) for step in range(len(expected))]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_a_momentum_of_zero_is_plain_descent():
+    optimizer, _ = optim.create(make_config(momentum=0.0))
+    state = optimizer.init(jnp.zeros(()))
+    for _ in range(2):
+        updates, state = optimizer.update(jnp.ones(()), state, jnp.zeros(()))
+        np.testing.assert_allclose(updates, -0.1, rtol=1e-6)
