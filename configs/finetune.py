@@ -137,6 +137,9 @@ def _default(task: str) -> ConfigDict:
             "nesterov": False,
             "schedule": "cosine",
             "warmup_steps": 0,
+            # Of schedule=step: the rate is multiplied by `decay` at each of these steps.
+            "milestones": (),
+            "decay": 0.1,
             "clip": 0.0,
         }
     )

@@ -74,6 +74,8 @@ def _beside(name: str, variant: str) -> dict:
     """Returns the configuration of a file in this folder."""
     path = Path(__file__).with_name(f"{name}.py")
     spec = importlib.util.spec_from_file_location(f"_{name}_config", path)
+    if spec is None or spec.loader is None:
+        raise FileNotFoundError(path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.get_config(variant).to_dict()

@@ -16,7 +16,8 @@ from medinit_jax.core.progress import Progress
 from medinit_jax.core.state import TrainState
 
 Metrics = Mapping[str, jax.Array]
-StepFn = Callable[[TrainState, int, Any], tuple[TrainState, Metrics]]
+# The state is a `TrainState`, or another one with its `step` and `skipped`.
+StepFn = Callable[[Any, int, Any], tuple[Any, Metrics]]
 
 # Below this many steps a single skipped one would exceed any sensible share.
 GRACE_STEPS = 100
@@ -62,7 +63,7 @@ def resume(checkpoints: Checkpoints, state: TrainState, batches: Any = None) -> 
 
 def run(
     step_fn: StepFn,
-    state: TrainState,
+    state: Any,
     config: LoopConfig,
     *,
     writer: MetricWriter,
@@ -72,7 +73,7 @@ def run(
     extra: Mapping[str, Any] | None = None,
     describe: Callable[[int], str] = str,
     stop_after: int | None = None,
-) -> TrainState:
+) -> Any:
     """Trains from `state.step` to `config.total_steps`.
 
     Metrics stay on the device until `log_every` steps are done; then their means are written. A

@@ -10,20 +10,24 @@ import optax
 
 from medinit_jax.core.errors import UsageError
 
-Transformation = optax.GradientTransformation
 
-
-def _sgd(config: ml_collections.ConfigDict, decay: Transformation) -> Transformation:
+def _sgd(
+    config: ml_collections.ConfigDict, decay: optax.GradientTransformation
+) -> optax.GradientTransformation:
     momentum, nesterov = config.get("momentum", 0.9), config.get("nesterov", False)
     return optax.chain(decay, optax.trace(decay=momentum, nesterov=nesterov))
 
 
-def _adam(config: ml_collections.ConfigDict, decay: Transformation) -> Transformation:
+def _adam(
+    config: ml_collections.ConfigDict, decay: optax.GradientTransformation
+) -> optax.GradientTransformation:
     del config
     return optax.chain(decay, optax.scale_by_adam())
 
 
-def _adamw(config: ml_collections.ConfigDict, decay: Transformation) -> Transformation:
+def _adamw(
+    config: ml_collections.ConfigDict, decay: optax.GradientTransformation
+) -> optax.GradientTransformation:
     del config
     return optax.chain(optax.scale_by_adam(), decay)
 

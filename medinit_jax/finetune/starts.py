@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -130,7 +130,10 @@ def _hyper(init: ml_collections.ConfigDict, network: Network, key: jax.Array) ->
         for name in wanted
         if rows[name].status != "predicted" and "classifier" not in rows[name].reason
     ]
-    taken = [name for name in wanted if rows[name].status == "predicted"]
+    predicted = [name for name in wanted if rows[name].status == "predicted"]
+    # With a depth fraction only the first of them are written.
+    taken = predicted[: round(init.depth_fraction * len(predicted))]
+    left += [f"{name}: beyond init.depth_fraction" for name in predicted[len(taken) :]]
     return Start(params, None, _record(init.start, init.path, network, taken, left, only))
 
 
@@ -154,19 +157,17 @@ def _file(init: ml_collections.ConfigDict, network: Network, key: jax.Array) -> 
     from medinit_jax.interop.weights import from_state, read_state
 
     state = read_state(init.path)
-    found, statistics = from_state(network.program, state)
-    if not found:
-        # A classifier's weights for the encoder of a segmentation network, or the reverse.
-        inside = {f"{ENCODER}.{name}": value for name, value in state.items()}
-        outside = {
-            name.removeprefix(f"{ENCODER}."): value
-            for name, value in state.items()
-            if name.startswith(f"{ENCODER}.")
-        }
-        found, statistics = from_state(network.program, inside or state)
-        if not found:
-            found, statistics = from_state(network.program, outside)
-    return _from_file(init, network, key, found, statistics)
+    own = f"{ENCODER}."
+    if any(name.startswith(own) for name in state) and not _part(init, network):
+        # The encoder of a segmentation network, for a classifier.
+        state = {n.removeprefix(own): v for n, v in state.items() if n.startswith(own)}
+    found = from_state(network.program, state)
+    inside = from_state(network.program, state, own)
+    if len(inside.params) > len(found.params):
+        # A classifier's weights, for the encoder of a segmentation network.
+        found = inside
+    unused = [f"{name} of the file: the network has no place for it" for name in found.unused]
+    return _from_file(init, network, key, found.params, found.statistics, unused)
 
 
 def _from_file(
@@ -175,6 +176,7 @@ def _from_file(
     key: jax.Array,
     found: Mapping[str, np.ndarray],
     statistics: Mapping[str, np.ndarray],
+    unused: Sequence[str] = (),
 ) -> Start:
     """Puts tensors into a network by name and shape; heads are never taken."""
     program = network.program
@@ -200,16 +202,23 @@ def _from_file(
             f"network has {', '.join(_wanted(network, only)[:3])}); choose the same network "
             "(config.model.name) or another file."
         )
-    # Statistics belong to the kernels before them: all come along, or none.
-    known = 0
+    # Statistics come along with the norm that they belong to, never alone.
+    modules = {name.rsplit("/", 1)[0] for name in taken}
+    missing = 0
     for name, leaves in batch_stats.items():
-        for leaf in leaves:
-            value = _of(statistics, f"{name}/{leaf}")
-            if value is not None and value.shape == leaves[leaf].shape:
-                leaves[leaf] = jnp.asarray(value, jnp.float32)
-                known += 1
-    record = _record(init.start, init.path, network, taken, left, only)
-    return Start(params, batch_stats if known else None, record)
+        values = {leaf: _of(statistics, f"{name}/{leaf}") for leaf in leaves}
+        fits = all(v is not None and v.shape == leaves[k].shape for k, v in values.items())
+        if name.removesuffix(".stats") in modules and fits:
+            leaves.update({leaf: jnp.asarray(v, jnp.float32) for leaf, v in values.items()})
+        else:
+            missing += 1
+    record = _record(init.start, init.path, network, taken, [*left, *unused], only)
+    if missing:
+        record["remarks"].append(
+            f"{missing} of {len(batch_stats)} norms came without batch statistics, so all are "
+            "estimated on the training images."
+        )
+    return Start(params, None if missing else batch_stats, record)
 
 
 def _of(found: Mapping[str, np.ndarray], name: str) -> np.ndarray | None:

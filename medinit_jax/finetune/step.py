@@ -102,6 +102,8 @@ def compiled(recipe: Recipe) -> tuple[Callable[..., TuneState], Callable[..., An
         value, gradient, statistics = _gradient(
             recipe, current.train.params, current.statistics, images, targets, weights, key
         )
+        # What is frozen has no gradient, so that it does not count in the norm that is clipped.
+        gradient = layers.scaled(gradient, {k: float(f > 0) for k, f in factors.items()})
 
         def update(gradient: Any, own: Any, params: Any = None):
             updates, own = optimizer.update(gradient, own, params)

@@ -40,6 +40,7 @@ from medinit_jax.models.network import Network
 from medinit_jax.models.statistics import initial_statistics, recalibrate_bn
 
 MODEL_FOLDER = "model"
+_SCHEDULE = ("learning_rate", "schedule", "warmup_steps", "milestones", "decay")
 # A fine-tuning of which more steps than this share were not finite has diverged.
 MAX_SKIPPED = 0.02
 
@@ -112,7 +113,7 @@ class Tuning:
         self.network = Network(plain.program, plain.dtype, self.frozen)
         self.start: Start = make_start(config, self.network, console)
         _check(train, self.parallel)
-        settings = {k: v for k, v in config.optim.items() if k not in ("learning_rate", "schedule")}
+        settings = {k: v for k, v in config.optim.items() if k not in _SCHEDULE}
         self.begin, self.step = compiled(
             Recipe(
                 self.network,

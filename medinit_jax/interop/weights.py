@@ -1,9 +1,14 @@
 """Weights of PyTorch networks in files, brought into the form of this package's networks."""
 
+# A neighbor has the name of the library, which a type checker takes for the library.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import safetensors
@@ -36,7 +41,7 @@ def read_state(path: str | Path) -> dict[str, np.ndarray]:
     if path.suffix == ".safetensors":
         try:
             state = safetensors.numpy.load_file(path)
-        except (safetensors.SafetensorError, OSError, ValueError) as error:  # pyright: ignore
+        except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError) as error:  # pyright: ignore
             raise UsageError(f"{path} is no readable .safetensors file ({error}).") from error
     elif path.suffix in TORCH_SUFFIXES:
         state = _torch_state(path)
@@ -76,19 +81,38 @@ def _torch_state(path: Path) -> dict[str, np.ndarray]:
     return {name: value.float().numpy() for name, value in held.items()}
 
 
-def from_state(
-    program: Program, state: Mapping[str, np.ndarray]
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+class Tensors(NamedTuple):
+    """What a file holds of a network.
+
+    Attributes:
+        params: {"module/leaf": array}, of whatever shape the file has.
+        statistics: {"module.stats/mean" or "/var": array}.
+        unused: Names in the file that the network has no place for.
+    """
+
+    params: dict[str, np.ndarray]
+    statistics: dict[str, np.ndarray]
+    unused: tuple[str, ...]
+
+
+def from_state(program: Program, state: Mapping[str, np.ndarray], prefix: str = "") -> Tensors:
     """Renames and transposes what a state dict holds of a network.
 
     Args:
         program: The network; its modules are named as in torchvision.
         state: {name: array} in PyTorch's layout.
-
-    Returns:
-        {"module/leaf": array} of parameters and {"module.stats/mean" or "/var": array} of batch
-        statistics, of whatever shape the file has; names that the file lacks are absent.
+        prefix: Of our modules' names, which the file lacks, such as "encoder.".
     """
+    used = set()
+
+    def found(module: str, leaf: str) -> np.ndarray | None:
+        name = torch_name(module.removeprefix(prefix))
+        name = f"{name}.{leaf}" if leaf else name
+        if not module.startswith(prefix) or name not in state:
+            return None
+        used.add(name)
+        return np.asarray(state[name], np.float32)
+
     kinds = {
         call.module(step.name): step.kind for call in program.calls for step in call.block.steps
     }
@@ -97,19 +121,27 @@ def from_state(
     for module, leaves in program.parameter_shapes().items():
         for leaf, shape in leaves.items():
             own = leaf == "embedding" or leaf in OWN_INIT
-            name = module if own else f"{module}.{'bias' if leaf == 'bias' else 'weight'}"
-            if name in state:
-                value = np.asarray(state[name], np.float32)
+            value = found(module, "" if own else "bias" if leaf == "bias" else "weight")
+            if value is not None:
                 kind = kinds[module] if leaf == "kernel" else ""
                 params[f"{module}/{leaf}"] = _laid_out(kind, value, shape, maps.get(module))
     statistics = {}
     for name in initial_statistics(program):
-        module = name.removesuffix(".stats")
         for leaf in ("mean", "var"):
-            if f"{module}.running_{leaf}" in state:
-                value = np.asarray(state[f"{module}.running_{leaf}"], np.float32)
+            value = found(name.removesuffix(".stats"), f"running_{leaf}")
+            if value is not None:
                 statistics[f"{name}/{leaf}"] = value
-    return params, statistics
+    counters = {name for name in state if name.endswith("num_batches_tracked")}
+    return Tensors(params, statistics, tuple(sorted(set(state) - used - counters)))
+
+
+def torch_name(module: str) -> str:
+    """Returns torchvision's name of a module; ours are the same but in VGGs.
+
+    There a convolution and its norm are two members of one list, here the parts of a block.
+    """
+    vgg = re.fullmatch(r"features\.(\d+)\.(conv|norm)", module)
+    return f"features.{int(vgg[1]) + (vgg[2] == 'norm')}" if vgg else module
 
 
 def _flattened(program: Program) -> dict[str, tuple[int, int, int]]:

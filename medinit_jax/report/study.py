@@ -126,7 +126,7 @@ def _opening(summary: dict[str, Any], rows: Sequence[dict[str, Any]]) -> Html:
         "header",
         element("p", f"medinit_jax · {study} · size {summary['size']}", class_="kicker"),
         element("h1", headline(rows, summary)),
-        element("p", TITLES.get(study, study) + ". " + counts, class_="lead"),
+        element("p", f"{TITLES.get(study, study)}. {counts}", class_="lead"),
         [element("p", text) for text in [*reading(rows, summary), *summary["notes"]]],
     )
 
@@ -163,7 +163,7 @@ def reading(rows: Sequence[dict[str, Any]], summary: dict[str, Any]) -> list[str
         won = [row for row in tested if tables.beats_random(row)]
         plain = [row for row in tested if row["p"] is not None and row["p"] < tables.LEVEL]
         found.append(
-            f"{LEGEND.get(start, start).capitalize()}: better than random in "
+            f"{str(LEGEND.get(start, start)).capitalize()}: better than random in "
             f"{sum(d > 0 for d in differences)} of {len(tested)} comparisons, by "
             f"{fixed(float(np.mean(differences)), 4)} on average; significant alone in "
             f"{len(plain)}, after correction in {len(won)}."

@@ -179,10 +179,10 @@ def plain_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
     """Writes rows of `with_tests` as CSV."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
     for row in plain_rows(rows):
-        writer.writerow({key: "" if value is None else value for key, value in row.items()})
+        writer.writerow(["" if row[key] is None else row[key] for key in COLUMNS])
     path.write_text(text.getvalue(), encoding="utf-8")
 
 

@@ -138,4 +138,5 @@ def run_on_ray(
 
 def _one(job: Job, jobs_dir: str) -> tuple[str, str]:
     """Runs one job in a worker."""
-    return tuple(run_jobs([job], Path(jobs_dir))[job.id])
+    status, reason = run_jobs([job], Path(jobs_dir))[job.id]
+    return status, reason

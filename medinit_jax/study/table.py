@@ -141,14 +141,14 @@ def _compare(row: dict[str, Any], random: Mapping[str, Any] | None) -> None:
     if row["curves"] and len(row["curves"]) == len(bests) and None not in bests:
         row["epochs_to_95"] = [
             next((e for e, v in curve if v is not None and v >= CONVERGED * best), None)
-            for curve, best in zip(row["curves"], bests, strict=True)
+            for curve, best in zip(row["curves"], map(float, bests), strict=True)  # pyright: ignore
         ]
     if row["start"] == "random" or row["seeds"] != random["seeds"]:
         return
     for which in ("best", "last"):
         pairs = list(zip(row[which]["values"], random[which]["values"], strict=True))
         if pairs and all(None not in pair for pair in pairs):
-            found = paired_difference(*zip(*pairs, strict=True))
+            found = paired_difference([own for own, _ in pairs], [other for _, other in pairs])
             row["difference"] = row["difference"] or {}
             row["difference"][which] = {
                 key: None if isinstance(value, float) and math.isnan(value) else value
