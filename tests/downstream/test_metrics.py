@@ -4,15 +4,22 @@ import math
 
 import numpy as np
 import pytest
+from oracles import swcl
 from sklearn import metrics as oracle
 
 from medinit_jax.core.errors import UsageError
 from medinit_jax.downstream.metrics import (
     accuracy,
     auc_interval,
+    average_precision,
+    binned_roc_auc,
+    calibration_error,
     mean_sd,
     paired_difference,
+    per_class,
+    quadratic_kappa,
     roc_auc,
+    weighted_roc_auc,
 )
 
 
@@ -151,3 +158,66 @@ def test_paired_difference_of_one_seed_has_no_interval():
     assert math.isnan(result.sd) and math.isnan(result.low) and math.isnan(result.high)
     with pytest.raises(UsageError):
         paired_difference([0.8], [0.7, 0.6])
+
+
+def test_figures_of_the_reference():
+    held = swcl()
+    labels, scores = held["met_gt"], held["met_probs"]
+    assert roc_auc(labels, scores[:, 1]) == pytest.approx(held["met_auc_exact"], rel=1e-6)
+    for k in (0, 1):
+        found = binned_roc_auc((labels == k).astype(int), scores[:, k])
+        assert found == pytest.approx(held["met_auc_binned"][k], rel=1e-5)
+    rows = per_class(labels, scores.argmax(1), 2)
+    np.testing.assert_allclose(rows["f1"], held["met_f1"], 1e-5)
+    np.testing.assert_allclose(rows["specificity"], held["met_spec"], 1e-5)
+    assert accuracy(labels, scores) == pytest.approx(float(held["met_acc"]))
+
+
+def test_weighted_area_is_that_of_repeated_samples():
+    rng = np.random.default_rng(0)
+    labels, scores = rng.integers(0, 2, 40), rng.integers(0, 9, 40) / 9
+    times = rng.integers(0, 4, 40)
+    expected = oracle.roc_auc_score(np.repeat(labels, times), np.repeat(scores, times))
+    assert weighted_roc_auc(labels, scores, times) == pytest.approx(expected)
+    assert math.isnan(weighted_roc_auc(labels, scores, labels))
+
+
+def test_average_precision_equals_scikit_learn_with_ties():
+    rng = np.random.default_rng(1)
+    labels, scores = rng.integers(0, 2, 300), rng.integers(0, 20, 300) / 20
+    expected = oracle.average_precision_score(labels, scores)
+    assert average_precision(labels, scores) == pytest.approx(expected, abs=1e-12)
+
+
+def test_kappa_equals_scikit_learn_and_its_limits():
+    rng = np.random.default_rng(2)
+    labels, guesses = rng.integers(0, 5, 400), rng.integers(0, 5, 400)
+    guesses = np.where(rng.random(400) < 0.6, labels, guesses)
+    expected = oracle.cohen_kappa_score(labels, guesses, weights="quadratic")
+    assert quadratic_kappa(labels, guesses, 5) == pytest.approx(expected, abs=1e-12)
+    assert quadratic_kappa(labels, labels, 5) == 1
+    assert quadratic_kappa([2, 2], [2, 2], 5) == 0
+    times = rng.integers(0, 3, 400)
+    assert quadratic_kappa(labels, guesses, 5, times) == pytest.approx(
+        quadratic_kappa(np.repeat(labels, times), np.repeat(guesses, times), 5)
+    )
+
+
+def test_figures_per_class_equal_scikit_learn():
+    rng = np.random.default_rng(3)
+    labels, guesses = rng.integers(0, 3, 90), rng.integers(0, 4, 90)
+    rows = per_class(labels, guesses, 4)
+    expected = oracle.precision_recall_fscore_support(labels, guesses, zero_division=np.nan)
+    for name, values in zip(("precision", "recall", "f1", "support"), expected, strict=True):
+        # scikit-learn calls F1 0 where recall is not defined but the class was predicted, as we do.
+        np.testing.assert_allclose(rows[name], values)
+    assert math.isnan(rows["recall"][3]) and rows["support"][3] == 0
+    with pytest.raises(UsageError, match="Classes go from 0 to 2, but 0 to 3 occur"):
+        per_class(labels, guesses, 3)
+
+
+def test_calibration_error_by_hand():
+    # Confidence 0.9 twice, right once: |0.5 - 0.9|; 0.6 twice, right twice: |1 - 0.6|.
+    probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6], [0.4, 0.6]])
+    assert calibration_error([0, 1, 1, 1], probabilities) == pytest.approx(0.4)
+    assert calibration_error([0, 1], [[1.0, 0.0], [0.0, 1.0]]) == 0
