@@ -67,7 +67,15 @@ def _default(task: str) -> ConfigDict:
     )
     # Any name of models.zoo; what is 0 or "" is left to the network's builder.
     config.model = ConfigDict(
-        {"name": "resnet18", "stem": "", "width": 0, "norm": "", "output_stride": 0}
+        {
+            "name": "resnet18",
+            "stem": "",
+            "width": 0,
+            "norm": "",
+            "output_stride": 0,
+            # Of U-Nets and DeepLabs: "", or "swcl" for that of SWCL's authors.
+            "decoder": "",
+        }
     )
     config.data = ConfigDict(
         {
@@ -165,4 +173,8 @@ def _second_paper(config: ConfigDict, segmentation: bool) -> None:
     config.train.patience = 50 if segmentation else 20
     config.train.batch = 8 if segmentation else 64
     config.data.recipe = "swcl384" if segmentation else "swcl224"
-    config.model.name = "deeplabv3plus_swcl_resnetv2_50x1" if segmentation else "resnetv2_50x1"
+    config.model.name = "resnetv2_50x1_bit"
+    if segmentation:
+        config.model.name = "deeplabv3plus_resnetv2_50x1_bit"
+        config.model.output_stride = 8
+        config.model.decoder = "swcl"

@@ -31,7 +31,7 @@ ACTIVATIONS = {
     "hard_sigmoid": "sigmoid",
 }
 PASSING = frozenset(ACTIVATIONS) | {
-    "flatten", "subsample", "squeeze", "pad", "tokens", "first_token",
+    "flatten", "subsample", "squeeze", "pad", "tokens", "first_token", "dropout",
 }  # fmt: skip
 RULES = PASSING | {
     "conv",

@@ -43,6 +43,8 @@ class Step:
         epsilon: Added to the variance by norms and by `standardized`.
         standardized: Whether a kernel of `conv` is brought to mean 0 and variance 1 per output.
         size: Output height and width of `adaptive_pool`, `bilinear` and `nearest`.
+        aligned: Whether `bilinear` keeps the centers of the corner pixels in place.
+        rate: Share of its input that `dropout` leaves out in training.
     """
 
     kind: str
@@ -60,6 +62,8 @@ class Step:
     epsilon: float = EPSILON
     standardized: bool = False
     size: tuple[int, int] = (0, 0)
+    aligned: bool = False
+    rate: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -293,6 +297,7 @@ SAME_SHAPE = frozenset(
         "position",
         "gate",
         "zeros",
+        "dropout",
     )
 )
 

@@ -19,7 +19,7 @@ from medinit_jax.core.compiler import jit
 from medinit_jax.core.errors import UsageError
 from medinit_jax.data.color import viridis
 from medinit_jax.models.network import Network
-from medinit_jax.models.ops import apply_block, normalize_with
+from medinit_jax.models.ops import aligned_interpolation, apply_block, normalize_with
 
 
 def class_activation(features: Any, kernel: Any) -> Any:
@@ -72,7 +72,7 @@ def activation_map(
 @functools.lru_cache(maxsize=4)
 def _cam(network: Network) -> Callable[..., jax.Array]:
     def run(params, statistics, images, classes):
-        _, features = _run(network, params, statistics, images)
+        _, features = run_with_map(network, params, statistics, images)
         return _chosen(class_activation(features, params[network.program.head]["kernel"]), classes)
 
     return jit(run)
@@ -84,7 +84,7 @@ def _grad_cam(network: Network) -> Callable[..., jax.Array]:
 
     def run(params, statistics, images, classes):
         def score(shift):
-            logits, features = _run(network, params, statistics, images, shift)
+            logits, features = run_with_map(network, params, statistics, images, shift)
             if logits.ndim == 2:
                 return jnp.take_along_axis(logits, classes[:, None], -1).sum(), features
             # Of a segmentation: over the pixels that are given the class.
@@ -92,7 +92,7 @@ def _grad_cam(network: Network) -> Callable[..., jax.Array]:
             counted = jnp.maximum(given.sum((1, 2)), 1)
             return ((_chosen(logits, classes) * given).sum((1, 2)) / counted).sum(), features
 
-        shape = jax.eval_shape(lambda: _run(network, params, statistics, images)[1])
+        shape = jax.eval_shape(lambda: run_with_map(network, params, statistics, images)[1])
         gradient, features = jax.grad(score, has_aux=True)(jnp.zeros(shape.shape, shape.dtype))
         weights = gradient.mean((1, 2), keepdims=True)
         return jax.nn.relu((features * weights).sum(-1))
@@ -131,7 +131,7 @@ def _logits_from(block: Block) -> int:
     return max(i for i, step in enumerate(block.steps) if step.name)
 
 
-def _run(
+def run_with_map(
     network: Network, params: Any, statistics: Any, images: jax.Array, shift: Any = None
 ) -> tuple[jax.Array, jax.Array]:
     """Runs a network with fixed statistics; returns logits and last map, to which `shift` is added.
@@ -173,19 +173,10 @@ def upsample_aligned(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     Source: SWCL's code (align_corners=True).
     """
     rows, columns = (
-        _aligned(n, s).astype(maps.dtype) for n, s in zip(maps.shape[-2:], size, strict=True)
+        aligned_interpolation(n, s).astype(maps.dtype)
+        for n, s in zip(maps.shape[-2:], size, strict=True)
     )
     return rows @ maps @ columns.T
-
-
-def _aligned(length: int, size: int) -> np.ndarray:
-    """Returns the matrix (size, length) that interpolates between the first and last value."""
-    places = np.linspace(0, length - 1, size) if size > 1 else np.zeros(1)
-    low = np.minimum(places.astype(int), max(length - 2, 0))
-    matrix = np.zeros((size, length))
-    matrix[np.arange(size), low] = 1 - (places - low)
-    matrix[np.arange(size), np.minimum(low + 1, length - 1)] += places - low
-    return matrix
 
 
 def lesion_probability(positive: np.ndarray, negative: np.ndarray, size: tuple[int, int]):

@@ -89,7 +89,8 @@ class Network(nn.Module):
 
         Args:
             images: (batch, height, width, channels).
-            train: Whether batch normalization uses and updates with this batch's statistics.
+            train: Whether batch normalization uses and updates with this batch's statistics, and
+                dropout leaves values out, if there is a random key "dropout".
             taps: Values of the program (see `Call.inputs`) to return pooled instead of logits.
 
         Returns:
@@ -97,6 +98,7 @@ class Network(nn.Module):
             of a segmentation network; with `taps` a tuple of (batch, channels) arrays.
         """
         values = [images.astype(self.dtype)]
+        drop = self._drop if train and self.has_rng("dropout") else None
         for index, call in enumerate(self.program.calls):
             layout = self.program.layout(index)
             leaves = {
@@ -113,11 +115,16 @@ class Network(nn.Module):
             inputs = tuple(values[i] for i in call.inputs)
             moving = train and not self.is_initializing() and not self._is_frozen(call, statistics)
             normalize = _normalizer(statistics, moving)
-            values.append(apply_block(call.block, leaves, inputs, normalize))
+            values.append(apply_block(call.block, leaves, inputs, normalize, drop))
         if taps:
             pooled = [values[i].astype(jnp.float32) for i in taps]
             return tuple(x.mean(tuple(range(1, x.ndim - 1))) for x in pooled)
         return values[-1].astype(jnp.float32)
+
+    def _drop(self, step, x):
+        """Leaves out a share of the values and enlarges the others, Srivastava et al. 2014."""
+        kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - step.rate, x.shape)
+        return jnp.where(kept, x / jnp.asarray(1 - step.rate, x.dtype), jnp.zeros_like(x))
 
     def _is_frozen(self, call: Call, names: Iterable[str]) -> bool:
         """Returns whether the named modules of a call are all frozen."""

@@ -26,7 +26,11 @@ Normalize = Callable[[Step, jax.Array, Mapping[str, jax.Array]], jax.Array]
 
 
 def apply_block(
-    block: Block, parameters: Parameters, inputs: tuple[jax.Array, ...], normalize: Normalize
+    block: Block,
+    parameters: Parameters,
+    inputs: tuple[jax.Array, ...],
+    normalize: Normalize,
+    drop: Callable[[Any, jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
     """Runs a block.
 
@@ -35,6 +39,7 @@ def apply_block(
         parameters: {name: {leaf: array}} with the block's local names.
         inputs: One array (batch, ...) per input.
         normalize: Batch normalization: (step, x, {"scale", "bias"}) -> array like x.
+        drop: Dropout: (step, x) -> array like x; None leaves nothing out.
 
     Returns:
         The output of the last step, (batch, ...).
@@ -45,6 +50,8 @@ def apply_block(
         leaves = parameters[step.name] if step.name else {}
         if step.kind == "batch_norm":
             values.append(normalize(step, args[0], leaves))
+        elif step.kind == "dropout":
+            values.append(drop(step, args[0]) if drop else args[0])
         else:
             values.append(PRIMITIVES[step.kind](step, leaves, *args))
     return values[-1]
@@ -239,9 +246,25 @@ def _averaging(have, made):
 
 
 def _resize(step, leaves, x):
+    if step.aligned:
+        rows, columns = (
+            jnp.asarray(aligned_interpolation(have, made), x.dtype)
+            for have, made in zip(x.shape[1:3], step.size, strict=True)
+        )
+        return jnp.einsum("yh,bhwc,xw->byxc", rows, x, columns)
     method = "linear" if step.kind == "bilinear" else "nearest"
     shape = (len(x), *step.size, x.shape[-1])
     return jax.image.resize(x, shape, method, antialias=False)
+
+
+def aligned_interpolation(have: int, made: int) -> np.ndarray:
+    """Returns the matrix (made, have) that interpolates from the first to the last value."""
+    places = np.linspace(0, have - 1, made) if made > 1 else np.zeros(1)
+    low = np.minimum(places.astype(int), max(have - 2, 0))
+    matrix = np.zeros((made, have))
+    matrix[np.arange(made), low] = 1 - (places - low)
+    matrix[np.arange(made), np.minimum(low + 1, have - 1)] += places - low
+    return matrix
 
 
 def _spatial_mean(x):

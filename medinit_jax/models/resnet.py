@@ -43,6 +43,7 @@ def resnet(
     stem: str = "imagenet",
     width: int = 64,
     norm: str = "bn",
+    last_stride: int = 2,
 ) -> Program:
     """Returns the program of a ResNet; every residual block is one call.
 
@@ -53,77 +54,39 @@ def resnet(
         stem: "imagenet" (7x7 of stride 2, max pooling) or "small" (3x3 of stride 1, no pooling).
         width: Channels of the first stage, 64 in the paper.
         norm: One of `program.NORMS`.
+        last_stride: Stride of the last stage; 1 doubles the last map, as SWCL's labeler has it.
 
     Raises:
-        UsageError: If there is no such network, stem or norm.
+        UsageError: If there is no such network, stem, norm or stride.
     """
     member = find_variant(VARIANTS, variant, "ResNet")
+    if last_stride not in (1, 2):
+        raise UsageError(f"last_stride is 1 or 2, got {last_stride}")
     imagenet = is_imagenet(stem)
     check_norm(norm)
     build = ProgramBuilder(input_shape)
     value = build(_stem(width, imagenet, norm, pool=imagenet), (0,))
-    value = _stages(build, value, member, width, norm)[-1]
+    value = _stages(build, value, member, width, norm, last_stride)
     build(_head(num_classes), (value,))
     return build.build()
 
 
-def resnet_encoder(
-    build: ProgramBuilder, variant: Variant, prefix: str, norm: str = "bn", output_stride: int = 32
-) -> list[int]:
-    """Appends a ResNet without its head and returns the values that a decoder reads.
-
-    Args:
-        build: The program.
-        variant: A member of the family.
-        prefix: Prefix of all module names.
-        norm: One of `program.NORMS`.
-        output_stride: 32, 16 or 8: how much smaller than the image the last map is. The stages that
-            do not stride dilate their 3x3 convolutions instead.
-
-    Returns:
-        Value numbers: the stem before pooling (half the image's size), then each stage.
-
-    Raises:
-        UsageError: If there is no such output stride.
-
-    Source (dilation): Chen et al., Rethinking Atrous Convolution, 2017.
-    """
-    if output_stride not in (8, 16, 32):
-        raise UsageError(f"output_stride is 8, 16 or 32, got {output_stride}")
-    stem = build(_stem(64, True, norm, pool=False), (0,), prefix)
-    pool = BlockBuilder(1)
-    pool("max_pool", 0, kernel=(3, 3), stride=(2, 2), padding=(1, 1))
-    value = build(pool.build(), (stem,))
-    return [stem, *_stages(build, value, variant, 64, norm, prefix, output_stride)]
-
-
 def _stages(
-    build: ProgramBuilder,
-    value: int,
-    variant: Variant,
-    width: int,
-    norm: str,
-    prefix: str = "",
-    output_stride: int = 32,
-) -> list[int]:
-    """Appends all stages, the first of which reads a map at 1/4 of the size, and returns them."""
-    outputs = []
-    channels, reduction, dilation = width, 4, 1
+    build: ProgramBuilder, value: int, variant: Variant, width: int, norm: str, last_stride: int
+) -> int:
+    """Appends all stages, the first of which reads a map at 1/4 of the size."""
+    channels = width
     for stage, depth in enumerate(variant.depths):
         features = width * 2**stage
         for index in range(depth):
-            first = stage > 0 and index == 0
-            stride = 2 if first and reduction < output_stride else 1
-            reduction *= stride
+            stride = 2 if stage > 0 and index == 0 else 1
+            if stride == 2 and stage == len(variant.depths) - 1:
+                stride = last_stride
             project = stride > 1 or channels != features * variant.expansion
-            block = _residual(features, variant.bottleneck, stride, project, dilation, norm)
-            # The first block that should have strided still reads neighbors of the old distance.
-            dilation *= 2 if first and stride == 1 else 1
-            name = f"layer{stage + 1}.{index}"
-            value = build(block, (value,), f"{prefix}.{name}" if prefix else name)
+            block = _residual(features, variant.bottleneck, stride, project, norm)
+            value = build(block, (value,), f"layer{stage + 1}.{index}")
             channels = features * variant.expansion
-        outputs.append(value)
-    return outputs
+    return value
 
 
 def _stem(width: int, imagenet: bool, norm: str, pool: bool) -> Block:
@@ -135,9 +98,7 @@ def _stem(width: int, imagenet: bool, norm: str, pool: bool) -> Block:
     return b.build()
 
 
-def _residual(
-    features: int, bottleneck: bool, stride: int, project: bool, dilation: int, norm: str
-) -> Block:
+def _residual(features: int, bottleneck: bool, stride: int, project: bool, norm: str) -> Block:
     wide = features * EXPANSION if bottleneck else features
     # (features, size, stride) of each convolution.
     convs = ((features, 3, stride), (features, 3, 1))
@@ -148,8 +109,7 @@ def _residual(
     for number, (width, size, own_stride) in enumerate(convs, start=1):
         y = b("relu", y) if number > 1 else y
         names = (f"conv{number}", f"bn{number}")
-        own_dilation = dilation if size > 1 else 1
-        y = b.conv_norm(y, names, width, size, norm, stride=own_stride, dilation=own_dilation)
+        y = b.conv_norm(y, names, width, size, norm, stride=own_stride)
     skip = 0
     if project:
         skip = b.conv_norm(0, ("downsample.0", "downsample.1"), wide, 1, norm, stride=stride)

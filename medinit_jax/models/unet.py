@@ -1,4 +1,4 @@
-"""U-Nets for segmentation as programs: the classic one, and with ResNet encoders.
+"""U-Nets for segmentation as programs: the classic one, and on any convolutional encoder.
 
 Source: Ronneberger et al., U-Net: Convolutional Networks for Biomedical Image Segmentation, MICCAI
 2015; convolutions keep the size here, as is usual since, so that logits are as large as images.
@@ -10,121 +10,136 @@ import dataclasses
 
 from medinit_jax.arch.program import Block, BlockBuilder, Program, ProgramBuilder, check_norm
 from medinit_jax.core.errors import UsageError
-from medinit_jax.models import resnet
-from medinit_jax.models.resnet import resnet_encoder
-from medinit_jax.models.variants import find_variant
+from medinit_jax.models.encoder import ENCODER, append_encoder
 
-# Modules of the part that sees the image first, whose parameters may come from elsewhere.
-ENCODER = "encoder"
 UPS = ("conv_t", "bilinear", "nearest")
+# Channels of the decoder's steps on an encoder, the coarsest first.
+WIDTHS = (256, 128, 64, 32, 16)
 
 
 @dataclasses.dataclass(frozen=True)
-class Variant:
-    """A member of the family.
+class Style:
+    """What differs between published forms.
 
     Attributes:
-        widths: Channels of the decoder's steps, the coarsest first. The classic encoder has the
-            same ones and, at its bottom, twice the first.
-        encoder: The ResNet that encodes, None for the classic encoder.
         up: How a step doubles the size: one of `UPS`.
+        aligned: Whether bilinear steps keep the corners in place, and halve the channels after.
+        bias: Whether convolutions before a norm have a bias.
+        image: Whether the last step on an encoder reads the image beside the map.
     """
 
-    widths: tuple[int, ...]
-    encoder: resnet.Variant | None = None
-    up: str = "conv_t"
+    up: str
+    aligned: bool = False
+    bias: bool = False
+    image: bool = False
 
 
-_RESNET_WIDTHS = (256, 128, 64, 32, 16)
-VARIANTS = {
-    "unet": Variant((512, 256, 128, 64)),
-    **{
-        f"unet_{name}": Variant(_RESNET_WIDTHS, resnet.VARIANTS[name], "bilinear")
-        for name in ("resnet18", "resnet34", "resnet50")
-    },
-}
+CLASSIC, ON_ENCODER = Style("conv_t"), Style("bilinear")
+# "swcl": as SWCL's authors have it, on an encoder or without.
+SWCL = Style("bilinear", aligned=True, bias=True, image=True)
+STYLES = {"": None, "swcl": SWCL}
 
 
 def unet(
-    variant: str | Variant,
+    encoder: Program | None = None,
     input_shape: tuple[int, int, int] = (224, 224, 3),
     num_classes: int = 2,
     norm: str = "bn",
-    width: int | None = None,
+    width: int = 64,
+    decoder: str | Style = "",
 ) -> Program:
     """Returns the program of a U-Net; its logits are (batch, height, width, classes).
 
     Modules of the encoder are named "encoder.…", with torchvision's names for a ResNet.
 
     Args:
-        variant: A key of `VARIANTS`, or a member of the family.
+        encoder: A classifier for images of the same shape, whose head is left out; None: the
+            classic encoder of five levels.
         input_shape: (height, width, channels) of one image.
         num_classes: Classes of a pixel.
-        norm: One of `program.NORMS`.
-        width: Channels of the classic U-Net at full size, to which all others are in proportion;
-            None: the variant's.
+        norm: Of decoder and classic encoder, one of `program.NORMS`.
+        width: Channels of the classic U-Net at full size; every level below has twice as many.
+        decoder: A key of `STYLES`, or a style.
 
     Raises:
-        UsageError: If there is no such network, norm, width or way up, or the image cannot be
+        UsageError: If there is no such norm, width, decoder or way up, or the image cannot be
             halved as often as needed.
     """
-    member = find_variant(VARIANTS, variant, "U-Net")
-    if width is not None:
-        if member.encoder or width < 1:
-            raise UsageError(f"width={width}: only the classic U-Net is made wider or narrower")
-        widths = tuple(features * width // member.widths[-1] for features in member.widths)
-        member = dataclasses.replace(member, widths=widths)
     check_norm(norm)
-    if member.up not in UPS:
-        raise UsageError(f"no up {member.up!r}: choose from {', '.join(UPS)}")
-    steps = len(member.widths)
-    if member.up == "conv_t" and (input_shape[0] % 2**steps or input_shape[1] % 2**steps):
+    style = _style(decoder, encoder is not None)
+    if width < 1 or (encoder and width != 64):
+        raise UsageError(f"width={width}: at least 1, and only for the U-Net without an encoder")
+    widths = WIDTHS if encoder else tuple(width * 2**level for level in reversed(range(4)))
+    if style.up == "conv_t" and any(side % 2 ** len(widths) for side in input_shape[:2]):
         raise UsageError(
-            f"this U-Net halves images {steps} times, so their height and width are multiples of "
-            f"{2**steps}, not {input_shape[:2]}; a Variant with up='bilinear' takes any size"
+            f"this U-Net halves images {len(widths)} times, so their height and width are "
+            f"multiples of {2 ** len(widths)}, not {input_shape[:2]}; a Style with up='bilinear' "
+            "takes any size"
         )
     build = ProgramBuilder(input_shape)
-    if member.encoder:
-        maps = resnet_encoder(build, member.encoder, ENCODER, norm)
+    if encoder:
+        maps = append_encoder(build, encoder)
+        maps = [0, *maps] if style.image else maps
+        if style.aligned:
+            deepest = build.shape(maps[-1])[-1]
+            widths = tuple(deepest // 2 ** (i + 1) for i in range(len(maps) - 1))
     else:
-        maps = _classic_encoder(build, (*member.widths, 2 * member.widths[0]), norm)
+        maps = _classic_encoder(build, (*widths, 2 * widths[0]), norm, style.bias)
     value = maps.pop()
-    for index, features in enumerate(member.widths):
-        # Above a ResNet's stem, at full size, there is nothing to concatenate.
+    for index, features in enumerate(widths):
+        # Above an encoder's first map, at full size, there is nothing to concatenate.
         inputs = (value, maps.pop()) if maps else (value,)
         size = build.shape(inputs[1])[:2] if len(inputs) == 2 else input_shape[:2]
-        block = _decoder_step(features, member.up, size, norm, arity=len(inputs))
+        block = _decoder_step(features, style, build.shape(value)[-1], size, norm, len(inputs))
         value = build(block, inputs, f"decoder.{index}")
+        if size == tuple(input_shape[:2]):
+            break
     b = BlockBuilder(1)
     b("dense", 0, name="head", features=num_classes, bias=True)
     build(b.build(), (value,))
     return build.build()
 
 
-def _classic_encoder(build: ProgramBuilder, widths: tuple[int, ...], norm: str) -> list[int]:
+def _style(decoder: str | Style, on_encoder: bool) -> Style:
+    if isinstance(decoder, str):
+        if decoder not in STYLES:
+            raise UsageError(f"no decoder {decoder!r}: choose from {', '.join(map(repr, STYLES))}")
+        return STYLES[decoder] or (ON_ENCODER if on_encoder else CLASSIC)
+    if decoder.up not in UPS:
+        raise UsageError(f"no up {decoder.up!r}: choose from {', '.join(UPS)}")
+    return decoder
+
+
+def _classic_encoder(
+    build: ProgramBuilder, widths: tuple[int, ...], norm: str, bias: bool
+) -> list[int]:
     """Appends two convolutions per width, sorted, with max pooling in between."""
     maps = [0]
     for level, features in enumerate(sorted(widths)):
         b = BlockBuilder(1)
         y = b("max_pool", 0, kernel=(2, 2), stride=(2, 2)) if level else 0
-        _two_convs(b, y, features, norm)
+        _two_convs(b, y, features, norm, bias)
         maps.append(build(b.build(), (maps[-1],), f"{ENCODER}.{level}"))
     return maps[1:]
 
 
-def _decoder_step(features: int, up: str, size: tuple[int, ...], norm: str, arity: int) -> Block:
+def _decoder_step(
+    features: int, style: Style, channels: int, size: tuple[int, ...], norm: str, arity: int
+) -> Block:
     b = BlockBuilder(arity)
-    if up == "conv_t":
+    if style.up == "conv_t":
         y = b("conv_t", 0, name="up", features=features, kernel=(2, 2), stride=(2, 2), bias=True)
     else:
-        y = b(up, 0, size=size)
+        y = b(style.up, 0, size=size, aligned=style.aligned)
+        if style.aligned:
+            y = b.conv(y, "up", channels // 2, bias=True)
     if arity == 2:
         y = b("concat", 1, y)
-    _two_convs(b, y, features, norm)
+    _two_convs(b, y, features, norm, style.bias)
     return b.build()
 
 
-def _two_convs(b: BlockBuilder, x: int, features: int, norm: str) -> None:
+def _two_convs(b: BlockBuilder, x: int, features: int, norm: str, bias: bool) -> None:
     for number in (1, 2):
-        names = (f"conv{number}", f"norm{number}")
-        x = b("relu", b.conv_norm(x, names, features, 3, norm))
+        x = b.conv(x, f"conv{number}", features, 3, bias=bias or norm == "none")
+        x = b("relu", b.norm(x, norm, f"norm{number}", features))

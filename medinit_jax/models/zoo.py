@@ -13,7 +13,6 @@ from medinit_jax.core.errors import UsageError
 from medinit_jax.models import (
     bit,
     convnext,
-    deeplab,
     densenet,
     efficientnet,
     mobilenet,
@@ -22,8 +21,9 @@ from medinit_jax.models import (
     vgg,
     vit,
 )
-from medinit_jax.models import unet as unets
+from medinit_jax.models.deeplab import deeplab
 from medinit_jax.models.network import Network
+from medinit_jax.models.unet import unet
 
 InputShape = tuple[int, int, int]
 IMAGENET_SHAPE: InputShape = (224, 224, 3)
@@ -38,13 +38,41 @@ _STEMMED: dict[str, Builder] = {
     **dict.fromkeys(densenet.VARIANTS, densenet.densenet),
     **dict.fromkeys(bit.VARIANTS, bit.bit),
 }
-MODELS: dict[str, Builder] = {
+CLASSIFIERS: dict[str, Builder] = {
     **_STEMMED,
     **dict.fromkeys(vgg.VARIANTS, vgg.vgg),
     **dict.fromkeys(convnext.VARIANTS, convnext.convnext),
     **dict.fromkeys(vit.VARIANTS, vit.vit),
-    **dict.fromkeys(unets.VARIANTS, unets.unet),
-    **dict.fromkeys(deeplab.VARIANTS, deeplab.deeplab),
+}
+
+
+def _on_encoder(decode: Callable[..., Program], prefix: str) -> Builder:
+    """Returns the builder of "prefix" and a classifier's name."""
+
+    def builder(name: str, input_shape: InputShape, num_classes: int, stem: str = "", **options):
+        own = {"stem": stem} if stem else {}
+        if "norm" in options:
+            own["norm"] = options["norm"]
+        classifier = name.removeprefix(prefix)
+        encoder = CLASSIFIERS[classifier](classifier, input_shape, 1, **own)
+        return decode(encoder, input_shape, num_classes, **options)
+
+    return builder
+
+
+# Segmentation networks on an encoder: "unet_resnet18", "deeplabv3plus_densenet121", ...
+_DECODERS = {
+    "unet_": _on_encoder(unet, "unet_"),
+    "deeplabv3plus_": _on_encoder(deeplab, "deeplabv3plus_"),
+}
+MODELS: dict[str, Builder] = {
+    **CLASSIFIERS,
+    "unet": lambda name, *arguments, **options: unet(None, *arguments, **options),
+    **{
+        f"{prefix}{name}": builder
+        for prefix, builder in _DECODERS.items()
+        for name in ("resnet18", "resnet34", "resnet50", "resnet101")
+    },
 }
 
 
@@ -54,7 +82,8 @@ def build(
     """Returns a network.
 
     Args:
-        name: A key of `MODELS`.
+        name: A key of `MODELS`; "unet_" and "deeplabv3plus_" go with every key of `CLASSIFIERS`
+            that keeps maps.
         num_classes: Size of the logits.
         input_shape: (height, width, channels) of one image.
         **options: What else the builder of the family takes, such as `stem`.
@@ -62,9 +91,13 @@ def build(
     Raises:
         UsageError: If there is no such network, or the builder refuses an option.
     """
-    if name not in MODELS:
+    builder = MODELS.get(name)
+    for prefix, other in _DECODERS.items():
+        if name.startswith(prefix) and name.removeprefix(prefix) in CLASSIFIERS:
+            builder = other
+    if builder is None:
         raise UsageError(f"there is no network {name!r}: choose from {', '.join(MODELS)}")
-    return Network(MODELS[name](name, input_shape, num_classes, **options))
+    return Network(builder(name, input_shape, num_classes, **options))
 
 
 resnet18 = functools.partial(build, "resnet18")
