@@ -20,7 +20,7 @@ import numpy as np
 
 from medinit_jax.arch.graph import ArchGraph, build_graph
 from medinit_jax.arch.program import Program
-from medinit_jax.models import convnext, efficientnet, mobilenet, regnet, resnet, unet, vgg, vit
+from medinit_jax.models import convnext, efficientnet, mobilenet, regnet, resnet, vgg, vit
 
 MAX_PARAMETERS = 10**7
 LARGE_IMAGE = 128
@@ -226,7 +226,7 @@ def held_out(image_size: int) -> dict[str, Program]:
     for name, transformer in vit.VARIANTS.items():
         patch = transformer.patch if large else 4
         programs[name] = vit.vit(dataclasses.replace(transformer, patch=patch), shape, 4)
-    levels = sorted((*unet.VARIANTS["unet"].widths, 1024))
+    levels = [64 * 2**level for level in range(5)]
     encoder = vgg.Variant((2,) * len(levels), "bn", tuple(levels), hidden=0)
     programs["unet"] = vgg.vgg(encoder, shape, 4)
     return programs

@@ -47,6 +47,7 @@ def unet(
     norm: str = "bn",
     width: int = 64,
     decoder: str | Style = "",
+    levels: int = 4,
 ) -> Program:
     """Returns the program of a U-Net; its logits are (batch, height, width, classes).
 
@@ -54,12 +55,13 @@ def unet(
 
     Args:
         encoder: A classifier for images of the same shape, whose head is left out; None: the
-            classic encoder of five levels.
+            classic encoder.
         input_shape: (height, width, channels) of one image.
         num_classes: Classes of a pixel.
         norm: Of decoder and classic encoder, one of `program.NORMS`.
         width: Channels of the classic U-Net at full size; every level below has twice as many.
         decoder: A key of `STYLES`, or a style.
+        levels: How often the classic U-Net halves the image.
 
     Raises:
         UsageError: If there is no such norm, width, decoder or way up, or the image cannot be
@@ -69,7 +71,7 @@ def unet(
     style = _style(decoder, encoder is not None)
     if width < 1 or (encoder and width != 64):
         raise UsageError(f"width={width}: at least 1, and only for the U-Net without an encoder")
-    widths = WIDTHS if encoder else tuple(width * 2**level for level in reversed(range(4)))
+    widths = WIDTHS if encoder else tuple(width * 2**level for level in reversed(range(levels)))
     if style.up == "conv_t" and any(side % 2 ** len(widths) for side in input_shape[:2]):
         raise UsageError(
             f"this U-Net halves images {len(widths)} times, so their height and width are "

@@ -3,10 +3,18 @@
 import pytest
 
 from medinit_jax.core.errors import UsageError
-from medinit_jax.models import resnet
-from medinit_jax.models.deeplab import Variant, deeplab
+from medinit_jax.models import resnet, zoo
+from medinit_jax.models.deeplab import deeplab
 
-SMALL = Variant(resnet.Variant((1, 1, 1, 1), True), 16, 8)
+
+def small(shape, classes, bottleneck=True, norm="bn", **options):
+    variant = resnet.Variant((1, 1, 1, 1), bottleneck)
+    encoder = resnet.resnet(variant, shape, 1, norm=norm)
+    return deeplab(encoder, shape, classes, norm=norm, features=16, low_features=8, **options)
+
+
+def on(name, shape=(224, 224, 3), classes=2, **options):
+    return zoo.build(f"deeplabv3plus_{name}", classes, shape, **options).program
 
 
 def torch_deeplab(output_stride, classes):
@@ -56,7 +64,7 @@ def torch_deeplab(output_stride, classes):
 @pytest.mark.torch
 @pytest.mark.parametrize("output_stride", [8, 16])
 def test_logits(output_stride, torch_error):
-    program = deeplab("deeplabv3plus_resnet50", (72, 64, 3), 3, output_stride)
+    program = on("resnet50", (72, 64, 3), 3, output_stride=output_stride)
     assert torch_error(program, torch_deeplab(output_stride, 3), batch=1) < 1e-4
 
 
@@ -66,20 +74,20 @@ def test_parameter_count():
     pyramid = 2 * 2048 * 256 + 3 * 9 * 2048 * 256 + 5 * 256 * 256 + 6 * 2 * 256
     decoder = 256 * 48 + 2 * 48 + 9 * (304 + 256) * 256 + 2 * 2 * 256
     head = 256 * 2 + 2
-    program = deeplab("deeplabv3plus_resnet50", num_classes=2)
+    program = on("resnet50")
     assert program.num_parameters == encoder + pyramid + decoder + head
 
 
 @pytest.mark.parametrize(("output_stride", "size"), [(8, 8), (16, 4), (32, 2)])
 def test_output_stride(output_stride, size):
-    program = deeplab(SMALL, (64, 64, 1), 2, output_stride)
+    program = small((64, 64, 1), 2, output_stride=output_stride)
     calls = [call.prefix for call in program.calls]
     assert program.shapes[1 + calls.index("encoder.layer4.0")] == (size, size, 2048)
     assert program.shapes[-1] == (64, 64, 2)
 
 
 def test_graph(sound_graph):
-    counts = sound_graph(deeplab("deeplabv3plus_resnet50"))
+    counts = sound_graph(on("resnet50"))
     assert counts["conv"] == 53 + 6 + 3 + 1
     assert counts["bn"] == 53 + 6 + 3
     assert counts["concat"] == 2 and counts["upsample"] == 3
@@ -88,12 +96,29 @@ def test_graph(sound_graph):
 
 @pytest.mark.parametrize("norm", ["bn", "gn", "ln", "none"])
 def test_spread(norm, assert_spread_is_sound):
-    member = Variant(resnet.Variant((1, 1, 1, 1), False), 16, 8)
-    assert_spread_is_sound(deeplab(member, (32, 32, 1), 5, norm=norm))
+    assert_spread_is_sound(small((32, 32, 1), 5, False, norm))
+
+
+def test_dilation_is_that_of_the_authors():
+    """The first block that should have strided still reads the old distance."""
+    program = on("resnet18", (64, 64, 3), output_stride=8)
+    found = {
+        call.module(step.name): step.dilation
+        for call in program.calls
+        for step in call.block.steps
+        if step.kind == "conv" and "encoder.layer" in call.prefix and step.kernel == (3, 3)
+    }
+    assert [found[f"encoder.layer3.{i}.conv{j}"] for i in (0, 1) for j in (1, 2)] == [1, 2, 2, 2]
+    assert [found[f"encoder.layer4.{i}.conv{j}"] for i in (0, 1) for j in (1, 2)] == [2, 4, 4, 4]
+    assert set(found[name] for name in found if "layer1" in name or "layer2" in name) == {1}
 
 
 def test_what_makes_no_sense_is_refused():
-    with pytest.raises(UsageError, match="no DeepLab 'deeplab'"):
-        deeplab("deeplab")
+    with pytest.raises(UsageError, match="no network 'deeplabv3plus_net'"):
+        zoo.build("deeplabv3plus_net", 2)
     with pytest.raises(UsageError, match="output_stride is 8, 16 or 32, got 4"):
-        deeplab("deeplabv3plus_resnet18", output_stride=4)
+        on("resnet18", output_stride=4)
+    with pytest.raises(UsageError, match="no decoder 'plain'"):
+        on("resnet18", decoder="plain")
+    with pytest.raises(UsageError, match="this network pools beyond output stride 16"):
+        on("densenet121", output_stride=16)

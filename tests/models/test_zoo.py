@@ -178,7 +178,7 @@ CLASSES, BATCH, STEPS = 3, 6, 50
 IMAGE = (16, 16, 3)
 SMALL = {
     "resnet": resnet.resnet(resnet.Variant((1,), False), IMAGE, CLASSES, "small", 8),
-    "unet": unet.unet(unet.Variant((8,)), IMAGE, CLASSES),
+    "unet": unet.unet(None, IMAGE, CLASSES, width=8, levels=1),
     "vit": vit.vit(vit.Variant(16, 2, 2, 8), IMAGE, CLASSES),
 }
 # Each layer of an untrained hypernetwork writes 0.07 of He's scale, and no norm makes up for it.
