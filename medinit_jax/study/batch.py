@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from medinit_jax.core.errors import UsageError
 from medinit_jax.study.job import Job
-from medinit_jax.study.runner import DONE, Outcome, Report, blocked_by, run_jobs
+from medinit_jax.study.runner import Outcome, Report, blocked_by, finished, run_jobs
 
 _SLURM = """#!/bin/bash
 #SBATCH --job-name={name}
@@ -49,7 +49,15 @@ def command(job: Job, argv: Sequence[str]) -> str:
         job: The job.
         argv: The study's own command line, without a choice of runner or job.
     """
-    kept = [a for a in argv[1:] if not a.startswith(("--config.runner", "--config.only"))]
+    kept, words = [], list(argv[1:])
+    while words:
+        word = words.pop(0)
+        key, equals, _ = word.removeprefix("-").removeprefix("-").partition("=")
+        if key not in ("config.runner", "config.only"):
+            kept.append(word)
+        elif not equals:
+            # The value is the word that follows.
+            del words[:1]
     words = [sys.executable, "-m", "medinit_jax.main", *kept, f"--config.only={job.id}"]
     return shlex.join(words)
 
@@ -95,7 +103,11 @@ def write_slurm(jobs: Sequence[Job], jobs_dir: Path, workdir: Path, argv: Sequen
 
 
 def run_on_ray(
-    jobs: Sequence[Job], jobs_dir: Path, report: Report, cores: float = 1.0
+    jobs: Sequence[Job],
+    jobs_dir: Path,
+    report: Report,
+    cores: float = 1.0,
+    failed: Mapping[str, Outcome] | None = None,
 ) -> dict[str, Outcome]:
     """Runs jobs on a Ray cluster, level by level; every node has to see `jobs_dir`.
 
@@ -104,6 +116,7 @@ def run_on_ray(
         jobs_dir: Where their folders are.
         report: Told the outcomes so far.
         cores: That one job asks for.
+        failed: Jobs that are not tried again.
 
     Raises:
         UsageError: Ray is not installed.
@@ -118,10 +131,13 @@ def run_on_ray(
     if not ray.is_initialized():
         ray.init(log_to_driver=False)
     remote = ray.remote(num_cpus=cores)(_one)
-    outcomes = {job.id: Outcome(DONE) for job in jobs if job.is_done(jobs_dir)}
+    outcomes = {job.id: finished(job, jobs_dir) for job in jobs if job.is_done(jobs_dir)}
+    outcomes |= failed or {}
     for level in levels(jobs, jobs_dir):
         running: dict[Any, Job] = {}
         for job in level:
+            if job.id in outcomes:
+                continue
             blocked = blocked_by(job, outcomes)
             if blocked:
                 outcomes[job.id] = blocked

@@ -22,7 +22,7 @@ from medinit_jax.study.batch import run_on_ray, write_commands, write_slurm
 from medinit_jax.study.hyper_paper import STUDIES
 from medinit_jax.study.job import Job
 from medinit_jax.study.plan import Plan
-from medinit_jax.study.runner import DONE, FAILED, OPEN, Outcome, outcome_of, run_jobs
+from medinit_jax.study.runner import DONE, FAILED, Outcome, outcome_of, outcomes_on_disk, run_jobs
 from medinit_jax.study.table import rows
 
 PLAN_FILE = "plan.json"
@@ -69,7 +69,7 @@ def conduct(config: ml_collections.ConfigDict, workdir: Path) -> None:
     if summary["jobs_failed"]:
         console.print(
             f"{summary['jobs_failed']} jobs failed; their sentences are in the report, and the "
-            "same command tries them again.",
+            "same command tries them again, but for those that diverged.",
             soft_wrap=True,
         )
 
@@ -126,6 +126,7 @@ def _run_all(
 ) -> None:
     """Runs everything; what a grid decides is planned when the grid is done."""
     done_before = -1
+    failed: dict[str, Outcome] = {}
     while True:
         jobs = plan.known(jobs_dir)
         finished = sum(job.is_done(jobs_dir) for job in jobs)
@@ -139,9 +140,11 @@ def _run_all(
                 write_json(workdir / "jobs.json", _listing(jobs, outcomes, jobs_dir))
 
             if config.runner == "ray":
-                run_on_ray(jobs, jobs_dir, report, config.ray_cores)
+                outcomes = run_on_ray(jobs, jobs_dir, report, config.ray_cores, failed)
             else:
-                run_jobs(jobs, jobs_dir, _quiet, report)
+                outcomes = run_jobs(jobs, jobs_dir, _quiet, report, failed)
+        # What failed is not tried twice by one command.
+        failed = {name: one for name, one in outcomes.items() if one.status == FAILED}
 
 
 def _quiet(job: Job, jobs_dir: Path) -> None:
@@ -169,11 +172,9 @@ def collect(plan: Plan, jobs_dir: Path, workdir: Path) -> dict[str, Any]:
         What `summary.json` holds.
     """
     jobs = plan.known(jobs_dir)
-    outcomes = {job.id: outcome_of(job, jobs_dir) for job in jobs}
+    outcomes = outcomes_on_disk(jobs, jobs_dir)
     listing = _listing(jobs, outcomes, jobs_dir)
-    counts = {
-        status: sum(row["status"] == status for row in listing) for status in (DONE, FAILED, OPEN)
-    }
+    counts = {status: sum(row["status"] == status for row in listing) for status in (DONE, FAILED)}
     table = rows(plan, outcomes, jobs_dir)
     where = provenance(shlex.join(sys.argv), "study")
     summary = finite(

@@ -13,6 +13,7 @@ from typing import Any
 import ml_collections
 
 from medinit_jax import finetune, hyper
+from medinit_jax.core.workdir import CONFIG_FILE
 
 # A value that stands for the folder of another job.
 REFERENCE = "job:"
@@ -41,7 +42,7 @@ class Job:
         """Name and digest of all that the result depends on, the same wherever it is run."""
         kept = dict(_leaves(self.config))
         for key in list(kept):
-            if any(key == free or key.startswith(f"{free}.") for free in FREE.get(self.kind, ())):
+            if self._is_free(key):
                 del kept[key]
         text = json.dumps([self.kind, kept], sort_keys=True)
         slug = re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
@@ -64,6 +65,26 @@ class Job:
         """Tells whether the file that is written last is there."""
         return (self.folder(jobs_dir) / DONE.get(self.kind, "summary.json")).is_file()
 
+    def disagreement(self, jobs_dir: Path) -> str:
+        """Returns what keeps the job's folder from being this job's; "" if nothing does."""
+        path = self.folder(jobs_dir) / CONFIG_FILE
+        try:
+            held = dict(_leaves(json.loads(path.read_text(encoding="utf-8"))["config"]))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            return f"{path} cannot be read ({error}); remove its folder to run the job again."
+        wanted = dict(_leaves(self.config))
+        for key in sorted(held.keys() | wanted.keys()):
+            if not self._is_free(key) and not _same(held.get(key), wanted.get(key)):
+                return (
+                    f"{path} is of another run: {key} is {held.get(key)!r} there and "
+                    f"{wanted.get(key)!r} here; remove its folder to run the job again."
+                )
+        return ""
+
+    def _is_free(self, key: str) -> bool:
+        starts = FREE.get(self.kind, ())
+        return any(key == start or key.startswith(f"{start}.") for start in starts)
+
     def summary(self, jobs_dir: Path) -> dict[str, Any]:
         """Returns what the job left in `summary.json`; {} if it is not done or leaves none."""
         try:
@@ -74,7 +95,8 @@ class Job:
 
     def resolved(self, jobs_dir: Path) -> ml_collections.ConfigDict:
         """Returns the configuration with folders in the place of references, locked."""
-        config = ml_collections.ConfigDict(_resolved(self.config, jobs_dir))
+        # Absolute, so that a run begun by one runner is gone on with by another.
+        config = ml_collections.ConfigDict(_resolved(self.config, jobs_dir.absolute()))
         return config.lock()
 
 
@@ -84,6 +106,13 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def _same(held: Any, wanted: Any) -> bool:
+    if isinstance(wanted, str) and wanted.startswith(REFERENCE):
+        # Folders of jobs may have been moved since; their names stay.
+        return Path(str(held)).name == wanted.removeprefix(REFERENCE)
+    return held == wanted
 
 
 def _resolved(value: Any, jobs_dir: Path) -> Any:

@@ -39,9 +39,9 @@ class Cell(NamedTuple):
 
     @property
     def name(self) -> str:
-        """For people."""
+        """For people; without the experiment, so that studies share what they have in common."""
         share = "" if self.fraction == 1 else f" {100 * self.fraction:g}%"
-        return f"{self.experiment} {self.task} {self.model}{share} {self.start}"
+        return f"{self.task} {self.model}{share} {self.start}"
 
 
 class Point(NamedTuple):
@@ -148,18 +148,21 @@ class Plan:
     def chosen(self, cell: Cell, jobs_dir: Path) -> Point | None:
         """Returns the point with the best validation figure; None while one is not done.
 
-        Of equal figures the smaller learning rate wins; a run that diverged counts as the worst.
+        Of equal figures the smaller learning rate wins; a run that diverged counts as the worst,
+        and where all did there is no choice: None.
         """
         if len(self.grid) == 1:
             return self.grid[0]
         figures: dict[Point, float] = {}
         for point, job in zip(self.grid, self.grid_jobs(cell), strict=True):
-            best = job.summary(jobs_dir).get("best")
-            if best is None:
+            if not job.is_done(jobs_dir):
                 return None
-            value = best.get("validation")
-            figures[point] = -math.inf if value is None else value
-        return min(figures, key=lambda point: (-figures[point], point))
+            summary = job.summary(jobs_dir)
+            value = (summary.get("best") or {}).get("validation")
+            bad = value is None or summary.get("diverged")
+            figures[point] = -math.inf if bad else value
+        best = min(figures, key=lambda point: (-figures[point], point))
+        return None if figures[best] == -math.inf else best
 
     def finals(self, cell: Cell, jobs_dir: Path) -> list[Job]:
         """Returns the fine-tunings of all seeds at the chosen point; none before it is known."""

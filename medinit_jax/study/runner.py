@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import socket
@@ -14,6 +15,7 @@ from typing import NamedTuple
 
 from medinit_jax.core.errors import UsageError
 from medinit_jax.core.workdir import write_json
+from medinit_jax.study.job import DONE as RESULT_FILES
 from medinit_jax.study.job import Job
 
 OPEN, DONE, FAILED, BLOCKED = "open", "done", "failed", "blocked"
@@ -48,6 +50,7 @@ def run_jobs(
     jobs_dir: Path,
     run: Execute = execute,
     report: Report = lambda outcomes, name: None,
+    failed: Mapping[str, Outcome] | None = None,
 ) -> dict[str, Outcome]:
     """Runs jobs in their order, each after those that it needs.
 
@@ -59,17 +62,18 @@ def run_jobs(
         jobs_dir: Where their folders are.
         run: Runs one job.
         report: Told the outcomes so far and the name of the job that begins.
+        failed: Jobs that are not tried again.
 
     Returns:
         {job id: outcome}.
     """
     jobs_dir.mkdir(parents=True, exist_ok=True)
-    outcomes: dict[str, Outcome] = {}
-    left = list(jobs)
+    outcomes = dict(failed or {})
+    left = [job for job in jobs if job.id not in outcomes]
     missing = {need for job in jobs for need in job.needs} - {job.id for job in jobs}
     for need in missing:
-        there = (jobs_dir / need).is_dir()
-        outcomes[need] = Outcome(DONE) if there else Outcome(FAILED, "it was not run")
+        there = any((jobs_dir / need / file).is_file() for file in RESULT_FILES.values())
+        outcomes[need] = Outcome(DONE) if there else Outcome(FAILED, "it is not done")
     while left:
         waiting = []
         for job in left:
@@ -88,7 +92,7 @@ def run_jobs(
 def _advance(job, jobs_dir, run, report, outcomes) -> Outcome | None:
     """Brings one job as far as it gets; None if it has to wait for another process."""
     if job.is_done(jobs_dir):
-        return Outcome(DONE)
+        return finished(job, jobs_dir)
     blocked = blocked_by(job, outcomes)
     if blocked or any(need not in outcomes for need in job.needs):
         return blocked
@@ -96,7 +100,7 @@ def _advance(job, jobs_dir, run, report, outcomes) -> Outcome | None:
         if not held:
             return None
         if job.is_done(jobs_dir):
-            return Outcome(DONE)
+            return finished(job, jobs_dir)
         report(outcomes, job.name)
         return _attempt(job, jobs_dir, run)
 
@@ -126,13 +130,31 @@ def _attempt(job: Job, jobs_dir: Path, run: Execute) -> Outcome:
         return Outcome(FAILED, reason)
     if not job.is_done(jobs_dir):
         return Outcome(FAILED, "it ended without a result")
-    return Outcome(DONE)
+    return finished(job, jobs_dir)
+
+
+def finished(job: Job, jobs_dir: Path) -> Outcome:
+    """Returns how a job ended that has its result: done, unless it diverged or is another's."""
+    problem = job.disagreement(jobs_dir)
+    if not problem and job.summary(jobs_dir).get("diverged"):
+        problem = "training diverged: its figures are those from before"
+    return Outcome(FAILED, problem) if problem else Outcome(DONE)
+
+
+def outcomes_on_disk(jobs: Sequence[Job], jobs_dir: Path) -> dict[str, Outcome]:
+    """Returns what is on disk about jobs, in their order: those that need a failed one, blocked."""
+    outcomes: dict[str, Outcome] = {}
+    for job in jobs:
+        found = outcome_of(job, jobs_dir)
+        blocked = blocked_by(job, outcomes) if found.status == OPEN else None
+        outcomes[job.id] = blocked or found
+    return outcomes
 
 
 def outcome_of(job: Job, jobs_dir: Path) -> Outcome:
     """Returns what is on disk about a job: done, failed before, or open."""
     if job.is_done(jobs_dir):
-        return Outcome(DONE)
+        return finished(job, jobs_dir)
     try:
         held = json.loads((jobs_dir / f"{job.id}.{ERROR_FILE}").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -144,29 +166,30 @@ def outcome_of(job: Job, jobs_dir: Path) -> Outcome:
 def _lock(job: Job, jobs_dir: Path) -> Iterator[bool]:
     """Holds a job for this process; yields False where another living process holds it."""
     path = jobs_dir / f"{job.id}.lock"
-    mine = {"host": socket.gethostname(), "pid": os.getpid()}
-    try:
-        _create(path, mine)
-    except FileExistsError:
-        if _is_alive(path):
-            yield False
-            return
-        # Its process died; whoever removes the file first may try again.
-        path.unlink(missing_ok=True)
-        try:
-            _create(path, mine)
-        except FileExistsError:
-            yield False
-            return
+    with open(jobs_dir / ".locks", "a", encoding="utf-8") as guard:
+        # Two processes that find the lock of a dead one must not both take it over.
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        held = _acquire(path)
+    if not held:
+        yield False
+        return
     try:
         yield True
     finally:
         path.unlink(missing_ok=True)
 
 
-def _create(path: Path, content: Mapping[str, object]) -> None:
-    with open(path, "x", encoding="utf-8") as file:
-        json.dump(content, file)
+def _acquire(path: Path) -> bool:
+    for _ in range(2):
+        try:
+            with open(path, "x", encoding="utf-8") as file:
+                json.dump({"host": socket.gethostname(), "pid": os.getpid()}, file)
+            return True
+        except FileExistsError:
+            if _is_alive(path):
+                return False
+            path.unlink(missing_ok=True)
+    return False
 
 
 def _is_alive(path: Path) -> bool:
@@ -178,7 +201,7 @@ def _is_alive(path: Path) -> bool:
         return False
     except (OSError, ValueError, KeyError, TypeError):
         # Being written just now, or cut short by a crash: old enough, it is the latter.
-        return time.time() - path.stat().st_mtime < 10
+        return path.exists() and time.time() - path.stat().st_mtime < 10
     if host != socket.gethostname():
         return True
     if pid == os.getpid():

@@ -78,13 +78,17 @@ def _reason(
     absent = plan.absent(cell)
     if absent:
         return absent
-    wanted = jobs or plan.grid_jobs(cell)
-    for job in wanted:
+    for job in jobs or plan.grid_jobs(cell):
         outcome = outcomes.get(job.id)
+        if not jobs and job.is_done(jobs_dir):
+            # A point that diverged is a result of the grid.
+            continue
         if outcome is not None and outcome.status != DONE:
             return f"{outcome.status}: {outcome.reason}" if outcome.reason else outcome.status
         if outcome is None and not job.is_done(jobs_dir):
             return "not run yet"
+    if not jobs:
+        return f"every point of the grid diverged: sizes.{plan.config.size} needs a smaller one"
     return ""
 
 
