@@ -66,7 +66,7 @@ def get_config(study: str = "hyper_table2") -> ConfigDict:
     if study == "hyper_fig3":
         _maps(config)
     if study == "hyper_fig4":
-        config.sizes.mini.finetune.train.epochs = 8
+        config.sizes.mini.finetune.train.epochs = 6
     return config.lock()
 
 
@@ -113,7 +113,7 @@ def _mini() -> dict:
         "finetune": {
             "data": {"size": 32},
             "train": {"epochs": 3, "batch": 16, "recalibrate_batches": 4, "devices": 1},
-            "evaluate": {"batch": 32, "resamples": 500},
+            "evaluate": {"batch": 32, "resamples": 200},
         },
         "classification": {"model": {"stem": "imagenet"}},
         "segmentation": {"train": {"batch": 4}},
