@@ -7,6 +7,7 @@ Selvaraju et al., Grad-CAM, ICCV 2017.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -94,10 +95,19 @@ def _grad_cam(network: Network) -> Callable[..., jax.Array]:
 
         shape = jax.eval_shape(lambda: run_with_map(network, params, statistics, images)[1])
         gradient, features = jax.grad(score, has_aux=True)(jnp.zeros(shape.shape, shape.dtype))
-        weights = gradient.mean((1, 2), keepdims=True)
-        return jax.nn.relu((features * weights).sum(-1))
+        places = tuple(range(1, gradient.ndim - 1))
+        weighted = (features * gradient.mean(places, keepdims=True)).sum(-1)
+        return jax.nn.relu(_as_grid(weighted))
 
     return jit(run)
+
+
+def _as_grid(values: jax.Array) -> jax.Array:
+    """Returns values of tokens (n, tokens) as a map (n, h, w), without a class token in front."""
+    if values.ndim == 3:
+        return values
+    side = math.isqrt(values.shape[1])
+    return values[:, values.shape[1] - side * side :].reshape(-1, side, side)
 
 
 def _chosen(maps: jax.Array, classes: jax.Array) -> jax.Array:
@@ -111,8 +121,9 @@ def last_map(program: Program) -> tuple[int, int] | None:
         program: The network.
 
     Returns:
-        The number of the call, and of the value inside it (its inputs come first). A sequence of
-        tokens is no map, and neither is a map of one pixel; None if there is no map.
+        The number of the call, and of the value inside it (its inputs come first). A map of one
+        pixel is none. Of a transformer it is what its last attention reads: after it, only the
+        class token reaches the logits. None if there is neither.
     """
     last = len(program.calls) - 1
     for index in range(last, -1, -1):
@@ -123,7 +134,15 @@ def last_map(program: Program) -> tuple[int, int] | None:
         for number in range(end - 1, -1, -1):
             if len(outputs[number]) == 3 and min(outputs[number][:2]) > 1:
                 return index, call.block.arity + number
+            if len(outputs[number]) == 2 and call.block.steps[number].kind == "attention":
+                return index, _source(call.block, call.block.arity + number)
     return None
+
+
+def _source(block: Block, value: int) -> int:
+    """Returns the value that the projection before an attention reads."""
+    projection = block.steps[value - block.arity].args[0]
+    return block.steps[projection - block.arity].args[0]
 
 
 def _logits_from(block: Block) -> int:
@@ -143,8 +162,8 @@ def run_with_map(
     place = last_map(program)
     if place is None:
         raise UsageError(
-            "This network keeps no map of places (a transformer's tokens are none), so there is no "
-            "class activation map of it; choose a convolutional one."
+            "This network keeps no map of places, so there is no class activation map of it; "
+            "choose a convolutional one or a transformer."
         )
     values = [images.astype(network.dtype)]
     features = values[0]
@@ -182,7 +201,7 @@ def upsample_aligned(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def lesion_probability(positive: np.ndarray, negative: np.ndarray, size: tuple[int, int]):
     """Returns the softmax of two upsampled raw maps (..., h, w), as SWCL scores patches."""
     difference = upsample_aligned(positive, size) - upsample_aligned(negative, size)
-    return 1 / (1 + np.exp(-difference))
+    return 0.5 * (1 + np.tanh(difference / 2))
 
 
 def energy_inside(cam: np.ndarray, mask: np.ndarray) -> float:
@@ -194,7 +213,7 @@ def energy_inside(cam: np.ndarray, mask: np.ndarray) -> float:
     """
     positive = np.maximum(cam, 0)
     total = positive.sum()
-    return float(positive[mask].sum() / total) if total > 0 else 0.0
+    return float(positive[np.asarray(mask, bool)].sum() / total) if total > 0 else 0.0
 
 
 def iou_at_half(cam: np.ndarray, mask: np.ndarray) -> float:
@@ -206,7 +225,7 @@ def iou_at_half(cam: np.ndarray, mask: np.ndarray) -> float:
     """
     if cam.max() <= 0:
         return 0.0
-    hot = cam >= cam.max() / 2
+    hot, mask = cam >= cam.max() / 2, np.asarray(mask, bool)
     return float((hot & mask).sum() / (hot | mask).sum())
 
 
@@ -217,7 +236,7 @@ def drift(cam: np.ndarray, last: np.ndarray) -> float:
         cam: Float (h, w).
         last: Float (h, w).
     """
-    a, b = (m.astype(np.float64).ravel() - m.mean() for m in (cam, last))
+    a, b = (m.ravel() - m.mean() for m in (np.asarray(cam, float), np.asarray(last, float)))
     norms = np.linalg.norm(a), np.linalg.norm(b)
     # Rounding leaves a constant map with a tiny spread.
     flat = [
