@@ -32,6 +32,12 @@ def _finetune(config: ml_collections.ConfigDict, workdir: Path) -> None:
     finetune.run(config, workdir)
 
 
+def _predict(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    from medinit_jax.finetune import predict
+
+    predict.run(config, workdir)
+
+
 def _study(config: ml_collections.ConfigDict, workdir: Path) -> None:
     from medinit_jax import study
 
@@ -41,6 +47,7 @@ def _study(config: ml_collections.ConfigDict, workdir: Path) -> None:
 ROUTES: dict[str, Callable[[ml_collections.ConfigDict, Path], None]] = {
     "hyper": _hyper,
     "finetune": _finetune,
+    "predict": _predict,
     "study": _study,
 }
 

@@ -92,7 +92,7 @@ class FolderSource:
         if not self.path.is_dir():
             kind = "is a file, not a folder" if self.path.is_file() else "does not exist"
             raise UsageError(f"The image folder {self.path} {kind}; set data.path to a folder.")
-        candidates, self.ignored, self.outside = _list_files(self.path)
+        candidates, self.ignored, self.outside = list_files(self.path)
         for link in self.outside:
             logging.warning("%s leads out of %s and is not followed.", link, self.path)
         if not candidates:
@@ -210,7 +210,7 @@ class FolderSource:
         return digest.hexdigest()
 
 
-def _list_files(folder: Path) -> tuple[list[str], list[str], list[str]]:
+def list_files(folder: Path) -> tuple[list[str], list[str], list[str]]:
     """Returns candidate images, ignored files and links out of a folder, relative and sorted."""
     candidates, ignored, outside = [], [], []
     root = os.path.realpath(folder)

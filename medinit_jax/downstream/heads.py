@@ -47,11 +47,38 @@ def split(heads: Sequence[Head], logits: Any) -> dict[str, Any]:
     return parts
 
 
+def weight_of(
+    head: Head, target: jax.Array, class_weights: Mapping[str, jax.Array] | None, dtype: Any
+) -> jax.Array:
+    """Returns how much each target counts, an array like `target`; 0 for `UNKNOWN`."""
+    known = (target != UNKNOWN).astype(dtype)
+    weights = None if class_weights is None else class_weights.get(head.name)
+    if weights is None:
+        return known
+    safe, weights = jnp.maximum(target, 0), weights.astype(dtype)
+    if head.kind == "softmax":
+        return known * weights[safe]
+    return known * (1 + safe.astype(dtype) * (weights - 1))
+
+
+def total_weights(
+    heads: Sequence[Head],
+    targets: Mapping[str, jax.Array],
+    class_weights: Mapping[str, jax.Array] | None,
+    dtype: Any,
+) -> dict[str, jax.Array]:
+    """Returns {head: ()}: the sum of `weight_of`, by which the head's loss is divided."""
+    return {
+        head.name: weight_of(head, targets[head.name], class_weights, dtype).sum() for head in heads
+    }
+
+
 def loss(
     heads: Sequence[Head],
     logits: jax.Array,
     targets: Mapping[str, jax.Array],
     class_weights: Mapping[str, jax.Array] | None = None,
+    totals: Mapping[str, jax.Array] | None = None,
 ) -> jax.Array:
     """Returns the sum over heads of the mean cross-entropy of what is known.
 
@@ -62,30 +89,28 @@ def loss(
             `UNKNOWN` does not count.
         class_weights: {head: float (classes,)}: weight of each softmax class, or of the positives
             of each sigmoid class; the mean is a weighted one, as in PyTorch.
+        totals: `total_weights` of a whole batch, of which this is a part: the parts' losses then
+            add up to the batch's. None: this is all of it.
 
     Returns:
         Float ().
 
     Source: SWCL (arXiv 2108.02122) adds up the losses of its heads.
     """
-    total = jnp.zeros((), logits.dtype)
+    if totals is None:
+        totals = total_weights(heads, targets, class_weights, logits.dtype)
+    value = jnp.zeros((), logits.dtype)
     for head, part in zip(heads, split(heads, logits).values(), strict=True):
         target = targets[head.name]
-        known = (target != UNKNOWN).astype(logits.dtype)
         safe = jnp.maximum(target, 0)
-        weights = None if class_weights is None else class_weights.get(head.name)
         if head.kind == "softmax":
             losses = optax.softmax_cross_entropy_with_integer_labels(part, safe)
-            if weights is not None:
-                known = known * weights.astype(logits.dtype)[safe]
         else:
             losses = optax.sigmoid_binary_cross_entropy(part, safe.astype(logits.dtype))
-            if weights is not None:
-                positive = safe.astype(logits.dtype)
-                known = known * (1 + positive * (weights.astype(logits.dtype) - 1))
-        counted = jnp.maximum(known.sum(), jnp.finfo(logits.dtype).tiny)
-        total += (losses * known).sum() / counted
-    return total
+        weights = weight_of(head, target, class_weights, logits.dtype)
+        total = jnp.maximum(totals[head.name], jnp.finfo(logits.dtype).tiny)
+        value += (losses * weights).sum() / total
+    return value
 
 
 def probabilities(heads: Sequence[Head], logits: np.ndarray) -> dict[str, np.ndarray]:

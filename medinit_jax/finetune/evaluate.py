@@ -55,12 +55,12 @@ def classify(
     """
     run = compiled(network)  # pyright: ignore[reportArgumentType]
     parts = []
-    for piece, count in _batches(images, batch):
+    for piece, count in batches(images, batch):
         parts.append(run(params, statistics, piece)[:count])
     return np.concatenate([np.asarray(part) for part in parts])
 
 
-def _batches(images: Iterable[np.ndarray], batch: int) -> Iterator[tuple[np.ndarray, int]]:
+def batches(images: Iterable[np.ndarray], batch: int) -> Iterator[tuple[np.ndarray, int]]:
     """Yields full batches, the last one filled up with its last image, and how many count."""
     held: list[np.ndarray] = []
     for image in images:

@@ -208,15 +208,18 @@ def _from_file(
     for name, leaves in batch_stats.items():
         values = {leaf: _of(statistics, f"{name}/{leaf}") for leaf in leaves}
         fits = all(v is not None and v.shape == leaves[k].shape for k, v in values.items())
-        if name.removesuffix(".stats") in modules and fits:
+        if name.removesuffix(".stats") not in modules:
+            # The head's or decoder's own, which begin with it.
+            continue
+        if fits:
             leaves.update({leaf: jnp.asarray(v, jnp.float32) for leaf, v in values.items()})
         else:
             missing += 1
     record = _record(init.start, init.path, network, taken, [*left, *unused], only)
     if missing:
         record["remarks"].append(
-            f"{missing} of {len(batch_stats)} norms came without batch statistics, so all are "
-            "estimated on the training images."
+            f"{missing} norms came without batch statistics, so all are estimated on the training "
+            "images."
         )
     return Start(params, None if missing else batch_stats, record)
 

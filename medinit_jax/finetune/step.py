@@ -140,7 +140,8 @@ def _gradient(
     weights: Mapping[str, jax.Array],
     key: jax.Array,
 ) -> tuple[jax.Array, Any, Any]:
-    """Returns loss, gradient and new batch statistics, means over the parts of the batch."""
+    """Returns loss, gradient and new batch statistics of a batch, part by part."""
+    totals = predictions.total_weights(recipe.heads, targets, weights, jnp.float32)
 
     def loss(params, statistics, images, targets, key):
         result: Any = recipe.network.apply(
@@ -151,7 +152,7 @@ def _gradient(
             rngs={"dropout": key},
         )
         logits, new = result
-        value = predictions.loss(recipe.heads, logits, targets, weights)
+        value = predictions.loss(recipe.heads, logits, targets, weights, totals)
         return value, dict(new.get("batch_stats", {}))
 
     value_and_grad = jax.value_and_grad(loss, has_aux=True)
@@ -171,5 +172,4 @@ def _gradient(
     zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params), statistics)
     keys = jax.random.split(key, recipe.accumulate)
     (total, gradients, new), _ = jax.lax.scan(part, zero, (*parts, keys))
-    mean = jax.tree.map(lambda g: g / recipe.accumulate, gradients)
-    return total / recipe.accumulate, mean, new
+    return total, gradients, new

@@ -111,6 +111,7 @@ class Tuning:
         )
         self.frozen = frozen_modules(plain.program, train.freeze)
         self.network = Network(plain.program, plain.dtype, self.frozen)
+        self._moving = plain
         self.start: Start = make_start(config, self.network, console)
         _check(train, self.parallel)
         settings = {k: v for k, v in config.optim.items() if k not in _SCHEDULE}
@@ -134,8 +135,9 @@ class Tuning:
         """Estimates batch statistics on the first training batches."""
         limit = min(self.config.train.recalibrate_batches, self.steps_per_epoch)
         source = self.batches.source
+        # The network without frozen parts, whose statistics would not move.
         return recalibrate_bn(
-            self.network, params, (source[step]["image"] for step in range(limit)), limit
+            self._moving, params, (source[step]["image"] for step in range(limit)), limit
         )
 
     def first_state(self) -> TuneState:
@@ -174,7 +176,8 @@ class Tuning:
             course = course._replace(seconds=before + time.monotonic() - started)
             held = {"tune": jax.device_get(state), "best": best._asdict()}
             extra = {"course": finite(course._asdict()), "code_version": code_version()}
-            checkpoints.save(int(state.step), held, self.batches.get_state(), extra)
+            # Batches go by step number, so that the state alone says which comes next.
+            checkpoints.save(int(state.step), held, None, extra)
 
         try:
             with (
@@ -208,7 +211,7 @@ class Tuning:
             restored = checkpoints.restore({"tune": state, "best": best._asdict()})
             state, best = restored.state["tune"], Best(**restored.state["best"])
             course = Course(**restored.extra["course"])
-            self.batches.set_state(restored.iterator)
+            self.batches.set_state({"step": restored.step})
             self.console.print(f"Going on from step {restored.step}.")
         return self.parallel.replicate(state), jax.device_get(best), course
 

@@ -1,0 +1,28 @@
+"""A fine-tuned network on a folder of new images.
+
+    python -m medinit_jax.main --config=configs/predict.py --config.model=runs/finetune-aptos_dr \
+        --config.images=DIR
+
+`model` is the workdir of a fine-tuning (or its model/ folder), `images` a folder, searched with its
+sub-folders, or one file; every format that training reads. The workdir gets `predictions.csv` (per
+image the probability of every class, or pixels and file of every mask), `masks/` (PNGs of 0 and 255
+at the image's own size), with `--config.cam=True` `cams/` (where the predicted class is seen), and
+`errors.csv` with the files that could not be read, which stop nothing.
+
+Time: that of the network; memory does not grow with the number of images.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Returns the prediction; see the head of this file."""
+    config = ConfigDict()
+    config.route = "predict"
+    config.model = ""
+    config.images = ""
+    config.cam = False
+    config.batch = 16
+    config.note = ""
+    config.cache_dir = ""
+    return config.lock()

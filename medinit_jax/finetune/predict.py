@@ -1,0 +1,284 @@
+"""A fine-tuned network on new images: probabilities, masks and maps, image by image."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import os
+import shlex
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_collections
+import numpy as np
+from PIL import Image
+from rich.console import Console
+
+from medinit_jax.core.checkpoint import load_params
+from medinit_jax.core.errors import UsageError
+from medinit_jax.core.progress import Progress
+from medinit_jax.core.provenance import provenance
+from medinit_jax.core.workdir import claim_workdir, write_json
+from medinit_jax.data.decode import DecodeError, decode
+from medinit_jax.data.folder import list_files
+from medinit_jax.downstream import cam, windows
+from medinit_jax.downstream.heads import Head, probabilities, width
+from medinit_jax.finetune import evaluate, recipes
+from medinit_jax.finetune.network import make_network
+from medinit_jax.finetune.recipes import Plan, make_plan
+from medinit_jax.finetune.starts import MODEL_FOLDER
+from medinit_jax.models.network import Network
+
+FREE = ("cache_dir", "batch", "note")
+
+
+class Model(NamedTuple):
+    """A fine-tuned network and all that its use needs.
+
+    Attributes:
+        network: The network.
+        params: Its parameters.
+        statistics: Its batch statistics.
+        heads: What it predicts.
+        plan: How images become what it sees.
+        kind: "classification" or "segmentation".
+        record: What `model.json` holds.
+    """
+
+    network: Network
+    params: Any
+    statistics: Any
+    heads: tuple[Head, ...]
+    plan: Plan
+    kind: str
+    record: dict[str, Any]
+
+
+def load_model(path: str | Path) -> Model:
+    """Loads what a fine-tuning left in `model/`.
+
+    Args:
+        path: The fine-tuning's workdir, or its `model/` folder.
+
+    Raises:
+        UsageError: There is none, or it is damaged.
+    """
+    folder = Path(path)
+    if (folder / MODEL_FOLDER).is_dir():
+        folder = folder / MODEL_FOLDER
+    tree, record = load_params(folder, "model")
+    heads = tuple(Head(h["name"], tuple(h["classes"]), h["kind"]) for h in record["heads"])
+    network = make_network(record["model"], record["size"], width(heads), record["kind"])
+    data = record["data"]
+    plan = make_plan(
+        data["recipe"],
+        record["kind"],
+        record["modality"],
+        record["size"],
+        data["normalization"],
+        any(head.name == "cup" for head in heads),
+        data["target"] == "rotation",
+    )
+    statistics = tree.get("batch_stats", {})
+    return Model(network, tree["params"], statistics, heads, plan, record["kind"], record)
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    """Predicts on all images of a folder, see `configs/predict.py`.
+
+    Args:
+        config: `model`, `images`, `cam`, `batch`.
+        workdir: Where `predictions.csv`, `errors.csv`, `masks/` and `cams/` go.
+
+    Raises:
+        UsageError: There is no model or image, none can be read, or maps are asked of masks.
+    """
+    if not config.model or not config.images:
+        raise UsageError(
+            "Name a fine-tuned workdir with --config.model and a folder of images with "
+            "--config.images."
+        )
+    model = load_model(config.model)
+    if config.cam and model.kind == "segmentation":
+        raise UsageError("config.cam=True, but the model segments: its masks show where it sees.")
+    root, files = _files(Path(config.images))
+    claim_workdir(workdir, config, "predict", free=FREE)
+    console = Console(stderr=True)
+    if (workdir / "summary.json").is_file():
+        console.print(f"{workdir} is finished; choose another --workdir to run again.")
+        return
+    errors: list[tuple[str, str]] = []
+    predictor = _Predictor(model, root, files, workdir, config, errors)
+    with Progress("predict", len(files), console, unit="images") as bar:
+        done = predictor.run(bar)
+    _write_csv(workdir / "errors.csv", ("file", "reason"), iter(errors))
+    if not done:
+        raise UsageError(
+            f"None of the {len(files)} files in {config.images} could be read "
+            f"({errors[0][0]}: {errors[0][1]}); {workdir / 'errors.csv'} lists them."
+        )
+    write_json(
+        workdir / "summary.json",
+        {
+            "images": done,
+            "failed": len(errors),
+            "task": model.record["task"],
+            "model": model.record["model"]["name"],
+            "start": model.record["start"],
+            "heads": [head._asdict() for head in model.heads],
+            "provenance": provenance(shlex.join(sys.argv), "predict"),
+        },
+    )
+    console.print(
+        f"{done} images predicted, {len(errors)} files could not be read: "
+        f"{workdir / 'predictions.csv'}",
+        soft_wrap=True,
+    )
+
+
+def _files(place: Path) -> tuple[Path, list[str]]:
+    """Returns a folder and the files in it that may be images, sorted; a file stands for itself."""
+    if place.is_file():
+        return place.parent, [place.name]
+    if not place.is_dir():
+        raise UsageError(f"config.images={place} does not exist; name a folder or a file.")
+    files, others, _ = list_files(place)
+    if not files:
+        raise UsageError(
+            f"{place} holds no image ({len(others)} other files); name a folder of png, jpg, tif, "
+            "bmp, ppm, gif, dcm or nii files."
+        )
+    return place, sorted(files)
+
+
+class _Predictor:
+    """Reads images in a stream and writes what the network says, in order."""
+
+    def __init__(
+        self,
+        model: Model,
+        root: Path,
+        files: list[str],
+        workdir: Path,
+        config: ml_collections.ConfigDict,
+        errors: list[tuple[str, str]],
+    ):
+        self.model, self.root, self.files, self.workdir = model, root, files, workdir
+        self.batch, self.cam, self.errors = config.batch, config.cam, errors
+        # (file, image as it is judged, native size) of what the network has not answered yet.
+        self.waiting: deque[tuple[str, np.ndarray, tuple[int, int]]] = deque()
+
+    def run(self, bar: Progress) -> int:
+        """Returns the number of images that were predicted."""
+        rows = self._masks if self.model.kind == "segmentation" else self._classes
+        count = 0
+
+        def counted() -> Iterator[tuple[Any, ...]]:
+            nonlocal count
+            for row in rows():
+                count += 1
+                bar.update(count + len(self.errors))
+                yield row
+
+        _write_csv(self.workdir / "predictions.csv", self._columns(), counted())
+        return count
+
+    def _columns(self) -> tuple[str, ...]:
+        columns = ["file"]
+        for head in self.model.heads:
+            if self.model.kind == "segmentation":
+                columns += [f"{head.name}_pixels", f"{head.name}_share", f"{head.name}_mask"]
+            else:
+                columns += [f"{head.name}_{name}" for name in head.classes]
+                columns += [head.name]
+        return tuple(columns)
+
+    def _inputs(self) -> Iterator[np.ndarray]:
+        """Yields what the network sees; a file that cannot be read is listed and left out."""
+        for file in self.files:
+            try:
+                image = decode(self.root / file)
+            except DecodeError as error:
+                self.errors.append((file, str(error)))
+                continue
+            if self.model.kind == "segmentation":
+                size = image.shape[:2]
+                shown = recipes.kept_pair(image, np.zeros(size, np.uint8), self.model.plan)[0]
+            else:
+                kept = recipes.kept_image(image, self.model.plan)
+                shown = recipes.shown_image(kept, self.model.plan)
+            self.waiting.append((file, shown, image.shape[:2]))
+            yield recipes.normalized(shown, self.model.plan)
+
+    def _run(self) -> Callable[[np.ndarray], Any]:
+        compiled = evaluate.compiled(self.model.network)  # pyright: ignore[reportArgumentType]
+        return functools.partial(compiled, self.model.params, self.model.statistics)
+
+    def _classes(self) -> Iterator[tuple[Any, ...]]:
+        """Yields a row of probabilities per image."""
+        run = self._run()
+        for images, count in evaluate.batches(self._inputs(), self.batch):
+            logits = np.asarray(run(images))[:count]
+            chances = probabilities(self.model.heads, logits)
+            if self.cam:
+                first = chances[self.model.heads[0].name].argmax(1)
+                filled = np.resize(first, len(images))
+                maps = cam.activation_map(
+                    self.model.network, self.model.params, self.model.statistics, images, filled
+                )
+            for index in range(count):
+                file, shown, _ = self.waiting.popleft()
+                row: list[Any] = [file]
+                for head in self.model.heads:
+                    chance = chances[head.name][index]
+                    row += [f"{value:.6f}" for value in chance]
+                    row.append(_named(head, chance))
+                if self.cam:
+                    _save_png(self.workdir / "cams", file, cam.overlay(shown, maps[index]))
+                yield tuple(row)
+
+    def _masks(self) -> Iterator[tuple[Any, ...]]:
+        """Yields a row per image, and writes its masks at its own size."""
+        window = self.model.network.program.input_shape[0]
+        answers = windows.predict_images(self._run(), self._inputs(), window, self.batch)
+        for logits in answers:
+            file, _, size = self.waiting.popleft()
+            logits = recipes.to_native(logits, size, self.model.plan)
+            row: list[Any] = [file]
+            for name, classes in evaluate.segment(self.model.heads, logits).items():
+                mask = classes == 1
+                path = _save_png(
+                    self.workdir / "masks", file, mask.astype(np.uint8) * np.uint8(255), f"_{name}"
+                )
+                row += [int(mask.sum()), f"{mask.mean():.6f}", str(path.relative_to(self.workdir))]
+            yield tuple(row)
+
+
+def _named(head: Head, chance: np.ndarray) -> str:
+    """Returns the likeliest class, or of findings those that are likelier than not."""
+    if head.kind == "softmax":
+        return head.classes[int(chance.argmax())]
+    return " ".join(name for name, p in zip(head.classes, chance, strict=True) if p >= 0.5)
+
+
+def _save_png(folder: Path, file: str, picture: np.ndarray, suffix: str = "") -> Path:
+    """Writes a PNG under the file's own name, ending included, so that no two collide."""
+    path = folder / f"{file}{suffix}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(path)
+    return path
+
+
+def _write_csv(path: Path, columns: tuple[str, ...], rows: Iterator[tuple[Any, ...]]) -> None:
+    """Writes rows as they come; the file has its name when all are there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    with open(partial, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        for row in rows:
+            writer.writerow(row)
+    os.replace(partial, path)
