@@ -165,8 +165,9 @@ def _maps(config: ConfigDict) -> None:
     config.starts = ("hyper", "random")
     for name, size in config.sizes.items():
         size.seeds = 1
-        size.finetune.train.epochs = 20 if name != "real" else 50
-        size.finetune.evaluate.cam_epochs = (1, 3, 5, 10, 20)
+        epochs = 50 if name == "real" else 20
+        maps = {"cam_epochs": (1, 3, 5, 10, 20)}
+        size.finetune.update({"train": {"epochs": epochs}, "evaluate": maps})
     # Maps of one pixel show nothing.
     config.sizes.mini.pixels = 96
     config.sizes.mini.finetune.data.size = 96

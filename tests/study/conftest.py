@@ -1,6 +1,5 @@
 """Studies with routes that take no time."""
 
-import json
 from pathlib import Path
 
 import ml_collections
@@ -76,7 +75,3 @@ def study(tmp_path):
         return read_command_line(argv).config
 
     return read
-
-
-def load(path: Path):
-    return json.loads(path.read_text(encoding="utf-8"))
