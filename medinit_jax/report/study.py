@@ -42,7 +42,9 @@ def write_study_report(workdir: str | Path, jobs_dir: str | Path) -> Path:
         UsageError: `summary.json` is missing or damaged.
     """
     folder, jobs_dir = Path(workdir), Path(jobs_dir)
-    summary, jobs = _read(folder / "summary.json", dict), _read(folder / "jobs.json", list)
+    summary = _read(folder / "summary.json", dict)
+    # Without it, figures have no links; the rest stays.
+    jobs = _read(folder / "jobs.json", list) if (folder / "jobs.json").is_file() else []
     rows = tables.with_tests(summary["table"])
     exports = folder / "tables"
     exports.mkdir(exist_ok=True)
@@ -101,7 +103,7 @@ def render(
                 ),
                 tables.difference_table(rows),
             ),
-            section("Runs", _job_table(jobs, links, jobs_dir)),
+            section("Runs", *_job_table(jobs, links, jobs_dir)),
             section("Where this is from", _provenance(summary, jobs, jobs_dir)),
             element("footer", "Written by medinit_jax from summary.json and jobs.json."),
         ),
@@ -266,6 +268,8 @@ def _job_table(jobs: Sequence[dict[str, Any]], links: dict[str, str], jobs_dir: 
                 job["id"],
             ]
         )
+    if not lines:
+        return [element("p", "jobs.json is missing, so no run is listed.", class_="absent")]
     heads = ("run", "status", "test", "validation", "time", "job")
     failed = [line for line in lines if not str(line[1]).startswith("done")]
     parts = [table("Failed, blocked or open", heads, failed, texts=2)] if failed else []

@@ -158,6 +158,12 @@ def map_grid(maps: Mapping[str, Mapping[str, np.ndarray]], most: int = 3) -> Htm
     if not known:
         return None
     first = next(iter(known.values()))
+    # Side by side only what shows the same images.
+    known = {
+        start: held
+        for start, held in known.items()
+        if np.array_equal(held["image"], first["image"])
+    }
     epochs = sorted(int(name[4:]) for name in first if name.startswith("cam_"))
     head = ["", "image", *(f"epoch {epoch}" for epoch in epochs)]
     body = []

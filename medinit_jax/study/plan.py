@@ -159,8 +159,9 @@ class Plan:
                 return None
             summary = job.summary(jobs_dir)
             value = (summary.get("best") or {}).get("validation")
-            bad = value is None or summary.get("diverged")
-            figures[point] = -math.inf if bad else value
+            if value is None or summary.get("diverged"):
+                value = -math.inf
+            figures[point] = value
         best = min(figures, key=lambda point: (-figures[point], point))
         return None if figures[best] == -math.inf else best
 
