@@ -66,7 +66,7 @@ def measure(height: int, width: int, count: int, options: argparse.Namespace) ->
 
 def main() -> None:
     """Measures both sizes and prints them."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description="Share of segmentation time in the network")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--window", type=int, default=128)
