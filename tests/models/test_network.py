@@ -11,7 +11,7 @@ from medinit_jax.arch.cell_blocks import OPS, add_block, head_block, patch_stem,
 from medinit_jax.arch.program import BlockBuilder, ProgramBuilder
 from medinit_jax.models.initial import initial_parameters
 from medinit_jax.models.network import Network, apply_with_batch_statistics, feature_taps
-from medinit_jax.models.resnet import resnet
+from medinit_jax.models.resnet import Variant, resnet
 from medinit_jax.models.statistics import initial_statistics
 
 IMAGE = (8, 8, 3)
@@ -181,3 +181,33 @@ def test_taps_are_pooled_maps_and_the_last_one_feeds_the_head():
     hidden = jnp.maximum(taps[1] @ head["classifier.0"]["kernel"] + head["classifier.0"]["bias"], 0)
     logits = hidden @ head["classifier.3"]["kernel"] + head["classifier.3"]["bias"]
     np.testing.assert_allclose(logits, network.apply(variables, images()), rtol=1e-5, atol=1e-6)
+
+
+def test_dropout_leaves_out_its_share_in_training_alone():
+    build = ProgramBuilder((64, 64, 1))
+    b = BlockBuilder(1)
+    b("dropout", 0, rate=0.25)
+    value = build(b.build(), (0,))
+    b = BlockBuilder(1)
+    b("dense", 0, name="head", features=1, bias=True)
+    build(b.build(), (value,))
+    network = Network(build.build())
+    images = jnp.ones((1, 64, 64, 1))
+    variables = {"params": {"head": {"kernel": jnp.ones((1, 1)), "bias": jnp.zeros(1)}}}
+    for options in ({}, {"train": True}, {"rngs": {"dropout": jax.random.key(0)}}):
+        np.testing.assert_array_equal(network.apply(variables, images, **options), images)
+    found = network.apply(variables, images, train=True, rngs={"dropout": jax.random.key(0)})
+    values, counts = np.unique(found, return_counts=True)
+    np.testing.assert_allclose(values, [0, 1 / 0.75], rtol=1e-6)
+    assert counts[0] / counts.sum() == pytest.approx(0.25, abs=0.03)
+
+
+def test_frozen_statistics_stay():
+    program = resnet(Variant((1,), False), (16, 16, 3), 2, "small", 4)
+    network = Network(program, frozen=("layer1",))
+    images = jax.random.normal(jax.random.key(0), (4, 16, 16, 3))
+    variables = network.init(jax.random.key(1), images)
+    _, updates = network.apply(variables, images, train=True, mutable=["batch_stats"])
+    for name, before in variables["batch_stats"].items():
+        after = updates["batch_stats"][name]["mean"]
+        assert np.array_equal(after, before["mean"]) == name.startswith("layer1")

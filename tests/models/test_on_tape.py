@@ -20,8 +20,10 @@ ENCODER = resnet.Variant((1,), False)
 PROGRAMS = {
     "bit": lambda: bit.bit(bit.Variant((1,), 4), IMAGE, 4, "small"),
     "regnet": lambda: regnet.regnet(regnet.Variant(2, 8, 8.0, 2.0, 4, 0.25), IMAGE, 4, "small"),
-    "unet": lambda: unet.unet(unet.Variant((4,)), IMAGE, 4),
-    "unet on resnet": lambda: unet.unet(unet.Variant((4, 4), ENCODER, "bilinear"), IMAGE, 4),
+    "unet": lambda: unet.unet(None, IMAGE, 4, width=4, levels=1),
+    "unet on resnet": lambda: unet.unet(
+        resnet.resnet(ENCODER, IMAGE, 1, "imagenet", 4), IMAGE, 4, decoder="swcl"
+    ),
     "vit": lambda: vit.vit(vit.Variant(8, 1, 2, 4), IMAGE, 4),
 }
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}

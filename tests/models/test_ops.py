@@ -16,7 +16,7 @@ from medinit_jax.arch.cell_blocks import (
     patch_stem,
     simple_stem,
 )
-from medinit_jax.arch.program import Step, block_layout, output_shape
+from medinit_jax.arch.program import BlockBuilder, Step, block_layout, output_shape
 from medinit_jax.models import attention, bit, convnext, deeplab, mobilenet, ops, regnet, unet, vit
 from medinit_jax.models.ops import PRIMITIVES, apply_block, batch_norm_over_groups, normalize_with
 
@@ -496,8 +496,9 @@ BLOCKS |= {
     "mobilenet": mobilenet.inverted_residual(
         16, mobilenet.Row(3, 24, 16, 1, "hard_swish", 8), mobilenet.V3_STYLE
     ),
-    "unet": unet._decoder_step(4, "conv_t", (), "gn", 1),
-    "deeplab": deeplab._pyramid(4, (1, 2), (5, 6), "ln"),
+    "unet": unet._decoder_step(4, unet.CLASSIC, 16, (), "gn", 1),
+    "aligned unet": unet._decoder_step(4, unet.SWCL, 16, (9, 12), "gn", 1),
+    "deeplab": deeplab._pyramid(4, (1, 2), (5, 6), "ln", 0.1),
 }
 STEMS = {
     "patch_stem": patch_stem(16, False),
@@ -539,3 +540,23 @@ def test_every_block_is_differentiable_under_jit(name):
     expected = float(ahead - behind) / (2 * step)
     assert sum(jax.tree.leaves(slopes)) == pytest.approx(expected, rel=1e-6, abs=1e-6)
     assert all(slope != 0 for slope in jax.tree.leaves(slopes))
+
+
+def test_aligned_interpolation_keeps_corners_and_equals_a_loop():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 3, 5, 2)).astype(np.float32)
+    b = BlockBuilder(1)
+    b("bilinear", 0, size=(6, 9), aligned=True)
+    found = np.asarray(apply_block(b.build(), {}, (jnp.asarray(x),), batch_norm_over_groups))
+    for row in range(6):
+        for column in range(9):
+            y, z = row * 2 / 5, column * 4 / 8
+            top, left = min(int(y), 1), min(int(z), 3)
+            v, w = y - top, z - left
+            expected = (
+                (1 - v) * (1 - w) * x[:, top, left]
+                + (1 - v) * w * x[:, top, left + 1]
+                + v * (1 - w) * x[:, top + 1, left]
+                + v * w * x[:, top + 1, left + 1]
+            )
+            np.testing.assert_allclose(found[:, row, column], expected, rtol=1e-5, atol=1e-6)
