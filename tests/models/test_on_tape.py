@@ -21,9 +21,7 @@ PROGRAMS = {
     "bit": lambda: bit.bit(bit.Variant((1,), 4), IMAGE, 4, "small"),
     "regnet": lambda: regnet.regnet(regnet.Variant(2, 8, 8.0, 2.0, 4, 0.25), IMAGE, 4, "small"),
     "unet": lambda: unet.unet(None, IMAGE, 4, width=4, levels=1),
-    "unet on resnet": lambda: unet.unet(
-        resnet.resnet(ENCODER, IMAGE, 1, "imagenet", 4), IMAGE, 4, decoder="swcl"
-    ),
+    "unet on resnet": lambda: unet.unet(resnet.resnet(ENCODER, IMAGE, 1, "imagenet", 4), IMAGE, 4),
     "vit": lambda: vit.vit(vit.Variant(8, 1, 2, 4), IMAGE, 4),
 }
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
