@@ -91,13 +91,18 @@ def build(
     Raises:
         UsageError: If there is no such network, or the builder refuses an option.
     """
-    builder = MODELS.get(name)
-    for prefix, other in _DECODERS.items():
-        if name.startswith(prefix) and name.removeprefix(prefix) in CLASSIFIERS:
-            builder = other
+    builder = _builder(name)
     if builder is None:
         raise UsageError(f"there is no network {name!r}: choose from {', '.join(MODELS)}")
     return Network(builder(name, input_shape, num_classes, **options))
+
+
+def _builder(name: str) -> Builder | None:
+    """Returns the builder of a name: a key of `MODELS`, or a decoder on any classifier."""
+    for prefix, builder in _DECODERS.items():
+        if name.startswith(prefix) and name.removeprefix(prefix) in CLASSIFIERS:
+            return builder
+    return MODELS.get(name)
 
 
 resnet18 = functools.partial(build, "resnet18")
@@ -137,7 +142,7 @@ def by_name(name: str, num_classes: int, space: Space) -> Network:
     if first in _STEMMED:
         stem = second or ("imagenet" if size >= LARGE_IMAGE else "small")
         return build(first, num_classes, (size, size, 3), stem=stem)
-    if name in MODELS:
+    if _builder(name):
         return build(name, num_classes, (size, size, 3))
     if first in space.splits and second.isdigit():
         network = space_network(space, first, int(second), num_classes)
