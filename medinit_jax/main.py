@@ -8,6 +8,7 @@ The same command again resumes the run in its workdir. Exit codes: 0 done, 2 som
 (one sentence on stderr), 130 stopped and saved.
 """
 
+import importlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,36 +20,16 @@ from medinit_jax.core.config import read_command_line
 from medinit_jax.core.errors import UsageError
 
 
-def _hyper(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    # Imported when chosen: a route may need much that the other does not.
-    from medinit_jax import hyper
-
-    hyper.run(config, workdir)
-
-
-def _finetune(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    from medinit_jax import finetune
-
-    finetune.run(config, workdir)
-
-
-def _predict(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    from medinit_jax.finetune import predict
-
-    predict.run(config, workdir)
-
-
-def _study(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    from medinit_jax import study
-
-    study.run(config, workdir)
+def _route(module: str) -> Callable[[ml_collections.ConfigDict, Path], None]:
+    # Imported when chosen: a route may need much that others do not.
+    return lambda config, workdir: importlib.import_module(module).run(config, workdir)
 
 
 ROUTES: dict[str, Callable[[ml_collections.ConfigDict, Path], None]] = {
-    "hyper": _hyper,
-    "finetune": _finetune,
-    "predict": _predict,
-    "study": _study,
+    "hyper": _route("medinit_jax.hyper"),
+    "finetune": _route("medinit_jax.finetune"),
+    "predict": _route("medinit_jax.finetune.predict"),
+    "study": _route("medinit_jax.study"),
 }
 
 

@@ -70,8 +70,19 @@ SEGMENTATION = (
 )
 
 
-def check_metric(metric: str, kind: str) -> None:
-    """Raises UsageError unless there is such a metric for "classification" or "segmentation"."""
+def check_metric(metric: str, kind: str, heads: Sequence[Head] = ()) -> None:
+    """Raises UsageError unless there is such a metric of such heads.
+
+    Args:
+        metric: Its name.
+        kind: "classification" or "segmentation".
+        heads: What is predicted.
+    """
+    if CLASSIFICATION.get(metric, _auc) is not _auc and any(h.kind == "sigmoid" for h in heads):
+        raise UsageError(
+            f"The metric {metric!r} is of classes, of which one holds, but findings are predicted; "
+            "set config.metric=macro AUC."
+        )
     known = tuple(CLASSIFICATION) if kind == "classification" else SEGMENTATION
     if metric not in known:
         raise UsageError(

@@ -140,7 +140,7 @@ def open_task(config: ml_collections.ConfigDict, console: Console) -> TaskImages
     metric = config.metric or (
         "accuracy" if turned else _metric(None if names else task, kind, heads)
     )
-    check_metric(metric, "classification" if turned else kind)
+    check_metric(metric, "classification" if turned else kind, () if turned else heads)
     cache = Cache(data.cache_mb / (1 + data.workers))
     pools: dict[str, Pool] = {
         split: read_pool(Records(builder, split), columns, layers, console)

@@ -47,7 +47,23 @@ class MapAlbum:
                 "config.evaluate.cam_epochs asks for maps of a segmentation task; they are of "
                 "classifiers: leave it empty."
             )
+        if len(images.heads) == 0 or images.heads[0].kind != "softmax":
+            raise UsageError(
+                "config.evaluate.cam_epochs asks for maps of findings, of which several may hold; "
+                "they are of classes: leave it empty."
+            )
+        missed = [e for e in self.epochs if e % config.train.validate_every]
+        if missed:
+            raise UsageError(
+                f"config.evaluate.cam_epochs names epoch {missed[0]}, which is not validated with "
+                f"config.train.validate_every={config.train.validate_every}; name multiples of it."
+            )
         self.chosen = chosen_images(images, config.evaluate.cam_images)
+        if not self.chosen:
+            raise UsageError(
+                "No test image is above class 0, so there is nothing to map; leave "
+                "config.evaluate.cam_epochs empty or set cam_images to at least 1."
+            )
         if self.path.is_file():
             with np.load(self.path, allow_pickle=False) as held:
                 self.arrays = {name: held[name] for name in held.files}

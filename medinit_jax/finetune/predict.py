@@ -96,6 +96,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     Raises:
         UsageError: There is no model or image, none can be read, or maps are asked of masks.
     """
+    if config.batch < 1:
+        raise UsageError(f"config.batch={config.batch}; set it to at least 1.")
     if not config.model or not config.images:
         raise UsageError(
             "Name a fine-tuned workdir with --config.model and a folder of images with "

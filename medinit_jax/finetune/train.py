@@ -114,6 +114,10 @@ class Tuning:
         self._moving = plain
         self.start: Start = make_start(config, self.network, console)
         _check(train, self.parallel)
+        if config.evaluate.batch < 1:
+            raise UsageError(
+                f"config.evaluate.batch={config.evaluate.batch}; set it to at least 1."
+            )
         settings = {k: v for k, v in config.optim.items() if k not in _SCHEDULE}
         self.begin, self.step = compiled(
             Recipe(
@@ -152,7 +156,9 @@ class Tuning:
 
     def statistics_of(self, state: TuneState) -> Any:
         """Returns the batch statistics to judge a state with."""
-        early = int(state.step) <= self.config.train.recalibrate_steps
+        train = self.config.train
+        # Running statistics are those of the parameters, not of their average.
+        early = int(state.step) <= train.recalibrate_steps or train.ema > 0
         if early and not self.frozen and state.statistics:
             return self.recalibrated(state.judged)
         return state.statistics
@@ -216,7 +222,8 @@ class Tuning:
         return self.parallel.replicate(state), jax.device_get(best), course
 
     def _finished(self, state: TuneState, course: Course) -> bool:
-        if int(state.step) >= self.total or course.diverged:
+        judged = course.epochs[-1]["step"] if course.epochs else 0
+        if course.diverged or judged == int(state.step) >= self.total:
             return True
         patience, best = self.config.train.patience, course.best
         return bool(patience and best and course.epochs[-1]["epoch"] - best["epoch"] >= patience)
@@ -297,7 +304,9 @@ class Tuning:
             }
             predictions = found
         write_arrays(self.workdir / "predictions.npz", _arrays(self.images, predictions))
-        self._write_model(best)
+        if row:
+            # Nothing that never gave a finite figure is handed on.
+            self._write_model(best)
         summary = finite(
             {
                 "task": self.config.task,
@@ -357,6 +366,12 @@ def _devices(config: ml_collections.ConfigDict) -> Parallel:
 
 
 def _check(train: ml_collections.ConfigDict, parallel: Parallel) -> None:
+    if not 0 <= train.ema < 1 or min(train.patience, train.recalibrate_batches) < 0:
+        raise UsageError(
+            f"config.train.ema={train.ema}, patience={train.patience} and recalibrate_batches="
+            f"{train.recalibrate_batches}; set ema to 0 up to, but not including 1, the others to "
+            "at least 0."
+        )
     if train.validate_every < 1 or min(train.epochs, train.steps) < 0 or train.epochs == 0:
         raise UsageError(
             f"config.train.epochs={train.epochs}, steps={train.steps} and validate_every="

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from medinit_jax.core.errors import UsageError
@@ -44,7 +46,7 @@ def class_weights(images: TaskImages, rule: str) -> dict[str, np.ndarray]:
     return found
 
 
-def _counted(images: TaskImages, name: str, classes: int, kind: str) -> tuple[np.ndarray, int]:
+def _counted(images: TaskImages, name: str, classes: int, kind: str) -> tuple[np.ndarray, Any]:
     """Returns how often each class occurs among what is known, and how much is known."""
     train = images.train
     if images.kind == "segmentation":
@@ -55,6 +57,6 @@ def _counted(images: TaskImages, name: str, classes: int, kind: str) -> tuple[np
         return counts, int(counts.sum())
     targets = train.targets[name]
     if kind == "sigmoid":
-        return (targets == 1).sum(0), int((targets[:, 0] >= 0).sum())
+        return (targets == 1).sum(0), (targets >= 0).sum(0)
     counts = np.bincount(targets[targets >= 0], minlength=classes)
     return counts, int(counts.sum())

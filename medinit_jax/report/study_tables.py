@@ -38,7 +38,8 @@ def p_value(row: Row, which: str = "best") -> float | None:
     if not found or found["count"] < 2 or not is_number(found["sd"]):
         return None
     if found["sd"] == 0:
-        return 0.0 if found["mean"] else 1.0
+        # Equal differences of figures that take few values show no certainty.
+        return None if found["mean"] else 1.0
     t = abs(found["mean"]) * math.sqrt(found["count"]) / found["sd"]
     return float(2 * stdtr(found["count"] - 1, -t))
 
@@ -69,6 +70,8 @@ def with_tests(rows: Sequence[Row]) -> list[dict[str, Any]]:
 def beats_random(row: Row) -> bool:
     """Tells whether a start beats random beyond the number of comparisons made."""
     found = (row.get("difference") or {}).get("best")
+    if row["diverged"]:
+        return False
     return bool(found and found["mean"] > 0 and is_number(row["p_holm"]) and row["p_holm"] < LEVEL)
 
 

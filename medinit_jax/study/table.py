@@ -142,7 +142,7 @@ def _compare(row: dict[str, Any], random: Mapping[str, Any] | None) -> None:
     if random is None:
         return
     bests = [max((v for _, v in c if v is not None), default=None) for c in random["curves"]]
-    if row["curves"] and len(row["curves"]) == len(bests) and None not in bests:
+    if row["curves"] and row["seeds"] == random["seeds"] and None not in bests:
         row["epochs_to_95"] = [
             next((e for e, v in curve if v is not None and v >= CONVERGED * best), None)
             for curve, best in zip(row["curves"], map(float, bests), strict=True)  # pyright: ignore
