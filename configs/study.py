@@ -17,7 +17,7 @@ machines: `--config.runner=ray` (pip install 'medinit_jax[ray]'), `slurm` or `co
 import importlib.util
 from pathlib import Path
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 STUDIES = ("hyper_table2", "hyper_fig2", "hyper_fig3", "hyper_fig4")
 TASKS = ("eyepacs_dr", "aptos_dr", "refuge2_seg", "drive_seg", "rsna_ihd", "rsna_cxr")
@@ -52,8 +52,8 @@ def get_config(study: str = "hyper_table2") -> ConfigDict:
     # EyePACS, RSNA-IHD and RSNA-CXR. The paper trains on all images, evaluation images included.
     config.images = ConfigDict(dict.fromkeys(MODALITIES, ""))
     config.include_eval_images = False
-    # Changes of every fine-tuning, such as config.finetune.train.
-    config.finetune = ConfigDict()
+    # Changes of every fine-tuning, such as --config.finetune.train.epochs=5; None changes nothing.
+    config.finetune = _unset(_beside("finetune", TASKS[0]), ("data", "train", "optim", "evaluate"))
     config.base = ConfigDict(
         {
             "finetune": {task: _beside("finetune", task) for task in TASKS},
@@ -79,6 +79,17 @@ def _beside(name: str, variant: str) -> dict:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.get_config(variant).to_dict()
+
+
+def _unset(config: dict, parts: tuple[str, ...]) -> ConfigDict:
+    """Returns a place without a value for each setting of these parts of a run."""
+
+    def empty(value):
+        if isinstance(value, dict):
+            return {key: empty(held) for key, held in value.items()}
+        return config_dict.placeholder(type(value))
+
+    return ConfigDict({part: empty(config[part]) for part in parts})
 
 
 def _initializer(modality: str) -> dict:
@@ -165,8 +176,9 @@ def _maps(config: ConfigDict) -> None:
     config.starts = ("hyper", "random")
     for name, size in config.sizes.items():
         size.seeds = 1
+        # Drift is measured against the last epoch, so it has a map too.
         epochs = 50 if name == "real" else 20
-        maps = {"cam_epochs": (1, 3, 5, 10, 20)}
+        maps = {"cam_epochs": tuple(sorted({1, 3, 5, 10, 20, epochs}))}
         size.finetune.update({"train": {"epochs": epochs}, "evaluate": maps})
     # Maps of one pixel show nothing.
     config.sizes.mini.pixels = 96

@@ -25,7 +25,8 @@ _LATEX = str.maketrans(
 COLUMNS = (
     "experiment", "task", "model", "fraction", "start", "metric", "best_mean", "best_sd",
     "last_mean", "last_sd", "seeds", "low", "high", "difference", "difference_low",
-    "difference_high", "p_holm", "paper", "jobs", "reason",
+    "difference_high", "p_holm", "images_low", "images_high", "images_p_holm", "paper", "jobs",
+    "reason",
 )  # fmt: skip
 
 
@@ -59,11 +60,15 @@ def holm(values: Sequence[float | None]) -> list[float | None]:
 
 
 def with_tests(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Returns the rows with `p` and, corrected over all rows, `p_holm` of the best epoch."""
+    """Returns the rows with `p` and, corrected over all rows, `p_holm` of the best epoch.
+
+    `images_p_holm` is that of the test over images, corrected likewise.
+    """
     values = [p_value(row) for row in rows]
+    on_images = holm([(row.get("on_images") or {}).get("p") for row in rows])
     return [
-        {**row, "p": p, "p_holm": corrected}
-        for row, p, corrected in zip(rows, values, holm(values), strict=True)
+        {**row, "p": p, "p_holm": corrected, "images_p_holm": by_image}
+        for row, p, corrected, by_image in zip(rows, values, holm(values), on_images, strict=True)
     ]
 
 
@@ -134,7 +139,11 @@ def _cell(row: Row | None, folders: Mapping[str, str]) -> Any:
 
 
 def difference_table(rows: Sequence[Row]) -> Html | None:
-    """Paired differences to random with interval, p value and corrected p value."""
+    """Paired differences to random: over seeds, and over test images with the networks as they are.
+
+    Args:
+        rows: Of `with_tests`.
+    """
     body = []
     for row in rows:
         found = (row.get("difference") or {}).get("best")
@@ -154,12 +163,23 @@ def difference_table(rows: Sequence[Row]) -> Html | None:
                 ends,
                 fixed(row["p"]),
                 fixed(row["p_holm"]),
+                *_on_images(row),
             ]
         )
     if not body:
         return None
-    heads = ("task and network", "labels", "start", "minus random", "95 % interval", "p", "p, Holm")
-    return table("Differences to random initialization, paired over seeds", heads, body, texts=3)
+    heads = (
+        "task and network", "labels", "start", "minus random", "95 % over seeds", "p", "p, Holm",
+        "95 % over test images", "p, Holm",
+    )  # fmt: skip
+    return table("Differences to random initialization, paired", heads, body, texts=3)
+
+
+def _on_images(row: Row) -> tuple[str, str]:
+    found = row.get("on_images")
+    if not found:
+        return DASH, DASH
+    return f"{signed(found['low'])} to {signed(found['high'])}", fixed(row["images_p_holm"])
 
 
 def plain_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -168,11 +188,13 @@ def plain_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
     for row in rows:
         found = (row.get("difference") or {}).get("best") or {}
         low, high = row.get("interval") or (None, None)
+        by_image = row.get("on_images") or {}
         values = (
             *(row[key] for key in ("experiment", "task", "model", "fraction", "start", "metric")),
             *(row[which][key] for which in ("best", "last") for key in ("mean", "sd")),
             " ".join(map(str, row["seeds"])), low, high, found.get("mean"), found.get("low"),
-            found.get("high"), row["p_holm"], row.get("paper"), " ".join(row["jobs"]),
+            found.get("high"), row["p_holm"], by_image.get("low"), by_image.get("high"),
+            row["images_p_holm"], row.get("paper"), " ".join(row["jobs"]),
             row["reason"],
         )  # fmt: skip
         flat.append(dict(zip(COLUMNS, values, strict=True)))

@@ -23,7 +23,7 @@ from medinit_jax.study.hyper_paper import STUDIES
 from medinit_jax.study.job import Job
 from medinit_jax.study.plan import Plan
 from medinit_jax.study.runner import DONE, FAILED, Outcome, outcome_of, outcomes_on_disk, run_jobs
-from medinit_jax.study.table import rows
+from medinit_jax.study.table import check_images, rows
 
 PLAN_FILE = "plan.json"
 RUNNERS = ("local", "ray", "commands", "slurm")
@@ -53,6 +53,7 @@ def conduct(config: ml_collections.ConfigDict, workdir: Path) -> None:
     if config.only:
         _run_one(plan, jobs_dir, config.only)
         return
+    check_images(plan.known(jobs_dir), jobs_dir)
     _claim(config, workdir)
     if config.runner in ("commands", "slurm"):
         write = write_slurm if config.runner == "slurm" else write_commands
@@ -172,6 +173,7 @@ def collect(plan: Plan, jobs_dir: Path, workdir: Path) -> dict[str, Any]:
         What `summary.json` holds.
     """
     jobs = plan.known(jobs_dir)
+    check_images(jobs, jobs_dir)
     outcomes = outcomes_on_disk(jobs, jobs_dir)
     listing = _listing(jobs, outcomes, jobs_dir)
     counts = {status: sum(row["status"] == status for row in listing) for status in (DONE, FAILED)}
@@ -191,12 +193,28 @@ def collect(plan: Plan, jobs_dir: Path, workdir: Path) -> dict[str, Any]:
             "provenance": {
                 key: where[key] for key in ("code_version", "jax", "python", "device", "cores")
             },
-            "notes": [plan.config.note] if plan.config.note else [],
+            "notes": [*([plan.config.note] if plan.config.note else []), *_folder_notes(plan)],
         }
     )
     write_json(workdir / "jobs.json", listing)
     write_json(workdir / "summary.json", summary)
     return summary
+
+
+def _folder_notes(plan: Plan) -> list[str]:
+    """Says of images given as a folder whether those of the evaluation are among them."""
+    if plan.config.size != "real":
+        return []
+    known = (
+        "evaluation images included, as in the paper"
+        if plan.config.include_eval_images
+        else "taken to be without evaluation images, which was not checked"
+    )
+    return [
+        f"The initializer of {modality} saw all images of {folder}, {known}."
+        for modality, folder in plan.config.images.items()
+        if folder
+    ]
 
 
 def _listing(jobs: list[Job], outcomes: Any, jobs_dir: Path) -> list[dict[str, Any]]:

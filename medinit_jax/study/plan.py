@@ -186,7 +186,7 @@ class Plan:
         _update(config, _plain(size.finetune))
         kind = "segmentation" if TASKS[cell.task].kind == "segmentation" else "classification"
         _update(config, _plain(size[kind]))
-        _update(config, _plain(self.config.finetune))
+        _update(config, _set(_plain(self.config.finetune)))
         config["task"] = task_name(cell.task, size)
         config["seed"] = seed
         config["model"]["name"] = cell.model
@@ -239,6 +239,12 @@ def task_name(task: str, size: Mapping[str, Any]) -> str:
 
 def _plain(config: Any) -> dict[str, Any]:
     return copy.deepcopy(config.to_dict() if hasattr(config, "to_dict") else dict(config))
+
+
+def _set(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what has a value."""
+    parts = {k: _set(v) if isinstance(v, Mapping) else v for k, v in config.items()}
+    return {key: value for key, value in parts.items() if value is not None}
 
 
 def _update(config: dict[str, Any], changes: Mapping[str, Any]) -> None:

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from medinit_jax.core.errors import UsageError
 from medinit_jax.data.tasks import TASKS
 from medinit_jax.downstream.metrics import mean_sd, paired_difference
 from medinit_jax.study.job import Job
+from medinit_jax.study.paired_images import compare_on_images
 from medinit_jax.study.plan import Cell, Plan
 from medinit_jax.study.runner import DONE, Outcome
 
@@ -34,7 +36,28 @@ def rows(plan: Plan, outcomes: Mapping[str, Outcome], jobs_dir: Path) -> list[di
     for row in table:
         random = by_start.get((row["task"], row["model"], row["fraction"]))
         _compare(row, random)
+        row["on_images"] = _on_images(row, random, jobs_dir)
     return table
+
+
+def check_images(jobs: Sequence[Job], jobs_dir: Path) -> None:
+    """Raises UsageError where runs of one task that are done were judged on different images.
+
+    Where the images lie is no part of a job's id, so that a study can move; what they are is.
+    """
+    first: dict[Any, tuple[Job, str]] = {}
+    for job in jobs:
+        found = job.summary(jobs_dir).get("data", {}).get("test", {}).get("sha256")
+        if not found:
+            continue
+        key = (job.config["task"], job.config["protocol"]["fold"])
+        other, checksum = first.setdefault(key, (job, found))
+        if found != checksum:
+            raise UsageError(
+                f"{job.id} and {other.id} were judged on different images of {key[0]}; remove the "
+                "folder of the older one from config.jobs_dir, so that it is run again, or give "
+                "the new images a config.jobs_dir of their own."
+            )
 
 
 def _row(plan: Plan, cell: Cell, outcomes: Mapping[str, Outcome], jobs_dir: Path) -> dict[str, Any]:
@@ -111,7 +134,10 @@ def _interval(found: Sequence[tuple[Job, Mapping[str, Any]]]) -> list[float] | N
 
 
 def _curve(courses: Sequence[Sequence[Mapping[str, Any]]]) -> list[list[float | None]]:
-    """Returns [epoch, mean, deviation] of the validation figure over seeds."""
+    """Returns [epoch, mean, deviation] of the validation figure, of epochs that all seeds reached.
+
+    Where some have stopped early, a mean over the rest would be one over other networks.
+    """
     by_epoch: dict[int, list[float]] = {}
     for course in courses:
         for row in course:
@@ -119,6 +145,8 @@ def _curve(courses: Sequence[Sequence[Mapping[str, Any]]]) -> list[list[float | 
                 by_epoch.setdefault(row["epoch"], []).append(row["validation"])
     points: list[list[float | None]] = []
     for epoch, values in sorted(by_epoch.items()):
+        if len(values) < len(courses):
+            continue
         spread = _spread(values)
         points.append([epoch, spread["mean"], spread["sd"]])
     return points
@@ -134,6 +162,17 @@ def _cams(figures: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
         if columns:
             merged[name] = [sum(column) / len(column) for column in zip(*columns, strict=True)]
     return merged
+
+
+def _on_images(
+    row: Mapping[str, Any], random: Mapping[str, Any] | None, jobs_dir: Path
+) -> dict[str, Any] | None:
+    if random is None or row["start"] == "random" or row["seeds"] != random["seeds"]:
+        return None
+    if not row["seeds"] or len(row["seeds"]) < len(row["jobs"]):
+        return None
+    own, other = ([jobs_dir / job for job in one["jobs"]] for one in (row, random))
+    return compare_on_images(own, other, row["metric"])
 
 
 def _compare(row: dict[str, Any], random: Mapping[str, Any] | None) -> None:

@@ -120,8 +120,23 @@ def test_p_values_and_their_correction():
 def test_one_seed_claims_nothing(tmp_path):
     rows = [row("random", [0.5]), row("hyper", [0.9], [0.5])]
     page = write(tmp_path, rows)
-    assert "One seed: the starts can be looked at, but nothing can be claimed." in page
+    assert "One seed: nothing can be claimed beyond these networks on these test images." in page
     assert "<b>0.9" not in page
+
+
+def test_one_seed_can_be_tested_over_images(tmp_path):
+    sure = {"mean": 0.4, "low": 0.3, "high": 0.5, "p": 0.001, "images": 90, "patients": 90}
+    rows = [
+        row("random", [0.5]),
+        row("hyper", [0.9], [0.5], on_images=sure),
+        row("matched", [0.49], [0.5], on_images={**sure, "mean": -0.01, "p": 0.4}),
+    ]
+    page = write(tmp_path, rows)
+    assert "in 1 of 2 comparisons the difference to random is larger" in page
+    assert "in 1 of them upward" in page and "+0.300 to +0.500" in page
+    tested = study_tables.with_tests(rows)
+    # Two comparisons: the smaller p counts twice.
+    assert [row["images_p_holm"] for row in tested] == [None, 0.002, 0.4]
 
 
 def test_a_loss_is_called_one():

@@ -132,6 +132,29 @@ def test_another_plan_in_the_folder_is_refused_unless_fresh(study, routes, tmp_p
     assert len(routes.calls) == len(set(routes.calls))
 
 
+def test_runs_on_other_images_are_not_set_beside_each_other(study, routes, tmp_path):
+    def drawn(config, summary):
+        if config.route == "finetune":
+            summary["data"] = {"test": {"sha256": "old" if config.seed == 42 else "new"}}
+
+    routes.on = drawn
+    with pytest.raises(UsageError, match="judged on different images of phantom"):
+        run(study(), tmp_path / "study")
+    calls = len(routes.calls)
+    with pytest.raises(UsageError, match="remove the folder of the older one"):
+        run(study(), tmp_path / "study")
+    # Said before anything runs.
+    assert len(routes.calls) == calls
+
+
+def test_a_folder_of_images_is_named_in_the_notes(study, routes, tmp_path):
+    given = (f"--config.images.fundus={tmp_path}", "--config.size=real", "--config.only=")
+    rates = "--config.sizes.real.learning_rates=(0.01,)"
+    run(study("hyper_fig3", rates, *given), tmp_path / "study")
+    (note,) = load(tmp_path / "study" / "summary.json")["notes"]
+    assert str(tmp_path) in note and "which was not checked" in note
+
+
 def test_one_job_alone(study, routes, tmp_path, capsys):
     run(study("hyper_fig4", "--config.runner=commands"), tmp_path / "study")
     assert routes.calls == []

@@ -107,6 +107,19 @@ def test_starts_reach_the_fine_tuning(study):
     assert found.rotation(CELL).config["data"]["target"] == "rotation"
 
 
+def test_one_setting_of_every_fine_tuning_can_be_changed(study):
+    config = study(
+        "hyper_fig4", "--config.finetune.train.epochs=5", "--config.finetune.optim.name=adamw"
+    )
+    plan = Plan(config, STUDIES[config.study](config))
+    changed = plan.grid_jobs(plan.cells[0])[0].config
+    config = study("hyper_fig4")
+    plain = Plan(config, STUDIES[config.study](config)).grid_jobs(plan.cells[0])[0].config
+    assert changed["train"] == {**plain["train"], "epochs": 5}
+    assert changed["optim"] == {**plain["optim"], "name": "adamw"}
+    assert changed["data"] == plain["data"] and None not in plain["train"].values()
+
+
 def test_what_cannot_be_run_says_why(study):
     found = plan(study())
     assert "config.imagenet.resnet18" in found.absent(CELL._replace(start="imagenet"))

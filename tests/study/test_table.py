@@ -42,6 +42,18 @@ def test_epochs_to_95_percent_of_the_best_of_random(study, routes, tmp_path):
     assert {row["modality"] for row in found} == {"fundus", "CT", "X-ray"}
 
 
+def test_the_curve_ends_where_the_first_seed_stopped(study, routes, tmp_path):
+    def early(config, summary):
+        if config.route == "finetune" and config.seed == 43:
+            del summary["epochs"][1:]
+
+    routes.on = early
+    found = table(study("hyper_fig4"), tmp_path)
+    row = only(found, task="eyepacs_dr", start="random", model="resnet18")
+    assert [point[0] for point in row["curve"]] == [1]
+    assert [len(curve) for curve in row["curves"]] == [2, 1]
+
+
 def test_a_start_that_never_gets_there_has_no_epoch(study, routes, tmp_path):
     def slow(config, summary):
         if config.route == "finetune" and config.init.start == "untrained":
