@@ -10,12 +10,9 @@ import numpy as np
 from rich.console import Console
 
 from medinit_jax.core.errors import UsageError
-from medinit_jax.core.progress import Progress
 from medinit_jax.data.builders.base import Builder
-from medinit_jax.data.builders.drawn import Drawn
-from medinit_jax.data.manifest import read_manifest
+from medinit_jax.data.draw import draw_missing
 from medinit_jax.data.pipeline import ENDLESS, epoch_order
-from medinit_jax.data.prepare import prepare
 from medinit_jax.data.prepared import manifest_of
 from medinit_jax.data.tasks import TASKS, Task, make_builder
 from medinit_jax.downstream.heads import UNKNOWN, Head
@@ -108,8 +105,7 @@ def open_task(config: ml_collections.ConfigDict, console: Console) -> TaskImages
             f"config.data.target is {data.target!r}; set it to one of: {', '.join(TARGETS)}."
         )
     builder = make_builder(config.task, data.data_dir)
-    if isinstance(builder, Drawn):
-        _draw(builder, config.task, console)
+    draw_missing(builder, config.task, console)
     own = manifest_of(builder)["splits"]
     task = task_of(config.task, builder)
     turned = data.target == "rotation"
@@ -183,26 +179,6 @@ def open_task(config: ml_collections.ConfigDict, console: Console) -> TaskImages
         examples("test"),
         plan,
     )
-
-
-def _draw(builder: Builder, name: str, console: Console) -> None:
-    """Draws a phantom that is not there yet, with a bar."""
-    if read_manifest(builder.data_path) is not None:
-        return
-    bar: Progress | None = None
-    try:
-
-        def report(done: int, total: int) -> None:
-            nonlocal bar
-            if bar is None:
-                bar = Progress(f"draw {name}", total, console, start=done, unit="images")
-                bar.__enter__()
-            bar.update(done)
-
-        prepare(builder, report=report)
-    finally:
-        if bar is not None:
-            bar.__exit__(None, None, None)
 
 
 def task_of(name: str, builder: Builder) -> Task | None:

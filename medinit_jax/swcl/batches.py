@@ -1,0 +1,130 @@
+"""Batches of views by step number: of pairs of patches, or of whole images.
+
+Batch `step` follows from seed and step alone, as in `data.pipeline`. Epochs run into each other, so
+that every batch is full.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from medinit_jax.core.errors import UsageError
+from medinit_jax.data.augment import normalize
+from medinit_jax.data.pipeline import ENDLESS, epoch_order
+from medinit_jax.data.sources import Source
+from medinit_jax.data.views import Views, take_view
+
+# Names the use of the seed: the draws of one view.
+_DRAW = 3
+# A pair is the same patch of the left and the right eye.
+EYES = ("left", "right")
+
+
+class Look(Protocol):
+    """How images become what a network sees.
+
+    Attributes:
+        views: Ranges of the draws, one for each view of an image.
+        size: Side of the views in pixels.
+        mean: Of red, green and blue in 0..1.
+        std: Their deviations.
+    """
+
+    views: Sequence[Views]
+    size: int
+    mean: Sequence[float]
+    std: Sequence[float]
+
+
+class ViewBatches:
+    """Batches of views by step number.
+
+    Args:
+        items: Images, or pairs of patches with a `table` of labels.
+        look: How they are shown.
+        batch: Images in a batch; a pair counts two.
+        seed: Of order and draws.
+
+    Raises:
+        UsageError: There are no images, or a batch holds no pair.
+    """
+
+    def __init__(self, items: Any, look: Look, batch: int, seed: int):
+        self.items, self.look, self.batch, self.seed = items, look, batch, seed
+        self.paired = hasattr(items, "table")
+        if len(items) == 0:
+            raise UsageError("There are no images to pretrain on; choose other sets in config.data.")
+        if batch < 1 or (self.paired and batch % 2):
+            raise UsageError(
+                f"config.train.batch={batch} patches are no pairs of eyes; set it to an even number."
+            )
+
+    def __len__(self) -> int:
+        """Returns a length that no run reaches."""
+        return ENDLESS
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches that show every image about once, at least 1."""
+        return -(-len(self.items) * (2 if self.paired else 1) // self.batch)
+
+    def __getitem__(self, step: int) -> dict[str, np.ndarray]:
+        """Returns batch `step`.
+
+        Returns:
+            "image" float32 (batch, views, S, S, 3), normalized, the two eyes of a pair next to each
+            other; of pairs also "index" int32 (batch,), the number of the pair, and "eye" int32
+            (batch,), 0 left and 1 right.
+        """
+        draws = self.batch // 2 if self.paired else self.batch
+        count = len(self.items)
+        images, numbers = [], []
+        for place in range(int(step) * draws, (int(step) + 1) * draws):
+            epoch, offset = divmod(place, count)
+            number = int(epoch_order(self.seed, epoch, count)[offset])
+            item = self.items[number]
+            for side, name in enumerate(EYES if self.paired else ("image",)):
+                seed = (self.seed, _DRAW, epoch, number, side)
+                images.append(self._shown(item[name], seed))
+                numbers.append(number)
+        batch = {"image": normalize(np.stack(images), self.look.mean, self.look.std)}
+        if self.paired:
+            batch["index"] = np.array(numbers, np.int32)
+            batch["eye"] = np.tile(np.arange(2, dtype=np.int32), draws)
+        return batch
+
+    def _shown(self, image: np.ndarray, seed: tuple[int, ...]) -> np.ndarray:
+        height, width = image.shape[:2]
+        return np.stack(
+            [
+                take_view(image, views.draw(np.random.default_rng([*seed, i]), height, width),
+                          self.look.size)
+                for i, views in enumerate(self.look.views)
+            ]
+        )  # fmt: skip
+
+
+class Joined:
+    """Several sources, one after another, as one."""
+
+    def __init__(self, sources: Sequence[Source]):
+        """Joins sources."""
+        self.sources = tuple(sources)
+        self._ends = np.cumsum([len(source) for source in self.sources])
+
+    def __len__(self) -> int:
+        """Returns the number of images."""
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Returns one example."""
+        which = int(np.searchsorted(self._ends, index, side="right"))
+        first = int(self._ends[which - 1]) if which else 0
+        return self.sources[which][int(index) - first]
+
+    def describe(self) -> dict[str, Any]:
+        """Returns the descriptions of all."""
+        return {"count": len(self), "parts": [source.describe() for source in self.sources]}

@@ -1,0 +1,320 @@
+"""Ways to pretrain an encoder: which images they see, which heads they learn, what they minimize.
+
+A method is a frozen dataclass, so that a compiled step can depend on it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from medinit_jax.core.parallel import Parallel
+from medinit_jax.swcl import distillation
+from medinit_jax.swcl.projection import DinoHead, LinearHeads, Predictor, Projection, Projector
+from medinit_jax.swcl.supcon import collapse, contrastive_figures, gathered_supcon
+
+# Images of a batch that figures are computed of.
+_FIGURED = 512
+
+Apply = Callable[[str, jax.Array], jax.Array]
+
+
+class Seen(NamedTuple):
+    """What a method gets of a batch.
+
+    Attributes:
+        pooled: Float (batch, views, channels), the encoder's features.
+        target: The same of the averaged encoder; None without one.
+        labels: {name: int32 (batch, ...)}.
+        step: int32 (), steps taken before.
+        epoch: Float (), the same in epochs.
+        memory: What the method's last step left, such as a center.
+    """
+
+    pooled: jax.Array
+    target: jax.Array | None
+    labels: Mapping[str, jax.Array]
+    step: jax.Array
+    epoch: jax.Array
+    memory: Any
+
+
+class Judged(NamedTuple):
+    """What a method makes of a batch.
+
+    Attributes:
+        loss: Float32 ().
+        figures: Scalars for the log.
+        memory: For the next step.
+    """
+
+    loss: jax.Array
+    figures: dict[str, jax.Array]
+    memory: Any
+
+
+class Method(Protocol):
+    """A way to pretrain.
+
+    Attributes:
+        images: "pairs" of patches, or "whole" images.
+        views: Views of each image.
+        averaged: Whether an exponential average of encoder and heads takes part.
+    """
+
+    images: ClassVar[Literal["pairs", "whole"]]
+    views: ClassVar[int]
+    averaged: ClassVar[bool]
+
+    def heads(self, channels: int) -> dict[str, nn.Module]:
+        """Returns the heads on features of so many channels."""
+        ...
+
+    def memory(self, key: jax.Array) -> Any:
+        """Returns what the first step finds in `Seen.memory`."""
+        ...
+
+    def judge(self, own: Apply, target: Apply, seen: Seen, parallel: Parallel) -> Judged:
+        """Returns loss and figures.
+
+        Args:
+            own: (head, rows (n, channels)) -> rows, with the heads that learn.
+            target: The same with the averaged ones.
+            seen: The batch.
+            parallel: Devices, over which the batch lies split.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Contrastive:
+    """Pulls views of equal labels together, and pushes all others apart.
+
+    Without labels it is SimCLR (Chen et al. 2020) with two views of whole images; with those of
+    patches it is SWCL (arXiv 2108.02122).
+
+    Attributes:
+        labelled: Whether the labels of patches count.
+        width: Of the projection.
+        temperature: See `supcon`.
+        base_temperature: See `supcon`; 0 takes that of the loss.
+        match: See `supcon`.
+        reduction: See `supcon`.
+        drop_empty: See `supcon`.
+        chunk: See `supcon`.
+    """
+
+    labelled: bool
+    width: int = 128
+    temperature: float = 0.1
+    base_temperature: float = 0.0
+    match: str = "all"
+    reduction: str = "mean"
+    drop_empty: bool = False
+    chunk: int = 512
+    views: ClassVar[int] = 2
+    averaged: ClassVar[bool] = False
+
+    @property
+    def images(self) -> Literal["pairs", "whole"]:
+        """Patches where they are labelled."""
+        return "pairs" if self.labelled else "whole"
+
+    def heads(self, channels: int) -> dict[str, nn.Module]:
+        """Returns the projection."""
+        return {"projection": Projection(channels, self.width)}
+
+    def memory(self, key: jax.Array) -> Any:
+        """Returns nothing."""
+        del key
+        return ()
+
+    def judge(self, own: Apply, target: Apply, seen: Seen, parallel: Parallel) -> Judged:
+        """Returns the loss and its distance from that of a collapse.
+
+        Positives per anchor, alignment, uniformity and spread are those of the first 512 images.
+        """
+        del target
+        z = _per_view(own, "projection", seen.pooled)
+        labels = seen.labels["columns"] if self.labelled else None
+
+        def loss(z, labels):
+            return gathered_supcon(
+                z,
+                labels,
+                temperature=self.temperature,
+                base_temperature=self.base_temperature or None,
+                match=self.match,
+                reduction=self.reduction,
+                drop_empty=self.drop_empty,
+                chunk=self.chunk,
+            )
+
+        if labels is None:
+            # Numbers of the images over all devices: an image's positives are its own views.
+            labels = jnp.arange(z.shape[0], dtype=jnp.int32)
+        value = parallel.sharded(loss)(z, labels)
+        rows = z.shape[0] * z.shape[1]
+        mean = value / rows if self.reduction == "sum" else value
+        # Unlike the loss, they hold the matrix of all pairs.
+        held = jax.lax.stop_gradient(z[:_FIGURED])
+        figures = {
+            **contrastive_figures(held, labels[:_FIGURED], self.match),
+            "collapse_distance": collapse(mean, rows),
+            "spread": _spread(held.reshape(-1, held.shape[-1])),
+        }
+        return Judged(value, figures, ())
+
+
+@dataclasses.dataclass(frozen=True)
+class Byol:
+    """Predicts what the averaged network says about the other view (Grill et al. 2020).
+
+    Attributes:
+        hidden: Width of the hidden layers.
+        width: Of the projection.
+        head_norm: "gn_ws" as in SWCL's code, or "bn" as in BYOL.
+    """
+
+    hidden: int = 4096
+    width: int = 256
+    head_norm: str = "gn_ws"
+    images: ClassVar[Literal["pairs", "whole"]] = "whole"
+    views: ClassVar[int] = 2
+    averaged: ClassVar[bool] = True
+
+    def heads(self, channels: int) -> dict[str, nn.Module]:
+        """Returns projector and predictor."""
+        del channels
+        return {
+            "projection": Projector(self.hidden, self.width, self.head_norm),
+            "predictor": Predictor(self.hidden, self.width, self.head_norm),
+        }
+
+    def memory(self, key: jax.Array) -> Any:
+        """Returns nothing."""
+        del key
+        return ()
+
+    def judge(self, own: Apply, target: Apply, seen: Seen, parallel: Parallel) -> Judged:
+        """Returns the loss and the spread of the projections."""
+        del parallel
+        projected = _per_view(own, "projection", seen.pooled)
+        predicted = _per_view(own, "predictor", projected)
+        aims = jax.lax.stop_gradient(_per_view(target, "projection", seen.target))
+        loss = distillation.byol_loss(
+            predicted[:, 0], predicted[:, 1], aims[:, 0], aims[:, 1]
+        )
+        rows = jax.lax.stop_gradient(projected).reshape(-1, projected.shape[-1])
+        return Judged(loss, {"spread": _spread(_unit(rows))}, ())
+
+
+@dataclasses.dataclass(frozen=True)
+class Dino:
+    """Says of each view what the averaged network says of the other (Caron et al. 2021).
+
+    Attributes:
+        prototypes: Classes of the last layer.
+        official: The head and the first center of the official code; else those of SWCL's code.
+    """
+
+    prototypes: int = 4096
+    official: bool = False
+    images: ClassVar[Literal["pairs", "whole"]] = "whole"
+    views: ClassVar[int] = 2
+    averaged: ClassVar[bool] = True
+
+    def heads(self, channels: int) -> dict[str, nn.Module]:
+        """Returns the projection with its prototypes."""
+        del channels
+        return {"projection": DinoHead(self.prototypes, official=self.official)}
+
+    def memory(self, key: jax.Array) -> Any:
+        """Returns the first center (prototypes,): of zeros, or as SWCL's code draws it."""
+        if self.official:
+            return jnp.zeros(self.prototypes)
+        return jax.random.uniform(key, (self.prototypes,))
+
+    def judge(self, own: Apply, target: Apply, seen: Seen, parallel: Parallel) -> Judged:
+        """Returns the loss and the teacher's entropy, which tells of a collapse."""
+        del parallel
+        student = _per_view(own, "projection", seen.pooled)
+        teacher = jax.lax.stop_gradient(_per_view(target, "projection", seen.target))
+        views = [student[:, v] for v in range(student.shape[1])]
+        pair = [teacher[:, v] for v in range(2)]
+        loss, center = distillation.dino_loss(views, pair, seen.memory, seen.epoch)
+        warmth = distillation.teacher_temperature(seen.epoch)
+        said = jax.nn.softmax((teacher - seen.memory) / warmth)
+        entropy = -(said * jnp.log(jnp.maximum(said, 1e-30))).sum(-1).mean()
+        return Judged(loss, {"teacher_entropy": entropy}, center)
+
+
+@dataclasses.dataclass(frozen=True)
+class Multitask:
+    """Names abnormality and position of a patch (the paper's CE-multitask).
+
+    Attributes:
+        position_weight: Of the cross-entropy of the position.
+    """
+
+    position_weight: float = 0.1
+    images: ClassVar[Literal["pairs", "whole"]] = "pairs"
+    views: ClassVar[int] = 1
+    averaged: ClassVar[bool] = False
+
+    def heads(self, channels: int) -> dict[str, nn.Module]:
+        """Returns a linear layer for each task."""
+        del channels
+        return {"out": LinearHeads({"normal-abnormal": 2, "position": 5})}
+
+    def memory(self, key: jax.Array) -> Any:
+        """Returns nothing."""
+        del key
+        return ()
+
+    def judge(self, own: Apply, target: Apply, seen: Seen, parallel: Parallel) -> Judged:
+        """Returns the weighted sum of both cross-entropies, and both accuracies."""
+        del target, parallel
+        logits = own("out", seen.pooled[:, 0])
+        loss, figures = jnp.zeros(()), {}
+        for name, key, weight in (
+            ("normal-abnormal", "abnormality", 1.0),
+            ("position", "position", self.position_weight),
+        ):
+            wanted = seen.labels[key]
+            each = optax.softmax_cross_entropy_with_integer_labels(logits[name], wanted)
+            loss += weight * each.mean()
+            right = logits[name].argmax(-1).astype(wanted.dtype) == wanted
+            figures[f"accuracy_{key}"] = right.astype(jnp.float32).mean()
+        return Judged(loss, figures, ())
+
+
+METHODS: dict[str, Callable[..., Any]] = {
+    "swcl": Contrastive,
+    "swcl_image": Contrastive,
+    "simclr": Contrastive,
+    "byol": Byol,
+    "dino": Dino,
+    "multitask": Multitask,
+}
+
+
+def _per_view(apply: Apply, head: str, pooled: Any) -> jax.Array:
+    """Runs a head over (batch, views, channels)."""
+    rows = apply(head, pooled.reshape(-1, pooled.shape[-1]))
+    return rows.reshape(*pooled.shape[:2], -1)
+
+
+def _unit(rows: jax.Array) -> jax.Array:
+    return rows / jnp.maximum(jnp.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
+
+
+def _spread(rows: jax.Array) -> jax.Array:
+    """Deviation of unit rows (n, D) over the batch times sqrt(D): 1 if uniform, 0 if collapsed."""
+    return rows.std(0).mean() * rows.shape[-1] ** 0.5

@@ -1,0 +1,276 @@
+"""Pretraining of an encoder from the first step to the folder that fine-tuning starts from."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from rich.console import Console
+
+from medinit_jax.core import loop
+from medinit_jax.core.checkpoint import Checkpoints, save_params
+from medinit_jax.core.errors import UsageError
+from medinit_jax.core.ledger import finite
+from medinit_jax.core.log import create_writer
+from medinit_jax.core.parallel import Parallel
+from medinit_jax.core.progress import Progress
+from medinit_jax.core.provenance import code_version, provenance
+from medinit_jax.core.workdir import write_json
+from medinit_jax.data.augment import NORMALIZATION
+from medinit_jax.data.pipeline import Batches
+from medinit_jax.data.views import RECIPES, Views
+from medinit_jax.finetune.network import make_network
+from medinit_jax.finetune.starts import MODEL_FOLDER, make_start
+from medinit_jax.models.features import encoder_params, features
+from medinit_jax.models.statistics import initial_statistics
+from medinit_jax.swcl import sources
+from medinit_jax.swcl.batches import ViewBatches
+from medinit_jax.swcl.methods import METHODS
+from medinit_jax.swcl.step import PretrainState, Recipe, compiled, first_state
+
+# Below this spread of unit features, or this distance from a collapse, a sentence says so.
+COLLAPSED = 0.05
+
+
+class Look(NamedTuple):
+    """How images are shown, see `batches.Look`."""
+
+    views: tuple[Views, ...]
+    size: int
+    mean: Sequence[float]
+    std: Sequence[float]
+
+
+class Pretraining:
+    """One pretraining.
+
+    Args:
+        config: The experiment, see `configs/swcl.py`.
+        workdir: Its folder.
+        console: Where progress is shown.
+        parallel: Devices; all local ones by default.
+
+    Raises:
+        UsageError: There is no such method, image, view or encoder, or numbers do not fit together.
+    """
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        workdir: Path,
+        console: Console,
+        parallel: Parallel | None = None,
+    ):
+        self.config, self.workdir, self.console = config, workdir, console
+        self.parallel = parallel or Parallel()
+        self.method = make_method(config)
+        self.items = sources.open_items(config, self.method.images, console)
+        train, data = config.train, config.data
+        if train.batch % self.parallel.size or train.epochs < 1 or train.steps < 0:
+            raise UsageError(
+                f"config.train.batch={train.batch} does not divide among {self.parallel.size} "
+                f"device(s), or config.train.epochs={train.epochs} and steps={train.steps} are no "
+                "length; make the batch a multiple of the devices, epochs at least 1, steps 0 for "
+                "as many as the epochs have."
+            )
+        mean, std = NORMALIZATION[data.normalization]
+        look = Look(_views(data.views, self.method.views), data.size, mean, std)
+        self.batches = ViewBatches(self.items, look, train.batch, config.seed)
+        self.steps_per_epoch = self.batches.steps_per_epoch
+        self.total = train.steps or train.epochs * self.steps_per_epoch
+        self.labels = sources.label_table(config, self.items) if self.batches.paired else {}
+        network = make_network(config.model, data.size, 2, "classification", train.dtype)
+        self.start = make_start(config, network, console)
+        self.statistics = self.start.statistics or initial_statistics(network.program)
+        encoder = encoder_params(network.program, self.start.params)
+        inner = {name: held for name, held in self.statistics.items() if _module(name) in encoder}
+        self.encoder, self.statistics = encoder, inner
+        channels = jax.eval_shape(
+            lambda params, images: features(
+                network, {"params": params, "batch_stats": inner}, images
+            ).pooled,
+            encoder,
+            jnp.zeros((1, data.size, data.size, 3)),
+        ).shape[-1]
+        optimizer = {**config.optim, "total_steps": self.total}
+        optimizer["warmup_steps"] = round(optimizer.pop("warmup_epochs") * self.steps_per_epoch)
+        optimizer["warmup_steps"] = min(optimizer["warmup_steps"], self.total - 1)
+        self.recipe = Recipe(
+            network,
+            self.method,
+            channels,
+            tuple(sorted(optimizer.items())),
+            self.steps_per_epoch,
+            train.ema,
+            train.bn_group,
+            train.frozen_epochs,
+        )
+        self.step = compiled(self.recipe, self.parallel)
+
+    def first_state(self) -> PretrainState:
+        """Returns the state before the first step."""
+        key = jax.random.key(self.config.seed)
+        return first_state(self.recipe, self.encoder, self.statistics, key)
+
+    def run(self) -> dict[str, Any]:
+        """Trains, or goes on, writes the encoder, and returns what `summary.json` holds."""
+        checkpoints = Checkpoints(self.workdir / "checkpoints", keep=2)
+        batches = Batches(self.batches, self.config.data.workers)
+        current = loop.resume(checkpoints, self.first_state(), batches)
+        current = self.parallel.replicate(current)
+        began = int(current.step)
+        if began:
+            self.console.print(f"Going on from step {began}.")
+        writer = create_writer(self.workdir, self.console, began)
+        train = self.config.train
+        started = time.monotonic()
+
+        def step_fn(current: PretrainState, number: int, batch: Mapping[str, np.ndarray]):
+            del number
+            placed = self.parallel.spread({"image": batch["image"], **self._labels_of(batch)})
+            return self.step(current, placed.pop("image"), placed)
+
+        try:
+            with Progress("pretrain", self.total, self.console, start=began) as bar:
+                current = loop.run(
+                    step_fn,
+                    current,
+                    loop.LoopConfig(self.total, train.log_every, train.checkpoint_every),
+                    writer=writer,
+                    progress=bar,
+                    batches=batches,
+                    checkpoints=checkpoints,
+                    extra={"code_version": code_version()},
+                )
+        finally:
+            writer.close()
+            batches.close()
+            checkpoints.close()
+        return self._finish(current, time.monotonic() - started)
+
+    def _labels_of(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if not self.labels:
+            return {}
+        return {name: held[batch["index"], batch["eye"]] for name, held in self.labels.items()}
+
+    def _finish(self, current: PretrainState, seconds: float) -> dict[str, Any]:
+        lines = [json.loads(x) for x in (self.workdir / "metrics.jsonl").read_text().splitlines()]
+        curve = [line for line in lines if "train/loss" in line]
+        notes = [*([self.config.note] if self.config.note else []), *sources.notes(self.items)]
+        warning = _collapse_warning(curve[-1] if curve else {}, self.method)
+        if warning:
+            self.console.print(f"WARNING: {warning}", soft_wrap=True)
+            notes.append(warning)
+        self._write_model(current)
+        summary = finite(
+            {
+                "method": self.config.method,
+                "model": self.config.model.name,
+                "parameters": sum(x.size for x in jax.tree.leaves(self.encoder)),
+                "start": self.start.record,
+                "seed": self.config.seed,
+                "steps": self.total,
+                "epochs": round(self.total / self.steps_per_epoch, 2),
+                "last": {
+                    name.removeprefix("train/"): value
+                    for name, value in (curve[-1] if curve else {}).items()
+                    if name.startswith("train/")
+                },
+                "skipped_steps": int(current.skipped),
+                "seconds": round(seconds, 1),
+                "images": len(self.items) * (2 if self.batches.paired else 1),
+                "data": self.items.describe(),
+                "provenance": provenance(shlex.join(sys.argv), "swcl"),
+                "notes": notes,
+            }
+        )
+        write_json(self.workdir / "summary.json", summary)
+        return summary
+
+    def _write_model(self, current: PretrainState) -> None:
+        """Writes the encoder as fine-tuning reads it; of BYOL and DINO the one that learned."""
+        folder = self.workdir / MODEL_FOLDER
+        if folder.exists():
+            shutil.rmtree(folder)
+        held = jax.device_get(current)
+        teacher = self.config.export == "teacher"
+        if teacher and not held.target:
+            raise UsageError(
+                f"{self.config.method} has no teacher; set config.export=student."
+            )
+        params = held.target["params"] if teacher else held.train.params
+        statistics = held.target["statistics"] if teacher else held.statistics
+        tree = {"params": params["encoder"], "batch_stats": statistics["encoder"]}
+        metadata = {
+            "task": "",
+            "kind": "encoder",
+            "modality": "fundus",
+            "method": self.config.method,
+            "model": self.config.model.to_dict(),
+            "data": self.config.data.to_dict(),
+            "size": self.config.data.size,
+            "start": self.start.record,
+            "code_version": code_version(),
+        }
+        tree = {name: part for name, part in tree.items() if part}
+        save_params(folder, tree, json.loads(json.dumps(metadata)), kind="model")
+
+
+def make_method(config: ml_collections.ConfigDict) -> Any:
+    """Returns the method that `config.method` names, with the settings of `config.loss`.
+
+    Raises:
+        UsageError: There is no such method, or it has no such setting.
+    """
+    if config.method not in METHODS:
+        raise UsageError(
+            f"config.method={config.method!r}; set it to one of: {', '.join(METHODS)}."
+        )
+    make = METHODS[config.method]
+    known = {field.name for field in dataclasses.fields(make)}
+    settings = {name: value for name, value in config.loss.items() if name in known}
+    if config.method in ("swcl", "swcl_image", "simclr"):
+        settings["labelled"] = config.method != "simclr"
+    return make(**settings)
+
+
+def _views(name: str, count: int) -> tuple[Views, ...]:
+    if name not in RECIPES:
+        raise UsageError(f"config.data.views={name!r}; set it to one of: {', '.join(RECIPES)}.")
+    recipe = RECIPES[name]
+    # One recipe for all views, or one for each.
+    return tuple(recipe[i % len(recipe)] for i in range(count))
+
+
+def _module(statistics: str) -> str:
+    return statistics.removesuffix(".stats")
+
+
+def _collapse_warning(last: Mapping[str, float], method: Any) -> str:
+    """Returns a sentence if features look as if all images had become one point."""
+    spread = last.get("train/spread")
+    if spread is not None and spread < COLLAPSED:
+        return (
+            f"The features of different images hardly differ (spread {spread:.3f} of 1), as after "
+            "a collapse; lower config.optim.learning_rate or lengthen the warm-up."
+        )
+    entropy = last.get("train/teacher_entropy")
+    top = math.log(getattr(method, "prototypes", 1) or 1)
+    if entropy is not None and (entropy > 0.999 * top or entropy < 1e-3):
+        return (
+            f"The teacher says the same of all images (entropy {entropy:.3f} of {top:.3f}), as "
+            "after a collapse; change config.optim.learning_rate or the temperatures."
+        )
+    return ""

@@ -1,0 +1,255 @@
+"""One update of an encoder and its heads, compiled once."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from medinit_jax.core import optim, state
+from medinit_jax.core.compiler import jit
+from medinit_jax.core.parallel import Parallel
+from medinit_jax.models.features import features
+from medinit_jax.models.network import Network
+from medinit_jax.swcl.distillation import ema, momentum
+from medinit_jax.swcl.methods import Apply, Method, Seen
+
+# Leaves that weight decay shrinks; scales and biases are left alone.
+DECAYED = ("kernel", "embedding", "weight_v")
+
+
+@flax.struct.dataclass
+class PretrainState:
+    """What pretraining carries from one step to the next.
+
+    Attributes:
+        train: Parameters {"encoder", "heads"}, optimizer and counts.
+        statistics: Running batch statistics of encoder and heads, likewise.
+        target: Averaged {"params", "statistics"}; {} where the method needs none.
+        memory: What the method remembers.
+    """
+
+    train: state.TrainState
+    statistics: Any
+    target: Any
+    memory: Any
+
+    @property
+    def step(self) -> jax.Array:
+        """Steps taken, skipped ones included."""
+        return self.train.step
+
+    @property
+    def skipped(self) -> jax.Array:
+        """Steps whose update was left out because it was not finite."""
+        return self.train.skipped
+
+
+class Recipe(NamedTuple):
+    """What the compiled step depends on; hashable.
+
+    Attributes:
+        network: The encoder, with a head that is not used.
+        method: The method.
+        channels: Of the features.
+        optimizer: Items of `core.optim.create`'s configuration, with `total_steps`.
+        steps_per_epoch: Steps that show every image once.
+        ema: First momentum of the average.
+        bn_group: Images over which batch statistics are taken; 0: the whole batch, over all
+            devices.
+        frozen_epochs: Epochs in which the last layer of the heads stays as it is.
+    """
+
+    network: Network
+    method: Method
+    channels: int
+    optimizer: tuple[tuple[str, Any], ...]
+    steps_per_epoch: int
+    ema: float = 0.996
+    bn_group: int = 0
+    frozen_epochs: int = 0
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole training."""
+        return dict(self.optimizer)["total_steps"]
+
+
+def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
+    """Returns the optimizer of encoder and heads."""
+    return optim.create(ml_collections.ConfigDict(dict(recipe.optimizer)), decay_mask)[0]
+
+
+def decay_mask(params: Any) -> Any:
+    """Returns which leaves of a tree weight decay shrinks."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in DECAYED, params)
+
+
+def first_state(
+    recipe: Recipe, encoder: Mapping[str, Any], statistics: Mapping[str, Any], key: jax.Array
+) -> PretrainState:
+    """Returns the state before the first step, with heads drawn at random.
+
+    Args:
+        recipe: What is trained.
+        encoder: Parameters {module: {leaf: array}} of the encoder without its head.
+        statistics: Its batch statistics.
+        key: Random key.
+    """
+    heads, head_statistics = {}, {}
+    for number, (name, head) in enumerate(recipe.method.heads(recipe.channels).items()):
+        width = recipe.channels if number == 0 else rows.shape[-1]  # noqa: F821
+        rows, made = head.init_with_output(
+            jax.random.fold_in(key, number), jnp.zeros((2, width)), False
+        )
+        heads[name] = made["params"]
+        head_statistics[name] = made.get("batch_stats", {})
+    # Copies: the step writes into its state, and a start may be used again.
+    params = jax.tree.map(jnp.array, {"encoder": dict(encoder), "heads": heads})
+    held = jax.tree.map(jnp.array, {"encoder": dict(statistics), "heads": head_statistics})
+    target = {}
+    if recipe.method.averaged:
+        target = jax.tree.map(jnp.copy, {"params": params, "statistics": held})
+    memory = recipe.method.memory(jax.random.fold_in(key, 1 << 16))
+    return PretrainState(state.create(params, make_optimizer(recipe)), held, target, memory)
+
+
+@functools.lru_cache(maxsize=4)
+def compiled(recipe: Recipe, parallel: Parallel) -> Callable[..., Any]:
+    """Returns (state, images, labels) -> (state, metrics), compiled.
+
+    Images are float32 (batch, views, S, S, 3), or a tuple of such arrays of different sizes, whose
+    first has the views that an average sees; labels {name: int32 (batch, ...)}; both lie split over
+    the devices.
+    """
+    optimizer = make_optimizer(recipe)
+    method = recipe.method
+    heads = method.heads(recipe.channels)
+
+    def step(current: PretrainState, images: Any, labels: Mapping[str, jax.Array]):
+        images = images if isinstance(images, tuple) else (images,)
+        target = _averaged(recipe, current)
+
+        def loss(params):
+            pooled, statistics = _encode(recipe, params, current.statistics, images)
+            aims, aim_statistics = None, {}
+            if method.averaged:
+                aims, aim_statistics = _encode(
+                    recipe, target["params"], target["statistics"], images[:1]
+                )
+                aims = jax.lax.stop_gradient(aims)
+            moved = dict(statistics["heads"])
+            own = _heads(heads, params, moved)
+            # An average of parameters needs statistics, but never moves those of training.
+            other = _heads(heads, target["params"], dict(target["statistics"]["heads"])) if target else own
+            seen = Seen(
+                pooled,
+                aims,
+                labels,
+                current.step,
+                current.step.astype(jnp.float32) / recipe.steps_per_epoch,
+                current.memory,
+            )
+            judged = method.judge(own, other, seen, parallel)
+            del aim_statistics
+            statistics = {**statistics, "heads": moved}
+            return judged.loss, (judged.figures, judged.memory, statistics)
+
+        (value, (figures, memory, statistics)), gradient = jax.value_and_grad(loss, has_aux=True)(
+            current.train.params
+        )
+        gradient = _without_last_layer(recipe, gradient, current.step)
+        train, metrics = state.apply_gradients(current.train, gradient, optimizer, value)
+        taken = metrics["skipped"] == 0
+        statistics, memory = jax.tree.map(
+            lambda new, old: jnp.where(taken, new, old),
+            (statistics, memory),
+            (current.statistics, current.memory),
+        )
+        metrics = {
+            "train/loss": value,
+            **{f"train/{name}": figure for name, figure in figures.items()},
+            "train/grad_norm": metrics["grad_norm"],
+            "skipped": metrics["skipped"],
+        }
+        return PretrainState(train, statistics, target, memory), metrics
+
+    return jit(step, donate_argnums=0)
+
+
+def _averaged(recipe: Recipe, current: PretrainState) -> Any:
+    """Moves the average towards the parameters before a step; before the first they are equal.
+
+    Batch statistics are averaged too, which networks with batch normalization need.
+
+    Source: SWCL's code, for parameters; it has no batch normalization.
+    """
+    if not recipe.method.averaged:
+        return {}
+    rate = momentum(current.step, recipe.total_steps, recipe.ema)
+    own = {"params": current.train.params, "statistics": current.statistics}
+    moved = ema(current.target, own, rate)
+    return jax.tree.map(
+        lambda new, old: jnp.where(current.step > 0, new, old), moved, current.target
+    )
+
+
+def _encode(recipe: Recipe, params: Any, statistics: Any, images: tuple[jax.Array, ...]):
+    """Returns features float32 (batch, views, channels) of all views, and new statistics."""
+    pooled = []
+    held = statistics["encoder"]
+    for part in images:
+        batch, views = part.shape[:2]
+        flat = part.reshape(batch * views, *part.shape[2:])
+        found, held = _features(recipe, params["encoder"], held, flat)
+        pooled.append(found.reshape(batch, views, -1))
+    return jnp.concatenate(pooled, axis=1), {**statistics, "encoder": held}
+
+
+def _features(recipe: Recipe, params: Any, statistics: Any, images: jax.Array):
+    def run(images):
+        found = features(
+            recipe.network, {"params": params, "batch_stats": statistics}, images, train=True
+        )
+        return found.pooled.astype(jnp.float32), found.batch_stats
+
+    group = recipe.bn_group * 1
+    if not statistics or not group or group >= images.shape[0]:
+        return run(images)
+    groups = images.reshape(-1, group, *images.shape[1:])
+    pooled, moved = jax.vmap(run)(groups)
+    return pooled.reshape(images.shape[0], -1), jax.tree.map(lambda x: x.mean(0), moved)
+
+
+def _heads(heads: Mapping[str, Any], params: Any, statistics: dict[str, Any]) -> Apply:
+    """Returns (head, rows) -> rows; batch statistics of heads move in `statistics`."""
+
+    def apply(name: str, rows: jax.Array) -> Any:
+        held = {"params": params["heads"][name]}
+        if not statistics[name]:
+            return heads[name].apply(held, rows, True)
+        held["batch_stats"] = statistics[name]
+        found, new = heads[name].apply(held, rows, True, mutable=["batch_stats"])
+        statistics[name] = new["batch_stats"]
+        return found
+
+    return apply
+
+
+def _without_last_layer(recipe: Recipe, gradient: Any, step: jax.Array) -> Any:
+    """Leaves the heads' last layer as it is in the first epochs (official DINO)."""
+    if not recipe.frozen_epochs:
+        return gradient
+    frozen = step < recipe.frozen_epochs * recipe.steps_per_epoch
+
+    def keep(path, value):
+        last = any(getattr(key, "key", "").endswith("last_layer") for key in path)
+        return jnp.where(frozen, jnp.zeros_like(value), value) if last else value
+
+    return jax.tree_util.tree_map_with_path(keep, gradient)
