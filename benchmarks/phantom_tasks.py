@@ -21,8 +21,8 @@ from flax import linen as nn
 
 from medinit_jax.core.compiler import jit
 from medinit_jax.data.phantoms import PHANTOMS
-from medinit_jax.downstream.metrics import auc_interval, roc_auc
 from medinit_jax.downstream.probe import ridge_probe
+from medinit_jax.downstream.ranking import auc_interval, roc_auc
 
 TASKS = {"xray": "opacity", "ct": "any"}
 THUMBNAILS = (8, 12, 16)

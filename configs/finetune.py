@@ -94,6 +94,9 @@ def _default(task: str) -> ConfigDict:
     )
     config.protocol = ConfigDict(
         {
+            # Validation images, folds and a share of the labels are drawn so that each has the
+            # classes of the first head in proportion; the classes of other heads fall as they may.
+            # Of findings of one vector the first that an image has counts; masks have no classes.
             # Share of the training images held out where the set has no validation images.
             "validation": 0.2,
             "split_seed": 0,
@@ -123,7 +126,9 @@ def _default(task: str) -> ConfigDict:
             "layer_decay": 1.0,
             # none, or balanced: classes count by the inverse of their frequency.
             "class_weights": "none",
-            # Decay of an average of the parameters that is judged in their place; 0 = none.
+            # Decay of an average of the parameters that is judged in their place; 0 = none. It
+            # warms up: after n steps the decay is at most (1 + n) / (10 + n), so that the average
+            # forgets the start (0.99 is reached after 890 steps, 0.999 after 8,990).
             "ema": 0.0,
             "dtype": "float32",
             # While no more steps than these are done, batch statistics are estimated anew before

@@ -7,7 +7,9 @@
 sub-folders, or one file; every format that training reads. The workdir gets `predictions.csv` (per
 image the probability of every class, or pixels and file of every mask), `masks/` (PNGs of 0 and 255
 at the image's own size), with `--config.cam=True` `cams/` (where the predicted class is seen), and
-`errors.csv` with the files that could not be read, which stop nothing.
+`errors.csv` with the files that could not be read, which stop nothing. `summary.json` counts all of
+them, and lists the files that are no images and the links that lead out of the folder. An image is
+read as fine-tuning reads it in evaluation, pixel by pixel.
 
 Time: that of the network; memory does not grow with the number of images.
 """

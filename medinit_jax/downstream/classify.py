@@ -21,8 +21,8 @@ import optax
 from medinit_jax.core import optim
 from medinit_jax.core.compiler import jit
 from medinit_jax.core.errors import UsageError
-from medinit_jax.downstream.metrics import roc_auc
 from medinit_jax.downstream.protocol import fold_seed
+from medinit_jax.downstream.ranking import roc_auc
 from medinit_jax.models.network import Network
 from medinit_jax.models.statistics import batch_statistics, initial_statistics, recalibrate_bn
 

@@ -10,6 +10,20 @@ import numpy as np
 from medinit_jax.core.errors import UsageError
 
 
+class Interval(NamedTuple):
+    """A bootstrap interval.
+
+    Attributes:
+        low: Lower end, NaN where fewer than half of the resamples define the figure.
+        high: Upper end, NaN likewise.
+        valid: Number of resamples that define the figure.
+    """
+
+    low: float
+    high: float
+    valid: int
+
+
 def bootstrap(
     figure: Callable[[np.ndarray], float],
     count: int,
@@ -18,7 +32,7 @@ def bootstrap(
     level: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
-) -> tuple[float, float]:
+) -> Interval:
     """Percentile bootstrap interval of a figure of weighted images.
 
     Args:
@@ -30,17 +44,14 @@ def bootstrap(
         resamples: Number of resamples; 0 gives NaN.
         seed: Of the resampling.
 
-    Returns:
-        Lower and upper end; NaN where fewer than half of the resamples define the figure.
-
     Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
     """
     values = np.array([figure(weights) for weights in _draws(count, groups, resamples, seed)])
     values = values[np.isfinite(values)] if len(values) else values
     if not len(values) or len(values) < resamples // 2:
-        return float("nan"), float("nan")
+        return Interval(float("nan"), float("nan"), len(values))
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return Interval(float(low), float(high), len(values))
 
 
 class PairedTest(NamedTuple):

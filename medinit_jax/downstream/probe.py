@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from medinit_jax.core.errors import UsageError
-from medinit_jax.downstream.metrics import roc_auc
+from medinit_jax.downstream.ranking import roc_auc
 
 # Penalty per sample on standardized features, whose correlation matrix has trace d: the grid
 # runs from nearly none to the point where only the class means decide.

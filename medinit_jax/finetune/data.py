@@ -15,8 +15,8 @@ from medinit_jax.data.draw import draw_missing
 from medinit_jax.data.pipeline import ENDLESS, epoch_order
 from medinit_jax.data.prepared import manifest_of
 from medinit_jax.data.tasks import TASKS, Task, make_builder
+from medinit_jax.downstream.figures import check_metric
 from medinit_jax.downstream.heads import UNKNOWN, Head
-from medinit_jax.downstream.scores import check_metric
 from medinit_jax.finetune import recipes, regions
 from medinit_jax.finetune.examples import Cache, Examples, Layer, Records
 from medinit_jax.finetune.labels import Column, label_columns, mask_heads

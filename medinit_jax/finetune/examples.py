@@ -202,8 +202,7 @@ class Examples:
         """
 
         def make() -> tuple[np.ndarray, ...]:
-            least = self.plan.square or (self.plan.size if self.plan.recipe.keep == "square" else 0)
-            image, size = self._decoded(index, least)
+            image, size = self._decoded(index, recipes.least_side(self.plan))
             classes = self._classes(index, size)
             # 255, which is not labelled, becomes 0.
             known = np.where(self.fov(index, classes), classes + np.uint8(1), np.uint8(0))
@@ -261,13 +260,11 @@ class Examples:
         return decode_with_size(content, least)
 
     def _kept(self, index: int) -> np.ndarray:
-        recipe = self.plan.recipe
-        if recipe.keep == "short":
-            least = recipe.kept
-        else:
-            # The box of a field of view may be much smaller than the image.
-            least = 0 if self.plan.fit == "fov" else self.plan.size
-        return recipes.kept_image(self._decoded(index, least)[0], self.plan)
+        image, _ = self._decoded(index, recipes.least_side(self.plan))
+        try:
+            return recipes.kept_image(image, self.plan)
+        except UsageError as error:
+            raise UsageError(f"{self.ids[index]} in {self.records.name}: {error}") from error
 
     def _classes(self, index: int, size: tuple[int, int] | None = None) -> np.ndarray:
         """Returns the class of every pixel, uint8 (H, W), 255 where nobody labelled."""

@@ -17,73 +17,55 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
-from medinit_jax.core.checkpoint import load_params
 from medinit_jax.core.errors import UsageError
 from medinit_jax.core.progress import Progress
 from medinit_jax.core.provenance import provenance
 from medinit_jax.core.workdir import claim_workdir, write_json
-from medinit_jax.data.decode import DecodeError, decode
+from medinit_jax.data.decode import DecodeError, decode_with_size
 from medinit_jax.data.folder import list_files
 from medinit_jax.downstream import cam, windows
-from medinit_jax.downstream.heads import Head, probabilities, width
+from medinit_jax.downstream.heads import Head, probabilities
 from medinit_jax.finetune import evaluate, recipes
-from medinit_jax.finetune.network import make_network
-from medinit_jax.finetune.recipes import Plan, make_plan
-from medinit_jax.finetune.starts import MODEL_FOLDER
-from medinit_jax.models.network import Network
+from medinit_jax.finetune.recipes import Plan
+from medinit_jax.finetune.tuned import Model, load_model
 
 FREE = ("cache_dir", "batch", "note")
+# What a file may raise while it is read and brought to what the network sees; anything else is a
+# mistake of this program and stops it.
+_UNREADABLE = (DecodeError, OSError, UsageError, ValueError)
 
 
-class Model(NamedTuple):
-    """A fine-tuned network and all that its use needs.
+class View(NamedTuple):
+    """An image file as the network sees it.
 
     Attributes:
-        network: The network.
-        params: Its parameters.
-        statistics: Its batch statistics.
-        heads: What it predicts.
-        plan: How images become what it sees.
-        kind: "classification" or "segmentation".
-        record: What `model.json` holds.
+        shown: uint8 (H, W, 3).
+        inputs: The same normalized, float32 (H, W, 3).
+        native: Height and width that the file has.
     """
 
-    network: Network
-    params: Any
-    statistics: Any
-    heads: tuple[Head, ...]
-    plan: Plan
-    kind: str
-    record: dict[str, Any]
+    shown: np.ndarray
+    inputs: np.ndarray
+    native: tuple[int, int]
 
 
-def load_model(path: str | Path) -> Model:
-    """Loads what a fine-tuning left in `model/`.
+def read_view(path: Path, plan: Plan) -> View:
+    """Reads an image file as fine-tuning reads the images that it evaluates.
 
     Args:
-        path: The fine-tuning's workdir, or its `model/` folder.
+        path: The file.
+        plan: How images become what the network sees.
 
     Raises:
-        UsageError: There is none, or it is damaged.
+        DecodeError: The file is no image, is damaged or is too large.
+        UsageError: The recipe does not take such an image.
     """
-    folder = Path(path)
-    if (folder / MODEL_FOLDER).is_dir():
-        folder = folder / MODEL_FOLDER
-    tree, record = load_params(folder, "model")
-    heads = tuple(Head(h["name"], tuple(h["classes"]), h["kind"]) for h in record["heads"])
-    network = make_network(record["model"], record["size"], width(heads), record["kind"])
-    data = record["data"]
-    plan = make_plan(
-        data["recipe"],
-        record["kind"],
-        record["modality"],
-        record["size"],
-        data["normalization"],
-        any(head.name == "cup" for head in heads),
-        data["target"] == "rotation",
-    )
-    statistics = tree.get("batch_stats", {})
-    return Model(network, tree["params"], statistics, heads, plan, record["kind"], record)
+    image, native = decode_with_size(path, recipes.least_side(plan))
+    if plan.recipe.kind == "segmentation":
+        shown = recipes.kept_pair(image, np.zeros(native, np.uint8), plan)[0]
+    else:
+        shown = recipes.shown_image(recipes.kept_image(image, plan), plan)
+    return View(shown, recipes.normalized(shown, plan), native)
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
@@ -106,20 +88,27 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     model = load_model(config.model)
     if config.cam and model.kind == "segmentation":
         raise UsageError("config.cam=True, but the model segments: its masks show where it sees.")
-    root, files = _files(Path(config.images))
+    found = _files(Path(config.images))
     claim_workdir(workdir, config, "predict", free=FREE)
     console = Console(stderr=True)
     if (workdir / "summary.json").is_file():
         console.print(f"{workdir} is finished; choose another --workdir to run again.")
         return
+    for what, files in (
+        ("Ignored, as they are no images", found.ignored),
+        ("Not followed, as they lead out of the folder", found.outside),
+    ):
+        if files:
+            line = f"{what}: {_listed(files)}"
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
     errors: list[tuple[str, str]] = []
-    predictor = _Predictor(model, root, files, workdir, config, errors)
-    with Progress("predict", len(files), console, unit="images") as bar:
+    predictor = _Predictor(model, found, workdir, config, errors)
+    with Progress("predict", len(found.images), console, unit="images") as bar:
         done = predictor.run(bar)
     _write_csv(workdir / "errors.csv", ("file", "reason"), iter(errors))
     if not done:
         raise UsageError(
-            f"None of the {len(files)} files in {config.images} could be read "
+            f"None of the {len(found.images)} files in {config.images} could be read "
             f"({errors[0][0]}: {errors[0][1]}); {workdir / 'errors.csv'} lists them."
         )
     write_json(
@@ -127,6 +116,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
         {
             "images": done,
             "failed": len(errors),
+            "ignored": {"count": len(found.ignored), "files": found.ignored},
+            "links_not_followed": found.outside,
             "task": model.record["task"],
             "model": model.record["model"]["name"],
             "start": model.record["start"],
@@ -141,19 +132,34 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     )
 
 
-def _files(place: Path) -> tuple[Path, list[str]]:
-    """Returns a folder and the files in it that may be images, sorted; a file stands for itself."""
+class _Found(NamedTuple):
+    """What is in a folder: files that may be images, others, and links out of it, by name."""
+
+    root: Path
+    images: list[str]
+    ignored: list[str]
+    outside: list[str]
+
+
+def _files(place: Path) -> _Found:
+    """Looks through a folder; a file stands for itself."""
     if place.is_file():
-        return place.parent, [place.name]
+        return _Found(place.parent, [place.name], [], [])
     if not place.is_dir():
         raise UsageError(f"config.images={place} does not exist; name a folder or a file.")
-    files, others, _ = list_files(place)
+    files, others, outside = list_files(place)
     if not files:
         raise UsageError(
             f"{place} holds no image ({len(others)} other files); name a folder of png, jpg, tif, "
             "bmp, ppm, gif, dcm or nii files."
         )
-    return place, sorted(files)
+    return _Found(place, sorted(files), sorted(others), sorted(outside))
+
+
+def _listed(files: list[str], most: int = 5) -> str:
+    """Returns how many files there are and the names of the first."""
+    more = ", ..." if len(files) > most else ""
+    return f"{len(files)} ({', '.join(files[:most])}{more})"
 
 
 class _Predictor:
@@ -162,13 +168,12 @@ class _Predictor:
     def __init__(
         self,
         model: Model,
-        root: Path,
-        files: list[str],
+        found: _Found,
         workdir: Path,
         config: ml_collections.ConfigDict,
         errors: list[tuple[str, str]],
     ):
-        self.model, self.root, self.files, self.workdir = model, root, files, workdir
+        self.model, self.found, self.workdir = model, found, workdir
         self.batch, self.cam, self.errors = config.batch, config.cam, errors
         # (file, image as it is judged, native size) of what the network has not answered yet.
         self.waiting: deque[tuple[str, np.ndarray, tuple[int, int]]] = deque()
@@ -200,20 +205,14 @@ class _Predictor:
 
     def _inputs(self) -> Iterator[np.ndarray]:
         """Yields what the network sees; a file that cannot be read is listed and left out."""
-        for file in self.files:
+        for file in self.found.images:
             try:
-                image = decode(self.root / file)
-            except DecodeError as error:
-                self.errors.append((file, str(error)))
+                view = read_view(self.found.root / file, self.model.plan)
+            except _UNREADABLE as error:
+                self.errors.append((file, str(error) or type(error).__name__))
                 continue
-            if self.model.kind == "segmentation":
-                size = image.shape[:2]
-                shown = recipes.kept_pair(image, np.zeros(size, np.uint8), self.model.plan)[0]
-            else:
-                kept = recipes.kept_image(image, self.model.plan)
-                shown = recipes.shown_image(kept, self.model.plan)
-            self.waiting.append((file, shown, image.shape[:2]))
-            yield recipes.normalized(shown, self.model.plan)
+            self.waiting.append((file, view.shown, view.native))
+            yield view.inputs
 
     def _run(self) -> Callable[[np.ndarray], Any]:
         compiled = evaluate.compiled(self.model.network)  # pyright: ignore[reportArgumentType]

@@ -24,6 +24,7 @@ from medinit_jax.data.augment import NORMALIZATION, Augmentation, normalize, war
 from medinit_jax.data.decode import Fit, fit_square
 from medinit_jax.data.paired import PairAugmentation, augment_pair
 from medinit_jax.data.views import Views, take_view
+from medinit_jax.finetune.sizes import padded, placed, resized, shorter, window
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,8 +169,28 @@ def make_plan(
     return Plan(recipe, fit, stretch and recipe.keep == "native", mean, std)
 
 
+def least_side(plan: Plan) -> int:
+    """Returns the shorter side in pixels that keeping an image needs; 0: all that it has.
+
+    Whoever reads images for a plan passes it to `decode_with_size`, so that fine-tuning and
+    prediction see the same pixels of a JPEG, which is decoded at a part of its size.
+    """
+    recipe = plan.recipe
+    if recipe.keep == "native":
+        return plan.square
+    if recipe.keep == "short":
+        return recipe.kept
+    # The box of a field of view may be much smaller than the image.
+    whole = recipe.kind == "classification" and plan.fit == "fov"
+    return 0 if whole else recipe.size
+
+
 def kept_image(image: np.ndarray, plan: Plan) -> np.ndarray:
-    """Returns a photograph to classify as it is kept: uint8 (H, W, 3) of uint8 (h, w, 3)."""
+    """Returns a photograph to classify as it is kept: uint8 (H, W, 3) of uint8 (h, w, 3).
+
+    Raises:
+        UsageError: The image is a strip that would become too long.
+    """
     if plan.recipe.keep == "square":
         return fit_square(image, plan.size, plan.fit)
     return shorter(image, plan.recipe.kept)
@@ -263,7 +284,7 @@ def to_native(logits: np.ndarray, native: tuple[int, int], plan: Plan) -> np.nda
         float32 (h, w, classes), bilinear between the centers of pixels; margins are cut off.
     """
     if plan.recipe.keep == "square":
-        top, left, height, width = _placed(native, plan.size)
+        top, left, height, width = placed(native, plan.size)
         logits = logits[top : top + height, left : left + width]
     if logits.shape[:2] == native:
         return logits
@@ -272,51 +293,3 @@ def to_native(logits: np.ndarray, native: tuple[int, int], plan: Plan) -> np.nda
         for layer in np.moveaxis(logits, -1, 0)
     ]
     return np.stack(layers, -1)
-
-
-def shorter(image: np.ndarray, side: int) -> np.ndarray:
-    """Resizes an image so that its shorter side becomes `side`, as `int(side * long / short)`."""
-    height, width = image.shape[:2]
-    least = min(height, width)
-    return resized(image, (int(side * height / least), int(side * width / least)))
-
-
-def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes an image, or a mask (H, W) by the nearest pixel, to a height and width."""
-    if image.shape[:2] == size:
-        return image
-    if image.ndim == 2:
-        method = cv2.INTER_NEAREST_EXACT
-    else:
-        method = cv2.INTER_AREA if min(image.shape[:2]) > min(size) else cv2.INTER_LINEAR
-    return cv2.resize(image, size[::-1], interpolation=method)
-
-
-def _placed(shape: tuple[int, ...], size: int) -> tuple[int, int, int, int]:
-    """Returns top, left, height and width of an image in the square that it is padded to."""
-    height, width = (max(1, round(length * size / max(shape))) for length in shape)
-    return (size - height) // 2, (size - width) // 2, height, width
-
-
-def padded(image: np.ndarray, size: int, native: tuple[int, ...] | None = None) -> np.ndarray:
-    """Resizes an image or mask to a longer side of `size` and pads it to a square with 0.
-
-    Args:
-        image: uint8 (H, W[, 3]).
-        size: Side of the square.
-        native: Height and width whose proportions count, if not those of `image`.
-    """
-    top, left, height, width = _placed(native or image.shape[:2], size)
-    return window(resized(image, (height, width)), -top, -left, size)
-
-
-def window(image: np.ndarray, top: int, left: int, side: int) -> np.ndarray:
-    """Cuts a square out of an image or mask; what lies outside is 0."""
-    height, width = image.shape[:2]
-    inner = image[max(0, top) : max(0, top + side), max(0, left) : max(0, left + side)]
-    if inner.shape[:2] == (side, side):
-        return np.ascontiguousarray(inner)
-    square = np.zeros((side, side, *image.shape[2:]), image.dtype)
-    y, x = max(0, -top), max(0, -left)
-    square[y : y + inner.shape[0], x : x + inner.shape[1]] = inner
-    return square

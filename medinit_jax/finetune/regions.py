@@ -6,7 +6,7 @@ import numpy as np
 
 from medinit_jax.data.decode import decode
 from medinit_jax.data.fov import crop_to, fov_mask
-from medinit_jax.finetune import recipes
+from medinit_jax.finetune import recipes, sizes
 from medinit_jax.finetune.examples import UNLABELLED_PIXEL, Examples
 from medinit_jax.finetune.recipes import Plan
 
@@ -44,10 +44,10 @@ def shown_region(examples: Examples, index: int, plan: Plan) -> np.ndarray | Non
     if found is None:
         return None
     if plan.recipe.keep == "short":
-        return recipes.shown_image(recipes.shorter(found, plan.recipe.kept), plan) > 0
+        return recipes.shown_image(sizes.shorter(found, plan.recipe.kept), plan) > 0
     if plan.fit == "fov":
         image = decode(examples.records.read(int(examples.indices[index]), "image", encoded=True))
         if examples.turned:
             image = np.rot90(image, index % 4)
         found = crop_to(np.repeat(found[..., None], 3, -1), fov_mask(image)[0])[..., 0]
-    return recipes.padded(np.ascontiguousarray(found), plan.size) > 0
+    return sizes.padded(np.ascontiguousarray(found), plan.size) > 0

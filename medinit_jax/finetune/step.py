@@ -58,7 +58,7 @@ class Recipe(NamedTuple):
         heads: What it predicts.
         optimizer: Items of `core.optim.create`'s configuration, without learning rate and schedule.
         accumulate: Parts of a batch that are computed one after another.
-        ema: Decay of the average of parameters, 0 = none.
+        ema: Decay of the average of parameters once it is warm, see `average_decay`; 0 = none.
         frozen: Modules that do not learn.
         layer_decay: Factor of the learning rate per block away from the head.
     """
@@ -70,6 +70,25 @@ class Recipe(NamedTuple):
     ema: float = 0.0
     frozen: tuple[str, ...] = ()
     layer_decay: float = 1.0
+
+
+def average_decay(ema: float, step: jax.Array) -> jax.Array:
+    """Returns the decay of the average of parameters at a step: min(ema, (1 + step) / (10 + step)).
+
+    At first the average follows the parameters closely, so that it soon forgets the start, which a
+    constant decay would keep for about 1 / (1 - ema) steps.
+
+    Args:
+        ema: The decay in the end, in [0, 1).
+        step: int32 (), the number of steps before this one.
+
+    Returns:
+        float32 ().
+
+    Source: `num_updates` of TensorFlow's tf.train.ExponentialMovingAverage.
+    """
+    count = step.astype(jnp.float32)
+    return jnp.minimum(jnp.float32(ema), (1 + count) / (10 + count))
 
 
 @functools.lru_cache(maxsize=8)
@@ -116,8 +135,9 @@ def compiled(recipe: Recipe) -> tuple[Callable[..., TuneState], Callable[..., An
         statistics = jax.tree.map(
             lambda new, old: jnp.where(taken, new, old), statistics, current.statistics
         )
+        decay = average_decay(recipe.ema, current.step)
         average = jax.tree.map(
-            lambda old, new: recipe.ema * old + (1 - recipe.ema) * new,
+            lambda old, new: new + decay.astype(new.dtype) * (old - new),
             current.average,
             train.params if recipe.ema else {},
         )

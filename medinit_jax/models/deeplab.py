@@ -3,6 +3,10 @@
 Source: Chen et al., Encoder-Decoder with Atrous Separable Convolution for Semantic Image
 Segmentation, ECCV 2018, with plain instead of separable convolutions (its table 4); the pyramid's
 modules are named as in torchvision's DeepLabv3.
+
+SWCL's authors leave out the norm of the pooled branch whenever a batch holds one image, even in
+evaluation; here it is always applied, in evaluation with its running statistics, so that an image's
+logits do not depend on its batch.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from medinit_jax.core.errors import UsageError
-from medinit_jax.downstream import overlap, scores
-from medinit_jax.downstream.heads import UNKNOWN, Head
+from medinit_jax.downstream import figures, overlap
+from medinit_jax.downstream.heads import Head
 from medinit_jax.downstream.intervals import paired_test
 
 PREDICTIONS = "predictions.npz"
@@ -52,8 +52,8 @@ def compare_on_images(
                 f"{folder} was judged on other images than {own[0]}; remove the folder of the "
                 "older run, or give config.jobs_dir another one for the new images."
             )
-    figures = [_figure(part, metric) for part in held]
-    firsts, seconds = figures[: len(own)], figures[len(own) :]
+    judges = [_figure(part, metric) for part in held]
+    firsts, seconds = judges[: len(own)], judges[len(own) :]
     try:
         found = paired_test(
             _mean(firsts), _mean(seconds), len(first["id"]), first["patient"], resamples=resamples
@@ -78,8 +78,8 @@ def _answers(path: Path) -> dict[str, np.ndarray] | None:
         return None
 
 
-def _mean(figures: Sequence[Figure]) -> Figure:
-    return lambda weights: float(np.mean([figure(weights) for figure in figures]))
+def _mean(judges: Sequence[Figure]) -> Figure:
+    return lambda weights: float(np.mean([judge(weights) for judge in judges]))
 
 
 def _figure(answers: Mapping[str, np.ndarray], metric: str) -> Figure:
@@ -99,10 +99,6 @@ def _figure(answers: Mapping[str, np.ndarray], metric: str) -> Figure:
         )
         for name in names
     ]
-    # What has no label does not count; kept in place, so that both starts draw the same images.
-    known = np.ones(len(answers["id"]), bool)
-    for label in labels.values():
-        known &= (label != UNKNOWN).reshape(len(label), -1).all(1)
-    labels = {name: np.where(label == UNKNOWN, 0, label) for name, label in labels.items()}
-    figure = scores.CLASSIFICATION[metric]
-    return lambda weights: figure(heads, labels, probabilities, weights * known)
+    figure, counted = figures.weighed(metric, heads, labels, probabilities)
+    # Images without a label keep their place, so that both starts draw the same ones.
+    return lambda weights: figure(weights[counted])

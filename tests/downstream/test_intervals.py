@@ -17,7 +17,8 @@ def test_equals_a_loop_over_drawn_images():
     rng = np.random.default_rng(3)
     drawn = [VALUES[rng.integers(0, 60, 60)].mean() for _ in range(500)]
     found = bootstrap(mean, 60, resamples=500, seed=3)
-    np.testing.assert_allclose(found, np.quantile(drawn, [0.025, 0.975]), rtol=1e-12)
+    np.testing.assert_allclose(found[:2], np.quantile(drawn, [0.025, 0.975]), rtol=1e-12)
+    assert found.valid == 500
 
 
 def test_whole_patients_are_drawn():
@@ -40,8 +41,9 @@ def test_resamples_without_a_figure_are_left_out():
     found = bootstrap(
         lambda w: float("nan") if next(calls) % 4 == 0 else mean(w), 60, resamples=1000
     )
-    assert np.isfinite(found).all()
-    assert np.isnan(bootstrap(lambda w: float("nan"), 60, resamples=20)).all()
+    assert np.isfinite(found).all() and found.valid == 750
+    none = bootstrap(lambda w: float("nan"), 60, resamples=20)
+    assert np.isnan(none[:2]).all() and none.valid == 0
 
 
 def test_a_clear_difference_has_a_small_p_and_none_has_a_large_one():

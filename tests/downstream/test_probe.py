@@ -5,8 +5,8 @@ import pytest
 from sklearn.linear_model import Ridge
 
 from medinit_jax.core.errors import UsageError
-from medinit_jax.downstream.metrics import roc_auc
 from medinit_jax.downstream.probe import PENALTIES, ridge_path, ridge_probe
+from medinit_jax.downstream.ranking import roc_auc
 
 
 def _sets(features, seed=0, sizes=(60, 40, 50)):

@@ -21,7 +21,7 @@ from medinit_jax.data.phantoms import ct, fundus, xray
 from medinit_jax.data.phantoms.odir import CLASSES
 from medinit_jax.data.prepare import prepare
 from medinit_jax.data.tasks import make_builder
-from medinit_jax.downstream.metrics import roc_auc
+from medinit_jax.downstream.ranking import roc_auc
 
 BENCHMARK = (
     "eyepacs_dr", "aptos_dr", "refuge2_seg", "drive_seg", "rsna_ihd", "rsna_cxr", "messidor",
