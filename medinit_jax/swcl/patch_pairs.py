@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from medinit_jax.core.errors import UsageError
-from medinit_jax.data.builders.retinal_swap import PAIRS, SPLIT, RetinalSwap
+from medinit_jax.data.builders.retinal_swap import PAIRS, RetinalSwap
 from medinit_jax.data.decode import DecodeError, decode
-from medinit_jax.data.prepared import manifest_of, refuse_cut_short
+from medinit_jax.data.patch_records import PatchRecords
 from medinit_jax.data.shards import checksum
 from medinit_jax.data.tasks import DATA_DIR, make_builder
 from medinit_jax.swcl.patch_store import TABLE
@@ -165,23 +163,14 @@ class PreparedPairs:
         Raises:
             UsageError: It is not there or cut short, or its table does not belong to its records.
         """
-        builder = make_builder(name, data_dir)
-        self._manifest = manifest_of(builder)
-        self._name = f"{builder.name}/{builder.builder_config.name}"
-        self.table = read_table(Path(builder.data_path) / PAIRS)
-        count = self._manifest["splits"][SPLIT]
-        if len(self.table.names) != count:
+        self._records = PatchRecords(make_builder(name, data_dir))
+        self._path = self._records.folder / PAIRS
+        self.table = read_table(self._path)
+        if len(self.table.names) != len(self._records):
             raise UsageError(
-                f"{Path(builder.data_path) / PAIRS} lists {len(self.table.names)} pairs of "
-                f"{count}; delete its folder and write the set again."
+                f"{self._path} lists {len(self.table.names)} pairs of {len(self._records)}; delete "
+                f"its folder and write the set again."
             )
-        refuse_cut_short(Path(builder.data_path), self._manifest["shards"], self._name)
-        features = builder.info.features
-        names = ("image", "image_right", "image_id")
-        self._features = tfds.features.FeaturesDict({name: features[name] for name in names})
-        self._records = builder.as_data_source(
-            SPLIT, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
-        )
 
     def __len__(self) -> int:
         """Returns the number of pairs."""
@@ -189,29 +178,17 @@ class PreparedPairs:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Returns one pair."""
-        skipped = tfds.decode.SkipDecoding()
-        stored = self._features.deserialize_example_np(
-            self._records[int(index)], decoders={"image": skipped, "image_right": skipped}
-        )
-        name = stored["image_id"].decode()
+        name, left, right = self._records[index]
         if name != self.table.names[index][0]:
             raise UsageError(
-                f"Record {index} of {self._name} is {name}, where its {PAIRS} has "
+                f"Record {index} of {self._records.name} is {name}, where {self._path} has "
                 f"{self.table.names[index][0]}; delete its folder and write the set again."
             )
-        images = (decode(stored[key]) for key in ("image", "image_right"))
-        return _pair(self.table, index, *images)
+        return _pair(self.table, index, left, right)
 
     def describe(self) -> dict[str, Any]:
         """Returns source, count and a sha256 over those of the shards."""
-        digest = hashlib.sha256()
-        for shard in self._manifest["shards"]:
-            digest.update(shard["sha256"].encode())
-        return {
-            "source": f"prepared:{self._name}",
-            "count": len(self),
-            "sha256": digest.hexdigest(),
-        }
+        return self._records.describe()
 
 
 def _pair(table: PairTable, index: int, left: np.ndarray, right: np.ndarray) -> dict[str, Any]:

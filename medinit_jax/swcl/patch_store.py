@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from etils import epath
 
 from medinit_jax.core.errors import UsageError
 from medinit_jax.data.builders.config import Item
@@ -40,7 +39,7 @@ _WAITING = 2
 
 
 def write_prepared(
-    data_dir: epath.PathLike,
+    data_dir: str | os.PathLike[str],
     name: str,
     plan: Plan,
     scored: Scored,
@@ -78,7 +77,7 @@ def write_prepared(
         quality=quality,
         origin=hashlib.sha256(f"{plan.digest()} {origin}".encode()).hexdigest(),
     )
-    builder = RetinalSwap(data_dir=epath.Path(data_dir), config=config)
+    builder = RetinalSwap(data_dir=Path(data_dir), config=config)
     target = Path(builder.data_path)
     written = written_before(builder)
     count = len(plan.parts)
@@ -98,7 +97,7 @@ def write_prepared(
     builder.ignored = plan.left_out()
     builder.notes = [f"{len(plan.unpaired)} patients with one eye are left out"]
     texts = {PAIRS: table_text(_all_rows(work, count), labels=True)}
-    manifest = finish(builder, work, target, shards, Tree(builder.name, epath.Path(target)), texts)
+    manifest = finish(builder, work, target, shards, Tree(builder.name, builder.data_path), texts)
     _forget_rows(target, count)
     return manifest
 

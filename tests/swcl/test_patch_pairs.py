@@ -155,7 +155,7 @@ def test_labels_outside_their_range_are_named(written, tmp_path):
     # Two rows change places, so that labels are those of other records.
     table.write_text("\n".join([rows[0], rows[2], rows[1], *rows[3:]]))
     with pytest.raises(
-        UsageError, match="Record 0 of retinal_swap/mine is .*, where its pairs.csv"
+        UsageError, match="Record 0 of retinal_swap/mine is .*, where .*pairs.csv has"
     ):
         open_pairs("retinal_swap/mine", str(tmp_path))[0]
     table.write_text("\n".join(rows))
