@@ -33,8 +33,7 @@ def background_threshold(mean: Sequence[float], std: Sequence[float]) -> float:
 
 def foreground(images: Any, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
     """Returns bool (..., H, W): where normalized images (..., H, W, C) are above the background."""
-    threshold = jnp.asarray(background_threshold(mean, std), images.dtype)
-    return images.sum(-1) > threshold
+    return images.astype(jnp.float32).sum(-1) > jnp.float32(background_threshold(mean, std))
 
 
 def abnormality(
@@ -76,15 +75,14 @@ def abnormality(
             f"Abnormality is scored on square images, not on {height} x {width} pixels; crop them."
         )
     corners = boxes(height, crop)
-    weights = kernel[:, 1] - kernel[:, 0]
-    difference = jnp.einsum("bhwc,c->bhw", features, weights, precision="highest")
+    weights = jnp.asarray(kernel[:, 1] - kernel[:, 0], jnp.float32)
+    values = jnp.asarray(features, jnp.float32)
+    difference = jnp.einsum("bhwc,c->bhw", values, weights, precision="highest")
     rows, columns = (
         jnp.asarray(np.asarray(aligned_interpolation(have, height), np.float32))
         for have in difference.shape[1:]
     )
-    logits = jnp.einsum(
-        "yh,bhw,xw->byx", rows, difference.astype(jnp.float32), columns, precision="highest"
-    )
+    logits = jnp.einsum("yh,bhw,xw->byx", rows, difference, columns, precision="highest")
     maps = jax.nn.sigmoid(logits)
     if mask == "background":
         maps = jnp.where(foreground(images, mean, std), maps, 0)

@@ -97,7 +97,8 @@ def _scores(shown: Shown) -> dict[str, float]:
 def encoded(patch: np.ndarray, quality: int) -> bytes:
     """Returns a patch uint8 (H, W, 3) as JPEG of a quality, or with 0 as PNG."""
     if not quality:
-        return png(patch)
+        # Half a million patches are encoded once, and decoded in every epoch.
+        return png(patch, fast=True)
     stream = io.BytesIO()
     # Pillow, as in the authors' code: other encoders give other pixels at the same quality.
     Image.fromarray(patch).save(stream, "JPEG", quality=quality)

@@ -79,6 +79,16 @@ def test_a_shift_of_both_classes_and_the_bias_change_nothing():
     np.testing.assert_allclose(swapped, 1 - plain, atol=1e-6)
 
 
+def test_half_precision_goes_in_and_single_comes_out():
+    features, kernel, images = made(2)
+    expected = abnormality(features, kernel, images, MEAN, STD, 12, "none")
+    half = jnp.asarray(features, jnp.bfloat16), kernel, jnp.asarray(images, jnp.bfloat16)
+    found = abnormality(*half, MEAN, STD, 12, "none")
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == other.dtype == jnp.float32
+        np.testing.assert_allclose(one, other, atol=0.02)
+
+
 def test_compiled_it_holds_no_map_of_every_class():
     """Beside its outputs it needs less than two maps of the image's size."""
     images = jax.ShapeDtypeStruct((4, 64, 64, 3), jnp.float32)
