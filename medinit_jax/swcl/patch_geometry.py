@@ -25,6 +25,8 @@ OFFSETS: dict[str, int] = {"eyepacs": 0, "oia-odir": 44_352}
 # Patients of other sets are counted from here, above all of the two published ones.
 OTHERS = 100_000
 _MIRRORED = {"tl": "tr", "tr": "tl", "bl": "br", "br": "bl", "c": "c"}
+# Without zeros in front: 7 and 07 would be two patients with one number.
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,5}")
 _NAME = re.compile(r"([^_/\s]+)_([^_/\s]+)_(left|right)_(tl|tr|c|bl|br)")
 
 
@@ -165,7 +167,7 @@ def patient_numbers(sources: Sequence[str], patients: Sequence[str]) -> np.ndarr
     known = {one: OTHERS + place for place, one in enumerate(others)}
     limits = {"eyepacs": OFFSETS["oia-odir"], "oia-odir": OTHERS - OFFSETS["oia-odir"]}
     for source, patient in sorted(set(whose) - known.keys()):
-        if not (patient.isascii() and patient.isdecimal() and int(patient) < limits[source]):
+        if not _NUMBER.fullmatch(patient) or int(patient) >= limits[source]:
             raise UsageError(
                 f"The patient {patient!r} of {source} is no number below {limits[source]}; give "
                 f"the set another name than {source} if its patients are others."

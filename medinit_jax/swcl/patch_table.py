@@ -115,7 +115,6 @@ def read_table(path: Path) -> PairTable:
                 f"which are not the same place in both eyes of a patient; put the original names "
                 f"back."
             )
-        # A table may call the same patient 7 and 07: only one of them has such files.
         first = seen.setdefault((left.source, left.patient, left.position), number)
         if first != number:
             raise UsageError(

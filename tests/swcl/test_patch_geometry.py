@@ -1,5 +1,7 @@
 """Boxes, mirroring and names against the reference and by hand."""
 
+import re
+
 import numpy as np
 import pytest
 from oracles import swcl
@@ -87,7 +89,9 @@ def test_patients_of_two_sets_never_share_a_number():
     np.testing.assert_array_equal(numbers, held["lab_patient"][:, 0])
 
 
-@pytest.mark.parametrize("patient", ["44352", "a", "-1", "1.0", "²", ""])
+@pytest.mark.parametrize("patient", ["44352", "a", "-1", "1.0", "²", "", "07", "1\n"])
 def test_patients_without_a_number_of_their_set_are_refused(patient):
-    with pytest.raises(UsageError, match=f"{patient!r} of eyepacs is no number below 44352"):
+    with pytest.raises(
+        UsageError, match=f"{re.escape(repr(patient))} of eyepacs is no number below 44352"
+    ):
         patient_numbers(["eyepacs"], [patient])
