@@ -15,6 +15,7 @@ from rich.table import Column, Table
 from medinit_jax.data.builders import BUILDERS
 from medinit_jax.data.builders.base import Builder
 from medinit_jax.data.builders.drawn import Drawn
+from medinit_jax.data.builders.retinal_swap import RetinalSwap
 from medinit_jax.data.builders.table import HOW_TO, MedinitTable
 from medinit_jax.data.image_table import Columns
 from medinit_jax.data.manifest import MANIFEST, read_manifest
@@ -114,6 +115,8 @@ def _absent_lines(builder: Builder) -> list[str]:
     counts = _splits_text(builder.published())
     if isinstance(builder, MedinitTable):
         lines = _table_lines(builder, place)
+    elif isinstance(builder, RetinalSwap):
+        lines = [place, f"Write it: {builder.MANUAL_DOWNLOAD_INSTRUCTIONS}"]
     elif isinstance(builder, Drawn):
         lines = [place, f"Numbers: {counts or 'not known before'}", f"Draw it: {command}"]
     else:

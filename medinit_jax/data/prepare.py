@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,8 @@ from medinit_jax.data.manifest import (
 )
 from medinit_jax.data.shards import Report, Shard, checksums, cut, note_of, write_shards
 
-_PLAN = "plan.txt"
+# What the working folder was begun for.
+PLAN = "plan.txt"
 
 
 def prepare(
@@ -66,27 +67,22 @@ def prepare(
     if not 0 <= host < hosts:
         raise UsageError(f"host {host} of {hosts} hosts: count them from 0 to {hosts - 1}.")
     target = Path(builder.data_path)
-    if target.exists():
-        written = earlier_manifest(builder)
-        if written is None:
-            raise UsageError(
-                f"{target} was not written by this command: it has no {MANIFEST}; delete it, or "
-                f"name another folder with --data-dir."
-            )
+    written = written_before(builder)
+    if written is not None:
         return written
     tree = builder.locate(folder)
     splits = builder.checked_items(tree)
     for link in tree.outside:
         logging.warning("%s is not read: only what lies in %s is.", link, tree.path)
     shards = [shard for split, items in splits.items() for shard in cut(split, items)]
-    work = target.with_name(f"{target.name}.incomplete")
+    work = working_folder(target)
     try:
-        _begin(work, _plan(builder, tree.path, shards), alone=hosts == 1)
+        begin(work, _plan(builder, tree.path, shards), alone=hosts == 1)
         if read_manifest(target) is None:
             write_shards(builder, work, shards[host::hosts], workers, report)
             if not all(note_of(work, builder, shard).exists() for shard in shards):
                 return read_manifest(target)
-            return _finish(builder, work, target, shards, tree)
+            return finish(builder, work, target, shards, tree)
         # Another host finished while this one looked at the download: nothing is left to do.
         shutil.rmtree(work, ignore_errors=True)
     except (OSError, RuntimeError):
@@ -94,6 +90,29 @@ def prepare(
         if read_manifest(target) is None:
             raise
     return read_manifest(target)
+
+
+def working_folder(target: Path) -> Path:
+    """Returns where a set lies until it is whole."""
+    return target.with_name(f"{target.name}.incomplete")
+
+
+def written_before(builder: Builder) -> dict[str, Any] | None:
+    """Returns the manifest of a set that is there already; None if it must be written.
+
+    Raises:
+        UsageError: Something else lies in its place, or it was prepared under weaker checks.
+    """
+    target = Path(builder.data_path)
+    if not target.exists():
+        return None
+    written = earlier_manifest(builder)
+    if written is None:
+        raise UsageError(
+            f"{target} was not written by this command: it has no {MANIFEST}; delete it, or "
+            f"name another folder with --data-dir."
+        )
+    return written
 
 
 def _plan(builder: Builder, root: epath.Path, shards: Sequence[Shard]) -> str:
@@ -112,8 +131,17 @@ def _plan(builder: Builder, root: epath.Path, shards: Sequence[Shard]) -> str:
     return f"{digest.hexdigest()}\n{states.hexdigest()}\n"
 
 
-def _begin(work: Path, plan: str, alone: bool) -> None:
-    """Makes the working folder, emptied if it was begun for another plan."""
+def begin(work: Path, plan: str, alone: bool) -> None:
+    """Makes the working folder, emptied if it was begun for another plan.
+
+    Args:
+        work: The folder.
+        plan: Two lines, digests of what is asked for and of the state of what is read for it.
+        alone: Whether no other host may be at work there.
+
+    Raises:
+        UsageError: Other hosts began it for another plan.
+    """
     begun = _begun(work)
     if begun is None and work.exists():
         begun = _begun(work) or "no plan"
@@ -134,7 +162,7 @@ def _begin(work: Path, plan: str, alone: bool) -> None:
     # It appears with its plan inside, or another host that starts now would take it for a stray.
     own = work.with_name(f"{work.name}.{uuid.uuid4().hex}")
     own.mkdir(parents=True)
-    (own / _PLAN).write_text(plan)
+    (own / PLAN).write_text(plan)
     try:
         os.rename(own, work)
     except OSError:
@@ -146,14 +174,35 @@ def _begin(work: Path, plan: str, alone: bool) -> None:
 def _begun(work: Path) -> str | None:
     """Returns the plan of a working folder; None if there is none."""
     try:
-        return (work / _PLAN).read_text()
+        return (work / PLAN).read_text()
     except FileNotFoundError:
         return None
 
 
-def _finish(
-    builder: Builder, work: Path, target: Path, shards: Sequence[Shard], tree: Tree
+def finish(
+    builder: Builder,
+    work: Path,
+    target: Path,
+    shards: Sequence[Shard],
+    tree: Tree,
+    texts: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
+    """Describes a set whose shards are all written, and moves it to its place.
+
+    Args:
+        builder: The dataset.
+        work: The working folder.
+        target: Its place.
+        shards: All of them, in the order of their numbers.
+        tree: The download.
+        texts: {name: content} of further files.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        DatasetLayoutError: Too many files could not be read.
+    """
     notes = [json.loads(note_of(work, builder, shard).read_text()) for shard in shards]
     skipped = [one for note in notes for one in note["skipped"]]
     counted = [one["reason"] for one in skipped if one["key"] not in builder.KNOWN_CORRUPT]
@@ -185,6 +234,8 @@ def _finish(
     # Another host may finish at the same moment: every file appears whole, and once.
     with tempfile.TemporaryDirectory(dir=work.parent, prefix=f"{target.name}.finishing.") as own:
         builder.info.write_to_directory(own)
+        for name, text in (texts or {}).items():
+            (Path(own) / name).write_text(text)
         content["files"] = checksums(Path(own))
         (Path(own) / MANIFEST).write_text(json.dumps(content, indent=1, default=str))
         for place in Path(own).iterdir():
@@ -192,5 +243,5 @@ def _finish(
     os.rename(work, target)
     for place in [note_of(target, builder, shard) for shard in shards] + [*target.glob("*.tmp")]:
         place.unlink(missing_ok=True)
-    (target / _PLAN).unlink(missing_ok=True)
+    (target / PLAN).unlink(missing_ok=True)
     return content

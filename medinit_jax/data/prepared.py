@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ class PreparedSource:
         self._shards = [
             shard for shard in self._manifest["shards"] if f"-{split}.array_record" in shard["file"]
         ]
-        self._refuse_cut_short(Path(builder.data_path))
+        refuse_cut_short(Path(builder.data_path), self._shards, self._name)
         features = builder.info.features
         if not isinstance(features["image"], tfds.features.Image):
             raise UsageError(
@@ -70,16 +71,6 @@ class PreparedSource:
         self._records = builder.as_data_source(
             split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
         )
-
-    def _refuse_cut_short(self, folder: Path) -> None:
-        for shard in self._shards:
-            place = folder / shard["file"]
-            # Manifests of earlier versions do not tell the size.
-            if not place.is_file() or shard.get("file_bytes") not in (None, place.stat().st_size):
-                raise UsageError(
-                    f"{place} is missing or cut short; delete the folder {folder} and prepare "
-                    f"{self._name} again (phantoms are drawn anew by themselves)."
-                )
 
     def __len__(self) -> int:
         """Returns the number of images."""
@@ -166,6 +157,24 @@ def manifest_of(builder: Builder) -> dict[str, Any]:
             f"{name}` says how to, or set data.data_dir to where it is."
         )
     return manifest
+
+
+def refuse_cut_short(folder: Path, shards: Sequence[Mapping[str, Any]], name: str) -> None:
+    """Raises UsageError if shards of a prepared set are missing or have not their size.
+
+    Args:
+        folder: The set's.
+        shards: As the manifest has them.
+        name: The set's name and config.
+    """
+    for shard in shards:
+        place = folder / shard["file"]
+        # Manifests of earlier versions do not tell the size.
+        if not place.is_file() or shard.get("file_bytes") not in (None, place.stat().st_size):
+            raise UsageError(
+                f"{place} is missing or cut short; delete the folder {folder} and prepare "
+                f"{name} again (phantoms are drawn anew by themselves)."
+            )
 
 
 def default_label(name: str) -> str:

@@ -123,6 +123,7 @@ td .reason { color: var(--soft); font-size: 12.5px; white-space: normal; }
 .maps td, .maps th { padding: 3px 6px 3px 0; border: 0; text-align: left; }
 .maps img { display: block; width: 84px; height: 84px; image-rendering: pixelated;
   border-radius: 3px; }
+.photograph { margin: 0; } .photograph img { display: block; width: 100%; height: auto; }
 footer { margin-top: 60px; color: var(--soft); font-size: 14px; }
 @media (max-width: 700px) {
   body { font-size: 16px; } main { padding: 28px 18px 60px; }

@@ -12,6 +12,7 @@ from medinit_jax.data.builders.phantom import MedinitPhantom
 from medinit_jax.data.builders.phantom_pretrain import MedinitPhantomPretrain
 from medinit_jax.data.builders.refuge import MedinitRefuge
 from medinit_jax.data.builders.refuge2 import MedinitRefuge2
+from medinit_jax.data.builders.retinal_swap import RetinalSwap
 from medinit_jax.data.builders.rsna_cxr import MedinitRsnaCxr
 from medinit_jax.data.builders.rsna_ihd import MedinitRsnaIhd
 from medinit_jax.data.builders.stare import MedinitStare
@@ -33,4 +34,5 @@ BUILDERS: dict[str, type[Builder]] = {
     "medinit_rsna_ihd": MedinitRsnaIhd,
     "medinit_stare": MedinitStare,
     "medinit_table": MedinitTable,
+    "retinal_swap": RetinalSwap,
 }
