@@ -19,6 +19,7 @@ from medinit_jax.arch.program import Block, Program
 from medinit_jax.core.compiler import jit
 from medinit_jax.core.errors import UsageError
 from medinit_jax.data.color import viridis
+from medinit_jax.models.features import features
 from medinit_jax.models.network import Network
 from medinit_jax.models.ops import aligned_interpolation, apply_block, normalize_with
 
@@ -73,8 +74,9 @@ def activation_map(
 @functools.lru_cache(maxsize=4)
 def _cam(network: Network) -> Callable[..., jax.Array]:
     def run(params, statistics, images, classes):
-        _, features = run_with_map(network, params, statistics, images)
-        return _chosen(class_activation(features, params[network.program.head]["kernel"]), classes)
+        variables = {"params": params, "batch_stats": statistics}
+        last = features(network, variables, images).map
+        return _chosen(class_activation(last, params[network.program.head]["kernel"]), classes)
 
     return jit(run)
 

@@ -12,7 +12,7 @@ import dataclasses
 
 from medinit_jax.arch.program import Block, BlockBuilder, Program, ProgramBuilder, check_norm
 from medinit_jax.core.errors import UsageError
-from medinit_jax.models.variants import find_variant, is_imagenet
+from medinit_jax.models.variants import check_last_stride, find_variant, is_imagenet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +42,7 @@ def bit(
     input_shape: tuple[int, int, int] = (224, 224, 3),
     num_classes: int = 1000,
     stem: str = "imagenet",
+    last_stride: int = 2,
 ) -> Program:
     """Returns the program of a BiT ResNet; every residual block is one call.
 
@@ -50,11 +51,13 @@ def bit(
         input_shape: (height, width, channels) of one image.
         num_classes: Size of the logits.
         stem: "imagenet" (7x7 of stride 2, max pooling) or "small" (3x3 of stride 1, no pooling).
+        last_stride: Stride of the last stage; 1 doubles the last map, as SWCL's labeler has it.
 
     Raises:
-        UsageError: If there is no such network, stem or norm.
+        UsageError: If there is no such network, stem, norm or stride.
     """
     member = find_variant(VARIANTS, variant, "BiT ResNet")
+    check_last_stride(last_stride)
     imagenet = is_imagenet(stem)
     check_norm(member.norm)
     if member.norm == "none":
@@ -62,10 +65,11 @@ def bit(
     build = ProgramBuilder(input_shape)
     value = build(_stem(member, imagenet), (0,), "stem")
     channels = member.width
+    last = len(member.depths) - 1
     for stage, depth in enumerate(member.depths):
         features = member.width * 2**stage * EXPANSION
         for index in range(depth):
-            stride = 2 if stage and not index else 1
+            stride = 1 if index or not stage else last_stride if stage == last else 2
             block = _residual(member, channels, features, stride, index == 0)
             value = build(block, (value,), f"stages.{stage}.blocks.{index}")
             channels = features

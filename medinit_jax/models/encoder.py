@@ -1,4 +1,4 @@
-"""Any convolutional classifier as the encoder of a segmentation network."""
+"""A classifier without its head, and as the encoder of a segmentation network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from medinit_jax.core.errors import UsageError
 # Modules of the part that sees the image first, whose parameters may come from elsewhere.
 ENCODER = "encoder"
 _POOLS = ("max_pool", "avg_pool")
-_LOSES_PLACES = ("global_pool", "adaptive_pool", "flatten", "tokens", "position")
+# What begins a head: steps that read the last map or sequence.
+_READERS = ("global_pool", "adaptive_pool", "flatten", "first_token")
 OUTPUT_STRIDES = (8, 16, 32)
 
 
@@ -31,40 +32,60 @@ def append_encoder(
     Raises:
         UsageError: The classifier keeps no maps, or cannot be dilated.
     """
-    body = _without_head(classifier)
+    maps = _with_parts(body(classifier))
     if output_stride != OUTPUT_STRIDES[-1]:
-        body = dilated(body, output_stride)
+        maps = dilated(maps, output_stride)
     number = {0: 0}
     by_size: dict[Shape, int] = {}
-    for index, call in enumerate(body.calls, start=1):
+    for index, call in enumerate(maps.calls, start=1):
         prefix = f"{ENCODER}.{call.prefix}" if call.prefix else ENCODER
         number[index] = build(call.block, [number[i] for i in call.inputs], prefix)
-        shape = body.shapes[index]
+        shape = maps.shapes[index]
         if shape[:2] != tuple(classifier.input_shape[:2]):
             by_size[shape[:2]] = number[index]
     return [by_size[size] for size in sorted(by_size, reverse=True)]
 
 
-def _without_head(program: Program) -> Program:
-    """Returns the calls before global pooling, with pooling at the end of a block set apart."""
+def body(program: Program) -> Program:
+    """Returns a classifier up to what its head reads: its last map, or sequence of tokens.
+
+    Args:
+        program: The classifier.
+
+    Returns:
+        A network without logits; its modules have the classifier's names and order.
+
+    Raises:
+        UsageError: The network is no classifier.
+    """
+    last = program.calls[-1]
+    steps = last.block.steps
+    kept = next((i for i, step in enumerate(steps) if step.kind in _READERS), None)
+    if kept is None:
+        raise UsageError(
+            "this network has no head that pools or flattens its last map; choose a classifier, "
+            "such as resnet18"
+        )
+    calls = program.calls[:-1]
+    if kept:
+        calls += (dataclasses.replace(last, block=Block(last.block.arity, steps[:kept])),)
+    return Program(calls, program.input_shape)
+
+
+def _with_parts(program: Program) -> Program:
+    """Sets pooling at the end of a block apart."""
     calls: list[Call] = []
     number = {0: 0}
     for index, call in enumerate(program.calls):
-        inputs = tuple(number[i] for i in call.inputs)
-        steps = call.block.steps
-        if index == len(program.calls) - 1:
-            kept = next((i for i, s in enumerate(steps) if s.kind in _LOSES_PLACES), len(steps))
-            if kept == len(steps):
-                kept = 0
-            steps = steps[:kept]
-        if any(step.kind in _LOSES_PLACES[2:] for step in steps):
+        if any(step.kind in ("tokens", "position") for step in call.block.steps):
             raise UsageError(
                 "a network of tokens keeps no maps that a decoder could read; choose a "
                 "convolutional encoder, such as resnet18"
             )
-        for block, reads in _parts(Block(call.block.arity, steps)):
+        inputs = tuple(number[i] for i in call.inputs)
+        for block, reads in _parts(call.block):
             calls.append(Call(block, inputs if reads is None else (len(calls),), call.prefix))
-        number[index + 1] = len(calls) if steps else inputs[0]
+        number[index + 1] = len(calls)
     return Program(tuple(calls), program.input_shape)
 
 
@@ -75,8 +96,6 @@ def _parts(block: Block) -> list[tuple[Block, int | None]]:
         Blocks; the second reads the first, which is marked by a 0 in the place of None.
     """
     steps = block.steps
-    if not steps:
-        return []
     place = len(steps) - 1
     # Zero padding belongs to the pooling after it.
     while place > 0 and steps[place - 1].kind == "pad":

@@ -136,21 +136,45 @@ def is_below(module: str, prefixes: Iterable[str]) -> bool:
     return any(module == prefix or module.startswith(f"{prefix}.") for prefix in prefixes)
 
 
-def _normalizer(statistics, train):
+def _normalizer(statistics, moving):
     def normalize(step, x, leaves):
-        mean, var = statistics[step.name]
-        if not train:
-            return normalize_with(x, mean.value, var.value, leaves, step.epsilon)
-        wide = x.astype(at_least_float32(x.dtype))
-        batch_mean = wide.mean((0, 1, 2))
-        batch_var = jnp.square(wide - batch_mean).mean((0, 1, 2))
-        count = x.size // x.shape[-1]
-        unbiased = batch_var * (count / max(count - 1, 1))
-        mean.value = MOMENTUM * mean.value + (1 - MOMENTUM) * batch_mean.astype(mean.value.dtype)
-        var.value = MOMENTUM * var.value + (1 - MOMENTUM) * unbiased.astype(var.value.dtype)
-        return normalize_with(x, batch_mean, batch_var, leaves, step.epsilon)
+        return normalize_moving(x, leaves, statistics[step.name], moving, step.epsilon)
 
     return normalize
+
+
+def normalize_moving(
+    x: jax.Array,
+    leaves: Mapping[str, jax.Array],
+    statistics: tuple[nn.Variable, nn.Variable],
+    moving: bool,
+    epsilon: float,
+) -> jax.Array:
+    """Normalizes with running statistics, or with the batch's and moves the running ones.
+
+    Args:
+        x: (batch, ..., channels).
+        leaves: "scale" and "bias", (channels,) each.
+        statistics: The running mean and variance, of `Statistics`.
+        moving: Whether the batch's statistics count.
+        epsilon: Added to the variance.
+
+    Returns:
+        Array like x. The running variance is made of the unbiased variance of batches, as in
+        PyTorch.
+    """
+    mean, var = statistics
+    if not moving:
+        return normalize_with(x, mean.value, var.value, leaves, epsilon)
+    wide = x.astype(at_least_float32(x.dtype))
+    places = tuple(range(x.ndim - 1))
+    batch_mean = wide.mean(places)
+    batch_var = jnp.square(wide - batch_mean).mean(places)
+    count = x.size // x.shape[-1]
+    unbiased = batch_var * (count / max(count - 1, 1))
+    mean.value = MOMENTUM * mean.value + (1 - MOMENTUM) * batch_mean.astype(mean.value.dtype)
+    var.value = MOMENTUM * var.value + (1 - MOMENTUM) * unbiased.astype(var.value.dtype)
+    return normalize_with(x, batch_mean, batch_var, leaves, epsilon)
 
 
 def apply_with_batch_statistics(

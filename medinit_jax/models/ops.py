@@ -189,14 +189,19 @@ _relu.defvjp(
 def _conv(step, leaves, x):
     kernel = leaves["kernel"]
     if step.standardized:
-        kernel = _standardized(kernel, step.epsilon)
+        kernel = standardized(kernel, step.epsilon)
     y = convolution(x, kernel.astype(x.dtype), step)
     return y + leaves["bias"].astype(x.dtype) if step.bias else y
 
 
-def _standardized(kernel, epsilon):
-    centered = kernel - kernel.mean((0, 1, 2))
-    return centered * lax.rsqrt(jnp.square(centered).mean((0, 1, 2)) + epsilon)
+def standardized(kernel: jax.Array, epsilon: float) -> jax.Array:
+    """Brings a kernel (..., in, out) to mean 0 and variance 1 per output.
+
+    Source: Qiao et al., Weight Standardization, 2019.
+    """
+    axes = tuple(range(kernel.ndim - 1))
+    centered = kernel - kernel.mean(axes)
+    return centered * lax.rsqrt(jnp.square(centered).mean(axes) + epsilon)
 
 
 def _conv_t(step, leaves, x):

@@ -9,8 +9,7 @@ from __future__ import annotations
 import dataclasses
 
 from medinit_jax.arch.program import Block, BlockBuilder, Program, ProgramBuilder, check_norm
-from medinit_jax.core.errors import UsageError
-from medinit_jax.models.variants import find_variant, is_imagenet
+from medinit_jax.models.variants import check_last_stride, find_variant, is_imagenet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +59,7 @@ def resnet(
         UsageError: If there is no such network, stem, norm or stride.
     """
     member = find_variant(VARIANTS, variant, "ResNet")
-    if last_stride not in (1, 2):
-        raise UsageError(f"last_stride is 1 or 2, got {last_stride}")
+    check_last_stride(last_stride)
     imagenet = is_imagenet(stem)
     check_norm(norm)
     build = ProgramBuilder(input_shape)

@@ -40,6 +40,12 @@ def is_imagenet(stem: str) -> bool:
     return stem == "imagenet"
 
 
+def check_last_stride(stride: int) -> None:
+    """Raises `UsageError` unless the stride of the last stage is 1 or 2."""
+    if stride not in (1, 2):
+        raise UsageError(f"last_stride is 1 or 2, got {stride}")
+
+
 def divisible(value: float, divisor: int) -> int:
     """Rounds a channel count to a multiple of `divisor` that is at least 90 % of it."""
     rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)

@@ -4,56 +4,23 @@ Their weights are not stored; each is drawn from its PyTorch name. Hence a test 
 and forward pass together.
 """
 
-import json
 import re
-import zlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import SHARED, swcl
+from oracles import swcl
+from reference_weights import bit, classifier, loaded, resnet, state_of
 
 from medinit_jax.downstream.cam import last_map, run_with_map
 from medinit_jax.models import zoo
-from medinit_jax.models.statistics import initial_statistics
 
-KEYS = SHARED / "oracles" / "swcl_state_dict_keys.json"
 SHAPE = (64, 64, 3)
 
 
 @pytest.fixture(scope="module")
 def held():
     return swcl()
-
-
-def drawn(name, shape):
-    rng = np.random.RandomState(zlib.crc32(name.encode()))
-    if name.endswith("running_mean"):
-        value = 0.1 * rng.standard_normal(shape)
-    elif name.endswith("running_var"):
-        value = 1 + 0.5 * rng.random_sample(shape)
-    elif name.endswith("bias"):
-        value = 0.1 * rng.standard_normal(shape)
-    elif len(shape) == 1:
-        value = 1 + 0.1 * rng.standard_normal(shape)
-    else:
-        value = rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
-    return value.astype(np.float32)
-
-
-def resnet(module):
-    """The name of a module of a ResNet; torchvision's."""
-    return module
-
-
-def bit(module):
-    """The authors' name of a module of a BiT network, which is timm's here."""
-    found = re.fullmatch(r"encoder\.stages\.(\d)\.blocks\.(\d+)\.(\w+)(\.conv)?", module)
-    if found:
-        leaf = found[3].replace("norm", "gn")
-        return f"encoder.body.block{int(found[1]) + 1}.unit{int(found[2]) + 1:02d}.{leaf}"
-    return {"encoder.stem.conv": "encoder.root.conv", "encoder.norm": "encoder.head.gn"}[module]
 
 
 def deeplab(encoder):
@@ -102,11 +69,6 @@ def unet_classic(module):
     return f"encoder.down{level}.{before}.{_DOUBLE[leaf]}"
 
 
-def classifier(encoder):
-    """A classifier's modules have no "encoder." here."""
-    return lambda module: encoder(f"encoder.{module}")
-
-
 CASES = {
     "dlv3p_50x1": (
         ("deeplabv3plus_resnetv2_50x1_bit", 2, {"output_stride": 8, "decoder": "swcl"}),
@@ -153,56 +115,18 @@ CASES = {
     "labeler34rs": (
         ("resnet34", 2, {"last_stride": 1}),
         classifier(resnet),
-        ["out.normal-abnormal.0"],
+        ["out.classification.0"],
         ["logits"],
     ),
 }
 
 
-def heads_of(state, wanted):
-    """The heads' names; the labeler's depends on its task."""
-    if f"{wanted[0]}.weight" in state:
-        return wanted
-    return sorted({name.rsplit(".", 1)[0] for name in state if name.startswith("out.")})
-
-
-def loaded(program, state, rename, heads):
-    """Returns (params, statistics); nothing may be left over."""
-    left = set(state)
-
-    def take(name):
-        left.discard(name)
-        return state[name]
-
-    params = {}
-    for module, leaves in program.parameter_shapes().items():
-        params[module] = {}
-        for leaf, shape in leaves.items():
-            end = "bias" if leaf == "bias" else "weight"
-            names = heads if module == program.head else [rename(module)]
-            value = np.concatenate([take(f"{name}.{end}") for name in names])
-            if value.ndim == 4:
-                value = value.transpose(2, 3, 1, 0)
-            elif value.ndim == 2:
-                value = value.T
-            params[module][leaf] = jnp.asarray(value.reshape(shape))
-    statistics = {}
-    for name in initial_statistics(program):
-        module = rename(name.removesuffix(".stats"))
-        statistics[name] = {
-            leaf: jnp.asarray(take(f"{module}.running_{leaf}")) for leaf in ("mean", "var")
-        }
-    assert not left
-    return params, statistics
-
-
 @pytest.mark.parametrize("model", CASES)
 def test_logits(model, held):
     (name, classes, options), rename, heads, outputs = CASES[model]
-    shapes = json.loads(KEYS.read_text())["state_dict"][model]
-    state = {k: drawn(k, s) for k, s in shapes.items() if not k.endswith("num_batches_tracked")}
+    state = state_of(model)
     network = zoo.build(name, classes, SHAPE, **options)
-    params, statistics = loaded(network.program, state, rename, heads_of(state, heads))
+    params, statistics = loaded(network.program, state, rename, heads)
     expected = np.concatenate([held[f"net_{model}_{output}"] for output in outputs], 1)
     if expected.ndim == 4:
         expected = expected.transpose(0, 2, 3, 1)
