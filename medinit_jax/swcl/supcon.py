@@ -88,15 +88,15 @@ def supcon(
         first = parallel.position() * images
         z, labels = parallel.all_gather((z, labels))
     count, views = z.shape[:2]
-    seen = 1 if contrast == "one" else views
-    own = (count * jnp.arange(seen)[:, None] + first + jnp.arange(images)).reshape(-1)
     # One factor for both sides of every product.
-    rows = _flat(z) / jnp.sqrt(temperature)
-    mean, has_positives = _positives(rows, _columns(labels, count), match)
-    weight = has_positives[own].astype(rows.dtype)
-    total = _repulsion(rows, own, weight, chunk) - jnp.einsum(
-        "ad,ad,a->", rows[own], mean[own], weight, precision=_HIGHEST
-    )
+    z = z / jnp.sqrt(temperature)
+    seen = z[:, : 1 if contrast == "one" else views]
+    pull, has_positives = _attraction(z, seen, _columns(labels, count), match)
+    used = has_positives.astype(z.dtype)
+    mine = first + jnp.arange(images)
+    own = (count * jnp.arange(seen.shape[1])[:, None] + mine).reshape(-1)
+    weight = jnp.tile(used[mine], seen.shape[1])
+    total = _repulsion(_flat(z), own, weight, chunk) - pull[mine].sum()
     total *= temperature / (temperature if base_temperature is None else base_temperature)
     anchors = weight.sum() if drop_empty else jnp.full_like(weight, 1).sum()
     if gathered:
@@ -206,33 +206,32 @@ def _columns(labels, images: int):
     return labels.reshape(images, -1)
 
 
-def _positives(rows, columns, match: str):
-    """Returns the weighted mean of every row's positives, and whether it has any.
+def _attraction(z, anchors, columns, match: str):
+    """Returns every image's sum over its anchors of the mean logit of their positives.
 
     A weight f(number of equal columns) is a sum over sets of columns, c(set) [all columns of the
-    set equal], by inclusion and exclusion; every term of it divides the rows into classes.
+    set equal], by inclusion and exclusion; every term of it divides the images into classes.
 
     Args:
-        rows: Float (V B, D), view-major.
+        z: Float (B, V, D).
+        anchors: Float (B, A, D), those views of `z` that are anchors.
         columns: int (B, L).
         match: One of `MATCHES`.
 
     Returns:
-        Float (V B, D), 0 where there are none, and bool (V B,).
+        Float (B,), 0 where there are no positives, and bool (B,), where there are any.
     """
-    images = columns.shape[0]
-    views = rows.shape[0] // images
-    per_image = rows.reshape(views, images, -1).sum(0)
-    # A row itself has all columns equal, so it is in each of its classes; it leaves them all.
-    pull, weight = jnp.zeros_like(rows), jnp.zeros_like(rows[:images, 0])
+    images, views, _ = z.shape
+    logits = -jnp.einsum("bad,bad->b", anchors, anchors, precision=_HIGHEST)
+    weight = jnp.zeros_like(logits)
     for chosen, factor in _terms(match, columns.shape[1]):
         classes = _classes(columns[:, chosen])
-        sums = jax.ops.segment_sum(per_image, classes, images)[classes]
+        sums = jax.ops.segment_sum(z.sum(1), classes, images)[classes]
         sizes = jax.ops.segment_sum(jnp.full_like(weight, views), classes, images)[classes]
-        pull += factor * (jnp.tile(sums, (views, 1)) - rows)
+        logits += factor * (anchors.sum(1) * sums).sum(-1)
+        # Every view is in each of its own classes; the factors of all sets add up to 1.
         weight += factor * (sizes - 1)
-    weight = jnp.tile(weight, views)
-    return pull / jnp.where(weight > 0, weight, 1)[:, None], weight > 0
+    return jnp.where(weight > 0, logits / jnp.where(weight > 0, weight, 1), 0), weight > 0
 
 
 def _terms(match: str, columns: int) -> list[tuple[tuple[int, ...], float]]:
