@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from medinit_jax.core import parallel
 from medinit_jax.core.errors import UsageError
+from medinit_jax.swcl.vectors import unit, wide
 
 # Weight of a positive from the number of its equal columns and the number of columns.
 MATCHES = {
@@ -80,9 +81,9 @@ def supcon(
         positives are those of SupContrast after its pull request 142.
     """
     _check(z, labels, match=match, reduction=reduction, contrast=contrast, chunk=chunk)
-    z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
+    z = wide(z)
     if normalize:
-        z = _unit(z)
+        z = unit(z)
     images, first = z.shape[0], 0
     if gathered:
         first = parallel.position() * images
@@ -140,7 +141,7 @@ def contrastive_figures(
     Source: Wang & Isola (arXiv 2005.10242), Eq. 4 and 5, with exponents 2 and 2.
     """
     _check(z, labels, match=match)
-    rows = _flat(_unit(z.astype(jnp.promote_types(z.dtype, jnp.float32))))
+    rows = _flat(unit(wide(z)))
     columns = jnp.tile(_columns(labels, z.shape[0]), (z.shape[1], 1))
     size, length = columns.shape
     other = ~jnp.eye(size, dtype=bool)
@@ -188,11 +189,6 @@ def _check(z, labels, **options) -> None:
             f"{None if labels is None else labels.shape}; it needs (images, views, features) and "
             "(images,) or (images, columns)."
         )
-
-
-def _unit(z):
-    """Zero vectors stay zero, with a finite gradient."""
-    return z * jax.lax.rsqrt(jnp.maximum((z * z).sum(-1, keepdims=True), 1e-24))
 
 
 def _flat(z):
