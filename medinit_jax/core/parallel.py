@@ -2,7 +2,9 @@
 
 This is the only file that knows devices and collectives. With one device there is no leading axis
 and `map` is plain `jit`; with several, every array gains a leading axis of that size and the
-function runs once per device on its own slice, without communication. `total` is the one reduction.
+function runs once per device on its own slice, without communication; `total` is the one reduction.
+Functions that do communicate run under `Parallel.sharded` and use `all_gather`, `all_sum` and
+`position`.
 """
 
 from __future__ import annotations
@@ -18,6 +20,21 @@ from medinit_jax.core.compiler import jit
 from medinit_jax.core.errors import UsageError
 
 AXIS = "data"
+
+
+def all_gather(tree):
+    """Joins the devices' rows (b, ...) of a pytree to (size b, ...) inside `Parallel.sharded`."""
+    return jax.tree.map(lambda x: jax.lax.all_gather(x, AXIS, tiled=True), tree)
+
+
+def all_sum(tree):
+    """Adds up the devices' values of a pytree inside `Parallel.sharded`."""
+    return jax.lax.psum(tree, AXIS)
+
+
+def position() -> jax.Array:
+    """Returns the number of the device that asks, from 0, inside `Parallel.sharded`."""
+    return jax.lax.axis_index(AXIS)
 
 
 class Parallel:
@@ -117,6 +134,22 @@ class Parallel:
             per_device, mesh=self.mesh, in_specs=spec, out_specs=spec, check_vma=False
         )
         return jit(mapped)
+
+    def sharded(self, function: Callable) -> Callable:
+        """Runs a function of one device's rows everywhere, for use inside a compiled function.
+
+        Args:
+            function: Takes pytrees of this device's part (b, ...) of whole batches, uses
+                `all_gather` and `all_sum`, and returns what is the same on all devices.
+
+        Returns:
+            A function of whole batches (size b, ...). JAX keeps track of which values differ
+            between devices, so that its gradient is that of the whole, whoever asks for it.
+        """
+        spec = PartitionSpec(AXIS)
+        return jax.shard_map(
+            function, mesh=self.mesh, in_specs=spec, out_specs=PartitionSpec(), check_vma=True
+        )
 
     def total(self, tree):
         """Adds the devices' parts of a pytree (device, ...) inside one compiled reduction."""
