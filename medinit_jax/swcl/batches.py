@@ -56,10 +56,12 @@ class ViewBatches:
         self.items, self.look, self.batch, self.seed = items, look, batch, seed
         self.paired = hasattr(items, "table")
         if len(items) == 0:
-            raise UsageError("There are no images to pretrain on; choose other sets in config.data.")
+            raise UsageError(
+                "There are no images to pretrain on; choose other sets in config.data."
+            )
         if batch < 1 or (self.paired and batch % 2):
             raise UsageError(
-                f"config.train.batch={batch} patches are no pairs of eyes; set it to an even number."
+                f"config.train.batch={batch} patches are no pairs of eyes; set it to an even one."
             )
 
     def __len__(self) -> int:

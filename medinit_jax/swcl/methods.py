@@ -16,7 +16,15 @@ import optax
 
 from medinit_jax.core.parallel import Parallel
 from medinit_jax.swcl import distillation
-from medinit_jax.swcl.projection import DinoHead, LinearHeads, Predictor, Projection, Projector
+from medinit_jax.swcl.patch_geometry import POSITIONS
+from medinit_jax.swcl.projection import (
+    PREDICTOR,
+    PROJECTION,
+    ByolHead,
+    DinoHead,
+    MlpHead,
+    TaskHeads,
+)
 from medinit_jax.swcl.supcon import collapse, contrastive_figures, gathered_supcon
 
 # Images of a batch that figures are computed of.
@@ -72,8 +80,8 @@ class Method(Protocol):
     views: ClassVar[int]
     averaged: ClassVar[bool]
 
-    def heads(self, channels: int) -> dict[str, nn.Module]:
-        """Returns the heads on features of so many channels."""
+    def heads(self) -> dict[str, nn.Module]:
+        """Returns the heads: the first on features, each other one on what the one before gives."""
         ...
 
     def memory(self, key: jax.Array) -> Any:
@@ -126,9 +134,9 @@ class Contrastive:
         """Patches where they are labelled."""
         return "pairs" if self.labelled else "whole"
 
-    def heads(self, channels: int) -> dict[str, nn.Module]:
+    def heads(self) -> dict[str, nn.Module]:
         """Returns the projection."""
-        return {"projection": Projection(channels, self.width)}
+        return {"projection": MlpHead(self.width)}
 
     def memory(self, key: jax.Array) -> Any:
         """Returns nothing."""
@@ -189,12 +197,11 @@ class Byol:
     views: ClassVar[int] = 2
     averaged: ClassVar[bool] = True
 
-    def heads(self, channels: int) -> dict[str, nn.Module]:
+    def heads(self) -> dict[str, nn.Module]:
         """Returns projector and predictor."""
-        del channels
         return {
-            "projection": Projector(self.hidden, self.width, self.head_norm),
-            "predictor": Predictor(self.hidden, self.width, self.head_norm),
+            "projection": ByolHead(PROJECTION, self.width, self.hidden, self.head_norm),
+            "predictor": ByolHead(PREDICTOR, self.width, self.hidden, self.head_norm),
         }
 
     def memory(self, key: jax.Array) -> Any:
@@ -208,9 +215,7 @@ class Byol:
         projected = _per_view(own, "projection", seen.pooled)
         predicted = _per_view(own, "predictor", projected)
         aims = jax.lax.stop_gradient(_per_view(target, "projection", seen.target))
-        loss = distillation.byol_loss(
-            predicted[:, 0], predicted[:, 1], aims[:, 0], aims[:, 1]
-        )
+        loss = distillation.byol_loss(_by_view(predicted), _by_view(aims))
         rows = jax.lax.stop_gradient(projected).reshape(-1, projected.shape[-1])
         return Judged(loss, {"spread": _spread(_unit(rows))}, ())
 
@@ -230,9 +235,8 @@ class Dino:
     views: ClassVar[int] = 2
     averaged: ClassVar[bool] = True
 
-    def heads(self, channels: int) -> dict[str, nn.Module]:
+    def heads(self) -> dict[str, nn.Module]:
         """Returns the projection with its prototypes."""
-        del channels
         return {"projection": DinoHead(self.prototypes, official=self.official)}
 
     def memory(self, key: jax.Array) -> Any:
@@ -246,10 +250,9 @@ class Dino:
         del parallel
         student = _per_view(own, "projection", seen.pooled)
         teacher = jax.lax.stop_gradient(_per_view(target, "projection", seen.target))
-        views = [student[:, v] for v in range(student.shape[1])]
-        pair = [teacher[:, v] for v in range(2)]
-        loss, center = distillation.dino_loss(views, pair, seen.memory, seen.epoch)
-        warmth = distillation.teacher_temperature(seen.epoch)
+        warmth = distillation.teacher_temperature(jnp.floor(seen.epoch))
+        loss = distillation.dino_loss(_by_view(student), _by_view(teacher), seen.memory, warmth)
+        center = distillation.dino_center(seen.memory, _by_view(teacher))
         said = jax.nn.softmax((teacher - seen.memory) / warmth)
         entropy = -(said * jnp.log(jnp.maximum(said, 1e-30))).sum(-1).mean()
         return Judged(loss, {"teacher_entropy": entropy}, center)
@@ -268,10 +271,9 @@ class Multitask:
     views: ClassVar[int] = 1
     averaged: ClassVar[bool] = False
 
-    def heads(self, channels: int) -> dict[str, nn.Module]:
+    def heads(self) -> dict[str, nn.Module]:
         """Returns a linear layer for each task."""
-        del channels
-        return {"out": LinearHeads({"normal-abnormal": 2, "position": 5})}
+        return {"out": TaskHeads({"normal-abnormal": 2, "position": len(POSITIONS)})}
 
     def memory(self, key: jax.Array) -> Any:
         """Returns nothing."""
@@ -309,6 +311,11 @@ def _per_view(apply: Apply, head: str, pooled: Any) -> jax.Array:
     """Runs a head over (batch, views, channels)."""
     rows = apply(head, pooled.reshape(-1, pooled.shape[-1]))
     return rows.reshape(*pooled.shape[:2], -1)
+
+
+def _by_view(rows: jax.Array) -> list[jax.Array]:
+    """Divides (batch, views, D) into its views."""
+    return [rows[:, view] for view in range(rows.shape[1])]
 
 
 def _unit(rows: jax.Array) -> jax.Array:

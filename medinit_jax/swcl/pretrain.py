@@ -90,7 +90,12 @@ class Pretraining:
         self.batches = ViewBatches(self.items, look, train.batch, config.seed)
         self.steps_per_epoch = self.batches.steps_per_epoch
         self.total = train.steps or train.epochs * self.steps_per_epoch
-        self.labels = sources.label_table(config, self.items) if self.batches.paired else {}
+        self.labels, self.one_sided = {}, ""
+        if self.batches.paired:
+            self.labels = sources.label_table(config, self.items)
+            self.one_sided = sources.threshold_warning(config, self.items)
+        if self.one_sided:
+            console.print(f"WARNING: {self.one_sided}", soft_wrap=True)
         network = make_network(config.model, data.size, 2, "classification", train.dtype)
         self.start = make_start(config, network, console)
         self.statistics = self.start.statistics or initial_statistics(network.program)
@@ -98,9 +103,9 @@ class Pretraining:
         inner = {name: held for name, held in self.statistics.items() if _module(name) in encoder}
         self.encoder, self.statistics = encoder, inner
         channels = jax.eval_shape(
-            lambda params, images: features(
-                network, {"params": params, "batch_stats": inner}, images
-            ).pooled,
+            lambda params, images: (
+                features(network, {"params": params, "batch_stats": inner}, images).pooled
+            ),
             encoder,
             jnp.zeros((1, data.size, data.size, 3)),
         ).shape[-1]
@@ -168,11 +173,10 @@ class Pretraining:
     def _finish(self, current: PretrainState, seconds: float) -> dict[str, Any]:
         lines = [json.loads(x) for x in (self.workdir / "metrics.jsonl").read_text().splitlines()]
         curve = [line for line in lines if "train/loss" in line]
-        notes = [*([self.config.note] if self.config.note else []), *sources.notes(self.items)]
-        warning = _collapse_warning(curve[-1] if curve else {}, self.method)
-        if warning:
-            self.console.print(f"WARNING: {warning}", soft_wrap=True)
-            notes.append(warning)
+        notes = [self.config.note, self.one_sided]
+        notes.append(_collapse_warning(curve[-1] if curve else {}, self.method))
+        if notes[-1]:
+            self.console.print(f"WARNING: {notes[-1]}", soft_wrap=True)
         self._write_model(current)
         summary = finite(
             {
@@ -193,7 +197,7 @@ class Pretraining:
                 "images": len(self.items) * (2 if self.batches.paired else 1),
                 "data": self.items.describe(),
                 "provenance": provenance(shlex.join(sys.argv), "swcl"),
-                "notes": notes,
+                "notes": [note for note in notes if note],
             }
         )
         write_json(self.workdir / "summary.json", summary)
@@ -207,9 +211,7 @@ class Pretraining:
         held = jax.device_get(current)
         teacher = self.config.export == "teacher"
         if teacher and not held.target:
-            raise UsageError(
-                f"{self.config.method} has no teacher; set config.export=student."
-            )
+            raise UsageError(f"{self.config.method} has no teacher; set config.export=student.")
         params = held.target["params"] if teacher else held.train.params
         statistics = held.target["statistics"] if teacher else held.statistics
         tree = {"params": params["encoder"], "batch_stats": statistics["encoder"]}

@@ -74,9 +74,7 @@ def label_table(config: ml_collections.ConfigDict, items: Any) -> dict[str, np.n
         abnormal = abnormality(table.scores, config.loss.threshold)
     position = np.repeat(table.positions.astype(np.int32)[:, None], 2, 1)
     patient = np.repeat(table.patients.astype(np.int32)[:, None], 2, 1)
-    columns = label_columns(
-        config.loss.scheme, position.ravel(), abnormal.ravel(), patient.ravel()
-    )
+    columns = label_columns(config.loss.scheme, position.ravel(), abnormal.ravel(), patient.ravel())
     return {
         "position": position,
         "abnormality": abnormal,

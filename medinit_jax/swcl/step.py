@@ -21,7 +21,7 @@ from medinit_jax.swcl.distillation import ema, momentum
 from medinit_jax.swcl.methods import Apply, Method, Seen
 
 # Leaves that weight decay shrinks; scales and biases are left alone.
-DECAYED = ("kernel", "embedding", "weight_v")
+DECAYED = ("kernel", "embedding")
 
 
 @flax.struct.dataclass
@@ -103,11 +103,9 @@ def first_state(
         key: Random key.
     """
     heads, head_statistics = {}, {}
-    for number, (name, head) in enumerate(recipe.method.heads(recipe.channels).items()):
-        width = recipe.channels if number == 0 else rows.shape[-1]  # noqa: F821
-        rows, made = head.init_with_output(
-            jax.random.fold_in(key, number), jnp.zeros((2, width)), False
-        )
+    rows: Any = jnp.zeros((2, recipe.channels))
+    for number, (name, head) in enumerate(recipe.method.heads().items()):
+        rows, made = head.init_with_output(jax.random.fold_in(key, number), rows)
         heads[name] = made["params"]
         head_statistics[name] = made.get("batch_stats", {})
     # Copies: the step writes into its state, and a start may be used again.
@@ -130,7 +128,7 @@ def compiled(recipe: Recipe, parallel: Parallel) -> Callable[..., Any]:
     """
     optimizer = make_optimizer(recipe)
     method = recipe.method
-    heads = method.heads(recipe.channels)
+    heads = method.heads()
 
     def step(current: PretrainState, images: Any, labels: Mapping[str, jax.Array]):
         images = images if isinstance(images, tuple) else (images,)
@@ -138,16 +136,18 @@ def compiled(recipe: Recipe, parallel: Parallel) -> Callable[..., Any]:
 
         def loss(params):
             pooled, statistics = _encode(recipe, params, current.statistics, images)
-            aims, aim_statistics = None, {}
+            aims = None
             if method.averaged:
-                aims, aim_statistics = _encode(
-                    recipe, target["params"], target["statistics"], images[:1]
-                )
+                aims, _ = _encode(recipe, target["params"], target["statistics"], images[:1])
                 aims = jax.lax.stop_gradient(aims)
             moved = dict(statistics["heads"])
             own = _heads(heads, params, moved)
             # An average of parameters needs statistics, but never moves those of training.
-            other = _heads(heads, target["params"], dict(target["statistics"]["heads"])) if target else own
+            other = (
+                _heads(heads, target["params"], dict(target["statistics"]["heads"]))
+                if target
+                else own
+            )
             seen = Seen(
                 pooled,
                 aims,
@@ -157,7 +157,6 @@ def compiled(recipe: Recipe, parallel: Parallel) -> Callable[..., Any]:
                 current.memory,
             )
             judged = method.judge(own, other, seen, parallel)
-            del aim_statistics
             statistics = {**statistics, "heads": moved}
             return judged.loss, (judged.figures, judged.memory, statistics)
 
@@ -219,7 +218,7 @@ def _features(recipe: Recipe, params: Any, statistics: Any, images: jax.Array):
         )
         return found.pooled.astype(jnp.float32), found.batch_stats
 
-    group = recipe.bn_group * 1
+    group = recipe.bn_group
     if not statistics or not group or group >= images.shape[0]:
         return run(images)
     groups = images.reshape(-1, group, *images.shape[1:])
@@ -233,9 +232,9 @@ def _heads(heads: Mapping[str, Any], params: Any, statistics: dict[str, Any]) ->
     def apply(name: str, rows: jax.Array) -> Any:
         held = {"params": params["heads"][name]}
         if not statistics[name]:
-            return heads[name].apply(held, rows, True)
+            return heads[name].apply(held, rows)
         held["batch_stats"] = statistics[name]
-        found, new = heads[name].apply(held, rows, True, mutable=["batch_stats"])
+        found, new = heads[name].apply(held, rows, train=True, mutable=["batch_stats"])
         statistics[name] = new["batch_stats"]
         return found
 
