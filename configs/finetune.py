@@ -73,6 +73,8 @@ def _default(task: str) -> ConfigDict:
             "width": 0,
             "norm": "",
             "output_stride": 0,
+            # 1: the last stage does not stride, so that maps are twice as fine (ResNets).
+            "last_stride": 0,
             # Of U-Nets and DeepLabs: "", or "swcl" for that of SWCL's authors.
             "decoder": "",
         }

@@ -20,9 +20,6 @@ ours. Hardware and time: made for an accelerator and not run by us; `phantom` ta
 CPU cores.
 """
 
-import importlib.util
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
 METHODS = ("swcl", "swcl_image", "multitask", "simclr", "byol", "dino", "dino_official")
@@ -72,7 +69,7 @@ def _default(method: str) -> ConfigDict:
     )
     config.model = ConfigDict(
         {"name": "resnetv2_50x1_bit", "stem": "", "width": 0, "norm": "", "output_stride": 0,
-         "decoder": ""}
+         "last_stride": 0, "decoder": ""}
     )  # fmt: skip
     config.data = ConfigDict(
         {

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import ml_collections
+from rich.console import Console
 
 # What may differ between the runs of one workdir: what no figure depends on.
 FREE = ("cache_dir", "note", "data.data_dir", "data.cache_mb", "data.workers", "train.devices",
@@ -21,8 +24,6 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     Raises:
         UsageError: Something the user can mend.
     """
-    from rich.console import Console
-
     from medinit_jax.core.workdir import claim_workdir
     from medinit_jax.finetune.train import Tuning
 
@@ -31,7 +32,16 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     if (workdir / "summary.json").is_file():
         console.print(f"{workdir} is finished; remove it or choose another --workdir to run again.")
         return
-    summary = Tuning(config, workdir, console).run()
+    announce(Tuning(config, workdir, console).run(), console)
+
+
+def announce(summary: Mapping[str, Any], console: Console) -> None:
+    """Shows what a fine-tuning reached.
+
+    Args:
+        summary: As `summary.json` holds it.
+        console: Where it is shown.
+    """
     for name in ("best", "last"):
         row = summary[name]
         figure = row["test"]

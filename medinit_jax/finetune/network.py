@@ -13,7 +13,7 @@ from medinit_jax.models import zoo
 from medinit_jax.models.network import Network
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
-OPTIONS = ("stem", "width", "norm", "output_stride", "decoder")
+OPTIONS = ("stem", "width", "norm", "output_stride", "last_stride", "decoder")
 
 
 def make_network(

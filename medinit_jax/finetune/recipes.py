@@ -53,6 +53,7 @@ class Recipe:
         shown: Classification with "short": shorter side of the image from whose middle the network
             sees `size` pixels in evaluation.
         draws: Changes for training.
+        seen: Side of the images that the network sees in evaluation, where it is another one.
     """
 
     kind: Literal["classification", "segmentation"]
@@ -61,6 +62,7 @@ class Recipe:
     draws: Augmentation | Views | PairAugmentation | Crops
     kept: int = 0
     shown: int = 0
+    seen: int = 0
 
 
 _ZOOMED = Augmentation(zoom=(0.8, 1.2), rotate=15.0, mirror=0.5, flip=0.5)
@@ -75,6 +77,26 @@ RECIPES: dict[str, Recipe] = {
         Views(area=(0.8, 1.0), jitter=0.0, gray=0.2, blur=0.0),
         kept=350,
         shown=256,
+    ),
+    # Of the labeler of SWCL, and of the networks that it pretrains on labels.
+    "labeler384": Recipe(
+        "classification",
+        384,
+        "short",
+        Views(
+            (0.8, 1.0), brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, gray=0.0, blur=0.0
+        ),
+        kept=448,
+        shown=448,
+        seen=448,
+    ),
+    "sup_pre": Recipe(
+        "classification",
+        448,
+        "short",
+        Views((0.8, 1.0), jitter=0.0, gray=0.0, blur=0.0),
+        kept=448,
+        shown=448,
     ),
     "swcl384": Recipe("segmentation", 384, "native", Crops(), kept=514),
     "hyper512seg": Recipe("segmentation", 512, "square", PairAugmentation(_ZOOMED, 0.0, 0.0)),
@@ -162,6 +184,7 @@ def make_plan(
         size=size or recipe.size,
         kept=round(recipe.kept * scale),
         shown=round(recipe.shown * scale),
+        seen=round(recipe.seen * scale),
         draws=draws,
     )
     fit: Fit = "fov" if modality == "fundus" else "pad"
@@ -259,12 +282,12 @@ def _start(length: int, size: int, rng: np.random.Generator) -> int:
 
 
 def shown_image(image: np.ndarray, plan: Plan) -> np.ndarray:
-    """Returns a kept photograph as it is evaluated, uint8 (size, size, 3)."""
+    """Returns a kept photograph as it is evaluated, uint8 (seen, seen, 3)."""
     if plan.recipe.keep == "square":
         return image
-    image = shorter(image, plan.recipe.shown)
-    top, left = ((length - plan.size) // 2 for length in image.shape[:2])
-    return np.ascontiguousarray(image[top : top + plan.size, left : left + plan.size])
+    image, side = shorter(image, plan.recipe.shown), plan.recipe.seen or plan.size
+    top, left = ((length - side) // 2 for length in image.shape[:2])
+    return np.ascontiguousarray(image[top : top + side, left : left + side])
 
 
 def normalized(images: np.ndarray, plan: Plan) -> np.ndarray:

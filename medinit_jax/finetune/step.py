@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import flax.struct
 import jax
@@ -50,6 +51,54 @@ class TuneState:
         return self.average or self.train.params
 
 
+class Part(NamedTuple):
+    """A part of a batch, or all of it.
+
+    Attributes:
+        images: Float32 (n, H, W, C), or as the objective wants them.
+        targets: {head: int32 (n, ...)}.
+        weights: {head: float32 (classes,)}, how much classes count.
+        totals: `heads.total_weights` of the whole batch.
+        key: Draws what dropout leaves out.
+    """
+
+    images: jax.Array
+    targets: Mapping[str, jax.Array]
+    weights: Mapping[str, jax.Array]
+    totals: Mapping[str, jax.Array]
+    key: jax.Array
+
+
+class Objective(Protocol):
+    """What a part of a batch costs; hashable. The costs of the parts add up to the batch's."""
+
+    def __call__(
+        self, recipe: Recipe, params: Any, statistics: Any, part: Part
+    ) -> tuple[jax.Array, Any]:
+        """Returns the cost, float (), and new batch statistics."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Supervised:
+    """Cross-entropy of all heads, see `heads.loss`."""
+
+    def __call__(
+        self, recipe: Recipe, params: Any, statistics: Any, part: Part
+    ) -> tuple[jax.Array, Any]:
+        """Returns the cost, float (), and new batch statistics."""
+        result: Any = recipe.network.apply(
+            {"params": params, "batch_stats": statistics},
+            part.images,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": part.key},
+        )
+        logits, new = result
+        value = predictions.loss(recipe.heads, logits, part.targets, part.weights, part.totals)
+        return value, dict(new.get("batch_stats", {}))
+
+
 class Recipe(NamedTuple):
     """What the compiled step depends on; hashable.
 
@@ -61,6 +110,7 @@ class Recipe(NamedTuple):
         ema: Decay of the average of parameters once it is warm, see `average_decay`; 0 = none.
         frozen: Modules that do not learn.
         layer_decay: Factor of the learning rate per block away from the head.
+        objective: What a part of a batch costs.
     """
 
     network: Network
@@ -70,6 +120,7 @@ class Recipe(NamedTuple):
     ema: float = 0.0
     frozen: tuple[str, ...] = ()
     layer_decay: float = 1.0
+    objective: Objective = Supervised()
 
 
 def average_decay(ema: float, step: jax.Array) -> jax.Array:
@@ -164,16 +215,8 @@ def _gradient(
     totals = predictions.total_weights(recipe.heads, targets, weights, jnp.float32)
 
     def loss(params, statistics, images, targets, key):
-        result: Any = recipe.network.apply(
-            {"params": params, "batch_stats": statistics},
-            images,
-            train=True,
-            mutable=["batch_stats"],
-            rngs={"dropout": key},
-        )
-        logits, new = result
-        value = predictions.loss(recipe.heads, logits, targets, weights, totals)
-        return value, dict(new.get("batch_stats", {}))
+        part = Part(images, targets, weights, totals, key)
+        return recipe.objective(recipe, params, statistics, part)
 
     value_and_grad = jax.value_and_grad(loss, has_aux=True)
     if recipe.accumulate == 1:

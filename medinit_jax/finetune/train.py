@@ -34,7 +34,7 @@ from medinit_jax.finetune.layers import frozen_modules
 from medinit_jax.finetune.maps import MapAlbum
 from medinit_jax.finetune.network import make_network
 from medinit_jax.finetune.starts import Start, make_start
-from medinit_jax.finetune.step import Recipe, TuneState, compiled
+from medinit_jax.finetune.step import Objective, Recipe, Supervised, TuneState, compiled
 from medinit_jax.finetune.weights import class_weights
 from medinit_jax.models.network import Network
 from medinit_jax.models.statistics import initial_statistics, recalibrate_bn
@@ -97,7 +97,7 @@ class Tuning:
         self.config, self.workdir, self.console = config, workdir, console
         self.parallel = parallel or _devices(config)
         self.images: TaskImages = open_task(config, console)
-        batches = TrainBatches(config, self.images)
+        batches, objective = self.prepare()
         self.steps_per_epoch = batches.steps_per_epoch
         train = config.train
         self.total = train.steps or train.epochs * self.steps_per_epoch
@@ -128,12 +128,24 @@ class Tuning:
                 train.ema,
                 self.frozen,
                 train.layer_decay,
+                objective,
             )
         )
         self.schedule = optim.create_schedule(
-            ml_collections.ConfigDict({**config.optim, "total_steps": self.total})
+            ml_collections.ConfigDict({**self.rates(), "total_steps": self.total})
         )
         self.weights = self.parallel.replicate(class_weights(self.images, train.class_weights))
+
+    def prepare(self) -> tuple[Any, Objective]:
+        """Returns the training batches by step number, and what one costs.
+
+        Batches have `size`, the side of the images in pixels, and `steps_per_epoch`.
+        """
+        return TrainBatches(self.config, self.images), Supervised()
+
+    def rates(self) -> dict[str, Any]:
+        """Returns the settings of the learning rate, counted in steps."""
+        return self.config.optim.to_dict()
 
     def recalibrated(self, params: Any) -> Any:
         """Estimates batch statistics on the first training batches."""
@@ -141,7 +153,10 @@ class Tuning:
         source = self.batches.source
         # The network without frozen parts, whose statistics would not move.
         return recalibrate_bn(
-            self._moving, params, (source[step]["image"] for step in range(limit)), limit
+            self._moving,
+            params,
+            (_single(source[step]["image"]) for step in range(limit)),
+            limit,
         )
 
     def first_state(self) -> TuneState:
@@ -327,7 +342,7 @@ class Tuning:
                 "diverged": course.diverged,
                 "skipped_steps": int(state.skipped),
                 "seconds": round(course.seconds, 1),
-                "provenance": provenance(shlex.join(sys.argv), "finetune"),
+                "provenance": provenance(shlex.join(sys.argv), self.config.route),
                 "data": {name: part.describe() for name, part in self.images.parts().items()},
                 "notes": [self.config.note] if self.config.note else [],
             }
@@ -354,6 +369,11 @@ class Tuning:
         tree = {"params": best.params, "batch_stats": best.statistics}
         tree = {name: part for name, part in tree.items() if part}
         save_params(folder, tree, json.loads(json.dumps(metadata)), kind="model")
+
+
+def _single(images: np.ndarray) -> np.ndarray:
+    """Returns images (n, H, W, C) of (batch, H, W, C) or (batch, views, H, W, C)."""
+    return images.reshape(-1, *images.shape[-3:])
 
 
 def _devices(config: ml_collections.ConfigDict) -> Parallel:

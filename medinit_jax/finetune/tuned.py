@@ -36,6 +36,7 @@ _OPTIONS: dict[str, type] = {
     "model.width": int,
     "model.norm": str,
     "model.output_stride": int,
+    "model.last_stride": int,
     "model.decoder": str,
 }
 _NAMES = {str: "a text", int: "a whole number", list: "a list", dict: "an object"}

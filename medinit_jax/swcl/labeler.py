@@ -1,0 +1,119 @@
+"""The labeler: a classifier of normal and abnormal eyes that learns from unlabelled images, too.
+
+It is a fine-tuning whose batches hold unlabelled images and whose objective is that of S4L, so its
+workdir is one of a fine-tuning: `model/`, `summary.json`, `predictions.npz`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+import numpy as np
+from rich.console import Console
+
+from medinit_jax.core.errors import UsageError
+from medinit_jax.core.workdir import claim_workdir
+from medinit_jax.data.draw import draw_missing
+from medinit_jax.data.prepared import manifest_of
+from medinit_jax.data.tasks import make_builder
+from medinit_jax.downstream.cam import has_cam
+from medinit_jax.finetune import FREE, announce
+from medinit_jax.finetune.examples import Cache, Examples, Records
+from medinit_jax.finetune.train import Tuning
+from medinit_jax.swcl.s4l import S4L, S4LBatches
+from medinit_jax.swcl.triplet import TRIPLETS
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    """Trains the labeler, or goes on where an earlier run stopped.
+
+    Args:
+        config: The experiment, see `configs/labeler.py`.
+        workdir: Where everything is written.
+
+    Raises:
+        UsageError: Something the user can mend.
+    """
+    claim_workdir(workdir, config, "labeler", free=FREE)
+    console = Console(stderr=True)
+    if (workdir / "summary.json").is_file():
+        console.print(f"{workdir} is finished; remove it or choose another --workdir to run again.")
+        return
+    announce(Labeling(config, workdir, console).run(), console)
+
+
+class Labeling(Tuning):
+    """One training of a labeler, see `finetune.train.Tuning`."""
+
+    def prepare(self) -> tuple[Any, S4L]:
+        """Returns batches of labelled and unlabelled images, and S4L's objective."""
+        config, s4l = self.config, self.config.s4l
+        if s4l.triplet not in TRIPLETS:
+            raise UsageError(
+                f"config.s4l.triplet={s4l.triplet!r}; set it to one of: {', '.join(TRIPLETS)}."
+            )
+        if self.images.kind != "classification" or len(self.images.heads) != 1:
+            raise UsageError(
+                f"{config.task} is no single classification; a labeler tells normal from abnormal: "
+                "set config.labels=abnormal."
+            )
+        unlabelled = open_unlabelled(config, self.images, self.console)
+        batches = S4LBatches(config, self.images, unlabelled)
+        parts = config.train.accumulate
+        return batches, S4L(s4l.triplet, s4l.margin, s4l.weight, parts)
+
+    def rates(self) -> dict[str, Any]:
+        """Returns the learning rate's settings; milestones are given in epochs."""
+        rates = self.config.optim.to_dict()
+        rates["milestones"] = tuple(epoch * self.steps_per_epoch for epoch in rates["milestones"])
+        return rates
+
+
+def open_unlabelled(
+    config: ml_collections.ConfigDict, images: Any, console: Console
+) -> list[Examples]:
+    """Opens the unlabelled images, all splits of the sets that `config.s4l.sets` names.
+
+    Args:
+        config: The experiment.
+        images: The labelled task, whose recipe the images are kept for.
+        console: Where progress is shown.
+
+    Raises:
+        UsageError: There are none, or some of them are images of the labelled task.
+    """
+    cache = Cache(config.data.cache_mb)
+    known = {f"{part.records.name}/{name}" for part in images.parts().values() for name in part.ids}
+    found, shared = [], []
+    for name in filter(None, (part.strip() for part in config.s4l.sets.split(","))):
+        name, _, only = name.partition(":")
+        builder = make_builder(name, config.data.data_dir)
+        draw_missing(builder, name, console)
+        held = manifest_of(builder)["splits"]
+        for split in [only] if only else [split for split, count in held.items() if count]:
+            records = Records(builder, split)
+            rows = records.columns(["image_id"])
+            ids = [row["image_id"].decode() for row in rows]
+            shared += [one for one in ids if f"{records.name}/{one}" in known]
+            found.append(Examples(records, np.arange(len(rows)), {}, ids, ids, images.plan, cache))
+    if not found:
+        raise UsageError(
+            "config.s4l.sets names no unlabelled images; name prepared sets, separated by commas."
+        )
+    if shared:
+        raise UsageError(
+            f"{len(shared)} unlabelled images are images of the labelled task, too "
+            f"({', '.join(shared[:3])}); leave their set or split out of config.s4l.sets."
+        )
+    return found
+
+
+def check_labeler(network: Any) -> None:
+    """Raises UsageError unless a network's maps can be read off a linear layer."""
+    if not has_cam(network.program):
+        raise UsageError(
+            "The labeler does not end in global pooling and one linear layer, whose maps score "
+            "patches; train it with config.model.name=resnet34."
+        )
