@@ -23,6 +23,7 @@ from medinit_jax.data import color
 from medinit_jax.data.augment import NORMALIZATION, Augmentation, normalize, warp
 from medinit_jax.data.decode import Fit, fit_square
 from medinit_jax.data.paired import PairAugmentation, augment_pair
+from medinit_jax.data.views import RECIPES as VIEW_RECIPES
 from medinit_jax.data.views import Views, take_view
 
 
@@ -63,18 +64,12 @@ class Recipe:
 
 
 _ZOOMED = Augmentation(zoom=(0.8, 1.2), rotate=15.0, mirror=0.5, flip=0.5)
+_CROPPED = VIEW_RECIPES["ft_cls"].views[0]
 _TURNED = Augmentation(rotate=180.0, mirror=0.5, flip=0.5)
 
 RECIPES: dict[str, Recipe] = {
     "hyper512": Recipe("classification", 512, "square", _ZOOMED),
-    "swcl224": Recipe(
-        "classification",
-        224,
-        "short",
-        Views(area=(0.8, 1.0), jitter=0.0, gray=0.2, blur=0.0),
-        kept=350,
-        shown=256,
-    ),
+    "swcl224": Recipe("classification", 224, "short", _CROPPED, kept=350, shown=256),
     "swcl384": Recipe("segmentation", 384, "native", Crops(), kept=514),
     "hyper512seg": Recipe("segmentation", 512, "square", PairAugmentation(_ZOOMED, 0.0, 0.0)),
     "crops": Recipe(
