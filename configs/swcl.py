@@ -3,7 +3,8 @@
     python -m medinit_jax.main --config=configs/swcl.py:phantom
     python -m medinit_jax.main --config=configs/swcl.py:chain
     python -m medinit_jax.main --config=configs/swcl.py:swcl --config.data.patches=runs/patches
-    python -m medinit_jax.main --config=configs/swcl.py:simclr --config.data.sets=medinit_oia_odir,medinit_eyepacs/pretrain448
+    python -m medinit_jax.main --config=configs/swcl.py:simclr \
+        --config.data.sets=medinit_oia_odir,medinit_eyepacs/pretrain448
 
 After the colon: `chain`, all of it in one command (labeler, patches, pretraining, fine-tuning), or
 `phantom`, the same on drawn images; or one method alone: `swcl`, `swcl_image` (patches take the
@@ -14,10 +15,10 @@ label of their photograph), `multitask` (cross-entropy of abnormality and positi
 `--config.init.start=encoder --config.init.path=WORKDIR` of `configs/finetune.py` takes.
 
 The settings are those of SWCL's paper (arXiv 2108.02122) and code: BiT ResNet-50x1, 496 patches in
-248 pairs of eyes, AdamW at 1e-3 with 5 epochs of warm-up and a cosine, 40 epochs (39,800 steps). Where
-the paper gives none (SimCLR, BYOL, DINO, CE-multitask: 200, 200, 200 and 40 epochs) the same rate is
-ours. Hardware and time: made for an accelerator and not run by us; `phantom` takes minutes on two
-CPU cores.
+248 pairs of eyes, AdamW at 1e-3 with 5 epochs of warm-up and a cosine, 40 epochs (39,800 steps).
+Where the paper gives none (SimCLR, BYOL, DINO, CE-multitask: 200, 200, 200 and 40 epochs) the same
+rate is ours. Hardware and time: made for an accelerator and not run by us; `phantom` takes minutes
+on two CPU cores.
 """
 
 from ml_collections import ConfigDict

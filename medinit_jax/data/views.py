@@ -1,21 +1,27 @@
 """Random views of one image, as contrastive pretraining compares them.
 
-Source: Chen et al. 2020, "A simple framework for contrastive learning of visual representations",
-appendix A; crops as in Szegedy et al. 2015.
+Sources: Chen et al. 2020, "A simple framework for contrastive learning of visual representations",
+appendix A; crops as in Szegedy et al. 2015; and the papers at the recipes below.
 """
 
 import dataclasses
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
-import cv2
 import numpy as np
+from PIL import Image
 
-from medinit_jax.data.augment import halved
 from medinit_jax.data.color import CHANGES
 
+Interpolation = Literal["bilinear", "bicubic"]
+_RESAMPLING = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
 _ATTEMPTS = 10
 _JITTER = ("brightness", "contrast", "saturation", "hue")
+_SOLARIZED_FROM = 0.5
 
 
 class View(NamedTuple):
@@ -25,11 +31,13 @@ class View(NamedTuple):
         box: Top, left, height and width of the crop in pixels.
         mirrored: Whether left and right are exchanged.
         changes: Keys of `color.CHANGES` and their amounts, in the order in which they are made.
+        interpolation: How the crop is resized.
     """
 
     box: tuple[int, int, int, int]
     mirrored: bool
     changes: tuple[tuple[str, float], ...]
+    interpolation: Interpolation = "bilinear"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +56,8 @@ class Views:
         gray: Probability that all color is lost.
         blur: Probability of a Gaussian blur.
         sigma: Lowest and highest deviation of the blur, in pixels of the view.
+        solarize: Probability that what is brighter than the middle is inverted.
+        interpolation: How crops are resized, without aliasing.
     """
 
     area: tuple[float, float] = (0.08, 1.0)
@@ -61,11 +71,13 @@ class Views:
     gray: float = 0.2
     blur: float = 0.5
     sigma: tuple[float, float] = (0.1, 2.0)
+    solarize: float = 0.0
+    interpolation: Interpolation = "bilinear"
 
     def draw(self, rng: np.random.Generator, height: int, width: int) -> View:
         """Draws a view of an image of `height` x `width` pixels."""
         box = self._crop(rng, height, width)
-        u = rng.random(9).tolist()
+        u = rng.random(10).tolist()
         changes = []
         if u[0] < self.jitter:
             amounts = (
@@ -78,7 +90,9 @@ class Views:
             changes.append(("saturation", 0.0))
         if u[2] < self.blur:
             changes.append(("blur", self.sigma[0] + (self.sigma[1] - self.sigma[0]) * u[8]))
-        return View(box, u[3] < self.mirror, tuple(changes))
+        if u[9] < self.solarize:
+            changes.append(("solarize", _SOLARIZED_FROM))
+        return View(box, u[3] < self.mirror, tuple(changes), self.interpolation)
 
     def _crop(self, rng, height: int, width: int) -> tuple[int, int, int, int]:
         for _ in range(_ATTEMPTS):
@@ -100,6 +114,63 @@ def _factor(strength: float, u: float) -> float:
     return low + (1 + strength - low) * u
 
 
+@dataclasses.dataclass(frozen=True)
+class ViewRecipe:
+    """All views that one image is given.
+
+    Attributes:
+        views: Ranges of each view.
+        size: Side of the views in pixels.
+        local: Ranges of each view that shows a smaller part.
+        local_size: Side of these in pixels.
+    """
+
+    views: tuple[Views, ...]
+    size: int = 224
+    local: tuple[Views, ...] = ()
+    local_size: int = 96
+
+
+def dino(local: int = 8) -> ViewRecipe:
+    """Returns the views of DINO: two of much of the image, and some of little of it.
+
+    Args:
+        local: How many of little.
+
+    Source: Caron et al., Emerging Properties in Self-Supervised Vision Transformers
+    (arXiv 2104.14294), with its authors' code.
+    """
+    first = dataclasses.replace(_JITTERED, area=(0.4, 1.0), blur=1.0)
+    second = dataclasses.replace(first, blur=0.1, solarize=0.2)
+    part = dataclasses.replace(first, area=(0.05, 0.4), blur=0.5)
+    return ViewRecipe((first, second), local=(part,) * local)
+
+
+_STILL = Views(area=(0.8, 1.0), jitter=0.0, gray=0.0, blur=0.0)
+_LABELER = dataclasses.replace(
+    _STILL, jitter=0.8, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1
+)
+_CONTRASTIVE = dataclasses.replace(_LABELER, gray=0.2, blur=0.5, solarize=0.1)
+_JITTERED = Views(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, interpolation="bicubic")
+
+# Without another source: SWCL (arXiv 2108.02122) with its authors' code; simclr_orig as above.
+RECIPES: dict[str, ViewRecipe] = {
+    "contrastive": ViewRecipe((_CONTRASTIVE,) * 2),
+    "labeler": ViewRecipe((_LABELER,) * 4, 384),
+    "sup_pre": ViewRecipe((_STILL,), 448),
+    "ft_cls": ViewRecipe((dataclasses.replace(_STILL, gray=0.2),)),
+    "simclr_orig": ViewRecipe((Views(),) * 2),
+    # Grill et al., Bootstrap Your Own Latent (arXiv 2006.07733), appendix B.
+    "byol_asym": ViewRecipe(
+        (
+            dataclasses.replace(_JITTERED, blur=1.0),
+            dataclasses.replace(_JITTERED, blur=0.1, solarize=0.2),
+        )
+    ),
+    "dino_official": dino(),
+}
+
+
 def take_view(image: np.ndarray, view: View, size: int) -> np.ndarray:
     """Makes a drawn view.
 
@@ -112,26 +183,38 @@ def take_view(image: np.ndarray, view: View, size: int) -> np.ndarray:
         uint8 (size, size, 3).
     """
     top, left, height, width = view.box
-    crop = halved(image[top : top + height, left : left + width], size)
-    result = cv2.resize(crop, (size, size), interpolation=cv2.INTER_LINEAR)
+    crop = Image.fromarray(image[top : top + height, left : left + width])
+    result = np.array(crop.resize((size, size), _RESAMPLING[view.interpolation]))
     if view.mirrored:
-        result = cv2.flip(result, 1)
+        result = np.ascontiguousarray(result[:, ::-1])
     for name, amount in view.changes:
         result = CHANGES[name](result, amount)
     return result
 
 
-def two_views(image: np.ndarray, views: Views, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Draws and makes two views of one image.
+def make_views(
+    image: np.ndarray, recipe: ViewRecipe, rng: np.random.Generator, size: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws and makes all views of one image.
 
     Args:
         image: uint8 RGB (H, W, 3).
-        views: Ranges of the draws.
-        size: Side of the views in pixels.
+        recipe: Which views.
         rng: Source of randomness.
+        size: Side of the views in pixels, local ones in proportion; 0: the recipe's.
 
     Returns:
-        uint8 (2, size, size, 3).
+        uint8 (views, size, size, 3), and uint8 (local views, side, side, 3).
     """
-    drawn = (views.draw(rng, *image.shape[:2]) for _ in range(2))
-    return np.stack([take_view(image, view, size) for view in drawn])
+    size = size or recipe.size
+    side = round(recipe.local_size * size / recipe.size)
+    return _taken(image, recipe.views, rng, size), _taken(image, recipe.local, rng, side)
+
+
+def _taken(
+    image: np.ndarray, views: Sequence[Views], rng: np.random.Generator, size: int
+) -> np.ndarray:
+    made = np.empty((len(views), size, size, 3), np.uint8)
+    for place, ranges in enumerate(views):
+        made[place] = take_view(image, ranges.draw(rng, *image.shape[:2]), size)
+    return made

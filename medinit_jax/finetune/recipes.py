@@ -23,6 +23,7 @@ from medinit_jax.data import color
 from medinit_jax.data.augment import NORMALIZATION, Augmentation, normalize, warp
 from medinit_jax.data.decode import Fit, fit_square
 from medinit_jax.data.paired import PairAugmentation, augment_pair
+from medinit_jax.data.views import RECIPES as VIEW_RECIPES
 from medinit_jax.data.views import Views, take_view
 from medinit_jax.finetune.sizes import padded, placed, resized, shorter, window
 
@@ -66,37 +67,24 @@ class Recipe:
 
 
 _ZOOMED = Augmentation(zoom=(0.8, 1.2), rotate=15.0, mirror=0.5, flip=0.5)
+_CROPPED = VIEW_RECIPES["ft_cls"].views[0]
 _TURNED = Augmentation(rotate=180.0, mirror=0.5, flip=0.5)
 
 RECIPES: dict[str, Recipe] = {
     "hyper512": Recipe("classification", 512, "square", _ZOOMED),
-    "swcl224": Recipe(
-        "classification",
-        224,
-        "short",
-        Views(area=(0.8, 1.0), jitter=0.0, gray=0.2, blur=0.0),
-        kept=350,
-        shown=256,
-    ),
-    # Of the labeler of SWCL, and of the networks that it pretrains on labels.
+    "swcl224": Recipe("classification", 224, "short", _CROPPED, kept=350, shown=256),
+    # Of SWCL's labeler, and of the networks that its paper pretrains on labels.
     "labeler384": Recipe(
         "classification",
         384,
         "short",
-        Views(
-            (0.8, 1.0), brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, gray=0.0, blur=0.0
-        ),
+        VIEW_RECIPES["labeler"].views[0],
         kept=448,
         shown=448,
         seen=448,
     ),
     "sup_pre": Recipe(
-        "classification",
-        448,
-        "short",
-        Views((0.8, 1.0), jitter=0.0, gray=0.0, blur=0.0),
-        kept=448,
-        shown=448,
+        "classification", 448, "short", VIEW_RECIPES["sup_pre"].views[0], kept=448, shown=448
     ),
     "swcl384": Recipe("segmentation", 384, "native", Crops(), kept=514),
     "hyper512seg": Recipe("segmentation", 512, "square", PairAugmentation(_ZOOMED, 0.0, 0.0)),

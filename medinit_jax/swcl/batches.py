@@ -7,7 +7,7 @@ that every batch is full.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from medinit_jax.core.errors import UsageError
 from medinit_jax.data.augment import normalize
 from medinit_jax.data.pipeline import ENDLESS, epoch_order
 from medinit_jax.data.sources import Source
-from medinit_jax.data.views import Views, take_view
+from medinit_jax.data.views import ViewRecipe, make_views
 
 # Names the use of the seed: the draws of one view.
 _DRAW = 3
@@ -23,17 +23,17 @@ _DRAW = 3
 EYES = ("left", "right")
 
 
-class Look(Protocol):
+class Look(NamedTuple):
     """How images become what a network sees.
 
     Attributes:
-        views: Ranges of the draws, one for each view of an image.
-        size: Side of the views in pixels.
+        recipe: Which views are drawn.
+        size: Side of the views in pixels, local ones in proportion; 0: the recipe's.
         mean: Of red, green and blue in 0..1.
         std: Their deviations.
     """
 
-    views: Sequence[Views]
+    recipe: ViewRecipe
     size: int
     mean: Sequence[float]
     std: Sequence[float]
@@ -78,35 +78,32 @@ class ViewBatches:
 
         Returns:
             "image" float32 (batch, views, S, S, 3), normalized, the two eyes of a pair next to each
-            other; of pairs also "index" int32 (batch,), the number of the pair, and "eye" int32
-            (batch,), 0 left and 1 right.
+            other; "local" float32 (batch, views, s, s, 3), if the recipe has such views; of pairs
+            also "index" int32 (batch,), the number of the pair, and "eye" int32 (batch,), 0 left
+            and 1 right.
         """
         draws = self.batch // 2 if self.paired else self.batch
         count = len(self.items)
-        images, numbers = [], []
+        images, parts, numbers = [], [], []
         for place in range(int(step) * draws, (int(step) + 1) * draws):
             epoch, offset = divmod(place, count)
             number = int(epoch_order(self.seed, epoch, count)[offset])
             item = self.items[number]
             for side, name in enumerate(EYES if self.paired else ("image",)):
-                seed = (self.seed, _DRAW, epoch, number, side)
-                images.append(self._shown(item[name], seed))
+                rng = np.random.default_rng([self.seed, _DRAW, epoch, number, side])
+                whole, local = make_views(item[name], self.look.recipe, rng, self.look.size)
+                images.append(whole)
+                parts.append(local)
                 numbers.append(number)
-        batch = {"image": normalize(np.stack(images), self.look.mean, self.look.std)}
+        shown = {"image": images, **({"local": parts} if self.look.recipe.local else {})}
+        batch = {
+            name: normalize(np.stack(made), self.look.mean, self.look.std)
+            for name, made in shown.items()
+        }
         if self.paired:
             batch["index"] = np.array(numbers, np.int32)
             batch["eye"] = np.tile(np.arange(2, dtype=np.int32), draws)
         return batch
-
-    def _shown(self, image: np.ndarray, seed: tuple[int, ...]) -> np.ndarray:
-        height, width = image.shape[:2]
-        return np.stack(
-            [
-                take_view(image, views.draw(np.random.default_rng([*seed, i]), height, width),
-                          self.look.size)
-                for i, views in enumerate(self.look.views)
-            ]
-        )  # fmt: skip
 
 
 class Joined:

@@ -9,9 +9,9 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,27 +30,18 @@ from medinit_jax.core.provenance import code_version, provenance
 from medinit_jax.core.workdir import write_json
 from medinit_jax.data.augment import NORMALIZATION
 from medinit_jax.data.pipeline import Batches
-from medinit_jax.data.views import RECIPES, Views
+from medinit_jax.data.views import RECIPES, ViewRecipe
 from medinit_jax.finetune.network import make_network
 from medinit_jax.finetune.starts import MODEL_FOLDER, make_start
 from medinit_jax.models.features import encoder_params, features
 from medinit_jax.models.statistics import initial_statistics
 from medinit_jax.swcl import sources
-from medinit_jax.swcl.batches import ViewBatches
+from medinit_jax.swcl.batches import Look, ViewBatches
 from medinit_jax.swcl.methods import METHODS
 from medinit_jax.swcl.step import PretrainState, Recipe, compiled, first_state
 
 # Below this spread of unit features, or this distance from a collapse, a sentence says so.
 COLLAPSED = 0.05
-
-
-class Look(NamedTuple):
-    """How images are shown, see `batches.Look`."""
-
-    views: tuple[Views, ...]
-    size: int
-    mean: Sequence[float]
-    std: Sequence[float]
 
 
 class Pretraining:
@@ -86,7 +77,7 @@ class Pretraining:
                 "as many as the epochs have."
             )
         mean, std = NORMALIZATION[data.normalization]
-        look = Look(_views(data.views, self.method.views), data.size, mean, std)
+        look = Look(_views(data.views, self.method), data.size, mean, std)
         self.batches = ViewBatches(self.items, look, train.batch, config.seed)
         self.steps_per_epoch = self.batches.steps_per_epoch
         self.total = train.steps or train.epochs * self.steps_per_epoch
@@ -144,8 +135,9 @@ class Pretraining:
 
         def step_fn(current: PretrainState, number: int, batch: Mapping[str, np.ndarray]):
             del number
-            placed = self.parallel.spread({"image": batch["image"], **self._labels_of(batch)})
-            return self.step(current, placed.pop("image"), placed)
+            images = tuple(batch[name] for name in ("image", "local") if name in batch)
+            placed, labels = self.parallel.spread((images, self._labels_of(batch)))
+            return self.step(current, placed, labels)
 
         try:
             with Progress("pretrain", self.total, self.console, start=began) as bar:
@@ -248,12 +240,21 @@ def make_method(config: ml_collections.ConfigDict) -> Any:
     return make(**settings)
 
 
-def _views(name: str, count: int) -> tuple[Views, ...]:
+def _views(name: str, method: Any) -> ViewRecipe:
     if name not in RECIPES:
         raise UsageError(f"config.data.views={name!r}; set it to one of: {', '.join(RECIPES)}.")
     recipe = RECIPES[name]
-    # One recipe for all views, or one for each.
-    return tuple(recipe[i % len(recipe)] for i in range(count))
+    if len(recipe.views) != method.views or (recipe.local and not method.averaged):
+        fitting = [
+            other
+            for other, one in RECIPES.items()
+            if len(one.views) == method.views and (method.averaged or not one.local)
+        ]
+        raise UsageError(
+            f"config.data.views={name} has {len(recipe.views)} views and {len(recipe.local)} local "
+            f"ones, which the method does not take; set it to one of: {', '.join(fitting)}."
+        )
+    return recipe
 
 
 def _module(statistics: str) -> str:

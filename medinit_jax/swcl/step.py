@@ -122,16 +122,14 @@ def first_state(
 def compiled(recipe: Recipe, parallel: Parallel) -> Callable[..., Any]:
     """Returns (state, images, labels) -> (state, metrics), compiled.
 
-    Images are float32 (batch, views, S, S, 3), or a tuple of such arrays of different sizes, whose
-    first has the views that an average sees; labels {name: int32 (batch, ...)}; both lie split over
-    the devices.
+    Images are a tuple of float32 (batch, views, S, S, 3) of different sizes, whose first has the
+    views that an average sees; labels {name: int32 (batch, ...)}; both lie split over the devices.
     """
     optimizer = make_optimizer(recipe)
     method = recipe.method
     heads = method.heads()
 
-    def step(current: PretrainState, images: Any, labels: Mapping[str, jax.Array]):
-        images = images if isinstance(images, tuple) else (images,)
+    def step(current: PretrainState, images: tuple[jax.Array, ...], labels: Mapping[str, jax.Array]):
         target = _averaged(recipe, current)
 
         def loss(params):

@@ -3,6 +3,7 @@ import colorsys
 import cv2
 import numpy as np
 import pytest
+from oracles import swcl
 
 from medinit_jax.data import color
 from medinit_jax.data.phantoms import fundus
@@ -42,8 +43,7 @@ def hue(x, turn):
     return out * 255
 
 
-def blur(x, sigma):
-    reach = round(3 * sigma)
+def blur(x, sigma, reach=11):
     weights = np.exp(-((np.arange(-reach, reach + 1) / sigma) ** 2) / 2)
     weights /= weights.sum()
     for axis in (0, 1):
@@ -55,6 +55,10 @@ def blur(x, sigma):
     return x
 
 
+def solarize(x, threshold):
+    return np.where(x / 255 >= threshold, 255 - x.astype(float), x)
+
+
 @pytest.mark.parametrize(
     ("reference", "amounts", "most"),
     [
@@ -63,7 +67,8 @@ def blur(x, sigma):
         (saturation, (0.0, 0.9, 1.8), 1),
         # 256 levels of hue: half a level is 0.7 degrees, 3 levels of the strongest color.
         (hue, (-0.2, 0.03, 0.2), 7),
-        (blur, (0.1, 0.7, 2.0), 0.51),
+        (blur, (0.1, 0.37, 0.5, 0.7, 1.24, 2.0), 0.51),
+        (solarize, (0.0, 0.3, 0.5, 1.0), 0),
     ],
 )
 def test_changes_follow_their_formula(reference, amounts, most, pictures):
@@ -100,3 +105,48 @@ def test_gray_has_no_hue(pictures):
 def test_blur_keeps_the_mean_and_takes_gray_images():
     plane = cv2.resize(np.eye(4, dtype=np.uint8) * 200, (32, 32))
     assert abs(color.blur(plane, 1.5).mean() - plane.mean()) < 1
+
+
+@pytest.fixture(scope="module")
+def held():
+    return swcl()
+
+
+@pytest.mark.parametrize("sigma", ["0.1", "0.7", "2.0"])
+def test_blur_is_the_authors(held, sigma):
+    """Theirs has 23 taps and mirrored borders, on values in 0..1."""
+    image = np.ascontiguousarray(held["aug_im"].transpose(1, 2, 0))
+    found = color.blur(image, float(sigma))
+    np.testing.assert_allclose(found, held[f"aug_blur23_s{sigma}"].transpose(1, 2, 0), atol=3e-5)
+
+
+def test_solarization_is_the_authors(held):
+    image = held["aug_im"].transpose(1, 2, 0)
+    found = color.solarize(np.rint(image * 255).astype(np.uint8), 0.5) / 255
+    expected = held["aug_solar05"].transpose(1, 2, 0)
+    # Levels round to one side of the middle or the other.
+    clear = np.abs(image - 0.5) > 0.5 / 255
+    assert clear.mean() > 0.98
+    np.testing.assert_allclose(found[clear], expected[clear], atol=0.5001 / 255)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "amount", "most", "mean"),
+    [
+        ("bright1.3", "brightness", 1.3, 1, 0.5),
+        ("contrast0.7", "contrast", 0.7, 1, 0.61),
+        ("sat1.4", "saturation", 1.4, 1, 0.5),
+        ("hue0.1", "hue", 0.1, 16, 1.0),
+        ("hue-0.07", "hue", -0.07, 16, 1.0),
+    ],
+)
+def test_changes_are_pillows(held, name, change, amount, most, mean):
+    """Pillow cuts where OpenCV rounds, and turns hue by 25 or 17 of 256 levels, not by the share."""
+    found = color.CHANGES[change](held["pil_in"], amount)
+    difference = np.abs(found - held[f"pil_{name}"].astype(float))
+    assert difference.max() <= most and difference.mean() < mean
+
+
+def test_gray_is_pillows(held):
+    found = color.saturation(held["pil_in"], 0.0)
+    assert np.abs(found - held["pil_gray"][..., None].astype(float)).max() <= 1

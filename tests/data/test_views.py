@@ -1,8 +1,11 @@
+import dataclasses
+
 import numpy as np
 import pytest
+from oracles import swcl
 
 from medinit_jax.data import color
-from medinit_jax.data.views import View, Views, take_view, two_views
+from medinit_jax.data.views import RECIPES, View, ViewRecipe, Views, dino, make_views, take_view
 
 STILL = Views(area=(1, 1), aspect=(1, 1), mirror=0, jitter=0, gray=0, blur=0)
 
@@ -19,18 +22,31 @@ def draws(views, count=1000, height=100, width=120):
     return [views.draw(rng(seed), height, width) for seed in range(count)]
 
 
-def test_no_ranges_give_the_image_twice():
+def test_no_ranges_give_the_image_again():
     image = picture()
-    np.testing.assert_array_equal(two_views(image, STILL, 64, rng()), [image, image])
+    found, local = make_views(image, ViewRecipe((STILL, STILL), 64), rng())
+    np.testing.assert_array_equal(found, [image, image])
+    assert local.shape == (0, 96, 96, 3)
 
 
-def test_views_depend_on_the_seed_alone():
-    image = picture(80, 120)
-    first, again = (two_views(image, Views(), 32, rng(7)) for _ in range(2))
-    assert first.shape == (2, 32, 32, 3) and first.dtype == np.uint8
-    np.testing.assert_array_equal(first, again)
-    assert (first[0] != first[1]).any()
-    assert (first != two_views(image, Views(), 32, rng(8))).any()
+@pytest.mark.parametrize("name", RECIPES)
+def test_views_depend_on_the_seed_alone(name):
+    image, recipe = picture(80, 120), RECIPES[name]
+    first, again, other = (make_views(image, recipe, rng(seed), 56) for seed in (7, 7, 8))
+    assert first[0].shape == (len(recipe.views), 56, 56, 3) and first[0].dtype == np.uint8
+    for found, same, different in zip(first, again, other, strict=True):
+        np.testing.assert_array_equal(found, same)
+        assert not found.size or (found != different).any()
+        assert all((one != found[0]).any() for one in found[1:])
+    assert len(first[1]) == len(recipe.local)
+    assert not recipe.local or first[1].shape[1:] == (24, 24, 3)
+
+
+def test_drawing_leaves_numpys_global_state_alone():
+    np.random.seed(3)
+    before = np.random.get_state()[1].copy()
+    make_views(picture(), RECIPES["dino_official"], rng(), 32)
+    np.testing.assert_array_equal(np.random.get_state()[1], before)
 
 
 def test_crops_have_their_areas_and_shapes_and_lie_everywhere():
@@ -93,4 +109,107 @@ def test_large_crops_are_averaged():
     checkers = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)
     image = np.repeat(checkers[..., None], 3, axis=-1)
     small = take_view(image, View((0, 0, 64, 64), False, ()), 16)
-    assert np.abs(small.astype(int) - 127).max() <= 1
+    assert np.abs(small.astype(int) - 127).max() <= 4
+
+
+def test_resized_crops_are_pillows():
+    held = swcl()
+    left, top, width, height = held["pil_crop_box"].tolist()
+    view = View((top, left, height, width), False, ())
+    found = take_view(held["pil_in"], view, 32)
+    np.testing.assert_array_equal(found, held["pil_crop_resize32"])
+    cubic = take_view(held["pil_in"], view._replace(interpolation="bicubic"), 32)
+    difference = np.abs(cubic.astype(int) - found)
+    assert 1 < difference.max() < 128
+
+
+def share_of(name, views, draws=1500):
+    """How often a change is drawn."""
+    drawn = (views.draw(rng(seed), 100, 100) for seed in range(draws))
+    return np.mean([name in dict(view.changes) for view in drawn])
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "blur", "solarize"),
+    [
+        ("contrastive", 0, 0.5, 0.1),
+        ("contrastive", 1, 0.5, 0.1),
+        ("byol_asym", 0, 1.0, 0.0),
+        ("byol_asym", 1, 0.1, 0.2),
+        ("dino_official", 0, 1.0, 0.0),
+        ("dino_official", 1, 0.1, 0.2),
+        ("simclr_orig", 1, 0.5, 0.0),
+        ("labeler", 3, 0.0, 0.0),
+        ("ft_cls", 0, 0.0, 0.0),
+    ],
+)
+def test_views_of_a_recipe_are_changed_as_often_as_stated(name, place, blur, solarize):
+    views = RECIPES[name].views[place]
+    assert share_of("blur", views) == pytest.approx(blur, abs=0.04)
+    assert share_of("solarize", views) == pytest.approx(solarize, abs=0.04)
+    jitter = 0.0 if name == "ft_cls" else 0.8
+    assert share_of("hue", views) == pytest.approx(jitter, abs=0.04)
+
+
+def test_changes_come_in_the_authors_order():
+    views = dataclasses.replace(RECIPES["contrastive"].views[0], jitter=1, gray=1, blur=1)
+    changes = dataclasses.replace(views, solarize=1).draw(rng(), 50, 50).changes
+    names = [name for name, _ in changes]
+    assert sorted(names[:4]) == ["brightness", "contrast", "hue", "saturation"]
+    assert names[4:] == ["saturation", "blur", "solarize"]
+    assert changes[4][1] == 0 and changes[6][1] == 0.5
+    orders = {
+        tuple(name for name, _ in views.draw(rng(seed), 50, 50).changes[:4]) for seed in range(500)
+    }
+    assert len(orders) == 24
+
+
+@pytest.mark.parametrize(
+    ("name", "area", "factor", "saturation", "hue", "interpolation"),
+    [
+        ("contrastive", (0.8, 1.0), 0.4, 0.4, 0.1, "bilinear"),
+        ("labeler", (0.8, 1.0), 0.4, 0.4, 0.1, "bilinear"),
+        ("simclr_orig", (0.08, 1.0), 0.8, 0.8, 0.2, "bilinear"),
+        ("byol_asym", (0.08, 1.0), 0.4, 0.2, 0.1, "bicubic"),
+        ("dino_official", (0.4, 1.0), 0.4, 0.2, 0.1, "bicubic"),
+    ],
+)
+def test_ranges_of_a_recipe(name, area, factor, saturation, hue, interpolation):
+    for views in RECIPES[name].views:
+        drawn = [views.draw(rng(seed), 400, 400) for seed in range(1500)]
+        shares = [view.box[2] * view.box[3] / 400**2 for view in drawn]
+        assert area[0] - 0.005 < min(shares) < area[0] + 0.02 and max(shares) > area[1] - 0.03
+        assert {view.interpolation for view in drawn} == {interpolation}
+        for change, low, high in (
+            ("brightness", 1 - factor, 1 + factor),
+            ("contrast", 1 - factor, 1 + factor),
+            ("hue", -hue, hue),
+        ):
+            amounts = np.array(
+                [
+                    dict(v.changes)[change]
+                    for v in drawn
+                    if v.changes[:1] and change in dict(v.changes)
+                ]
+            )
+            assert low <= amounts.min() and amounts.max() <= high
+            assert np.ptp(amounts) > 0.98 * (high - low)
+        # A gray view's saturation comes twice, the second time as 0.
+        amounts = [
+            amount
+            for v in drawn
+            for change, amount in v.changes[:4]
+            if change == "saturation" and amount
+        ]
+        assert 1 - saturation <= min(amounts) and max(amounts) <= 1 + saturation
+        assert np.ptp(amounts) > 1.96 * saturation
+
+
+def test_local_views_of_dino_show_little():
+    recipe = dino(3)
+    assert len(recipe.local) == 3 and len(RECIPES["dino_official"].local) == 8
+    drawn = [recipe.local[0].draw(rng(seed), 400, 400) for seed in range(500)]
+    shares = [view.box[2] * view.box[3] / 400**2 for view in drawn]
+    assert 0.045 < min(shares) < 0.08 and 0.37 < max(shares) <= 0.41
+    assert share_of("blur", recipe.local[0]) == pytest.approx(0.5, abs=0.04)
+    assert share_of("solarize", recipe.local[0]) == 0
