@@ -6,8 +6,8 @@
 The settings are those of the paper (arXiv 2108.02122) and its code: a ResNet-34 whose last stage
 does not stride (maps of 28 x 28 at 448 px), from scratch; per update 4 parts of 64 labelled and 64
 unlabelled images, each seen 4 times at 384 px; Nesterov SGD, 0.03, a tenth after epochs 140, 160
-and 180 of 200. Labelled: OIA-ODIR, judged on its off-site images; unlabelled: EyePACS. The paper reaches
-an AUC of 0.72.
+and 180 of 200. Labelled: OIA-ODIR, judged on its off-site images; unlabelled: EyePACS. The paper
+reaches an AUC of 0.72.
 
 Hardware and time: made for 8 GPUs; not run by us. `phantom` (ResNet-18 of width 16, drawn images of
 64 px) takes minutes on two CPU cores.

@@ -30,6 +30,8 @@ ROUTES: dict[str, Callable[[ml_collections.ConfigDict, Path], None]] = {
     "finetune": _route("medinit_jax.finetune"),
     "predict": _route("medinit_jax.finetune.predict"),
     "study": _route("medinit_jax.study"),
+    "labeler": _route("medinit_jax.swcl.labeler"),
+    "swcl": _route("medinit_jax.swcl"),
 }
 
 

@@ -1,1 +1,41 @@
 """Saliency-guided weak labels and the multi-label contrastive loss (arXiv 2108.02122): route 2."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ml_collections
+
+# What may differ between the runs of one workdir: what no figure depends on.
+FREE = ("cache_dir", "note", "data.data_dir", "data.cache_mb", "data.workers", "train.log_every",
+        "train.checkpoint_every")  # fmt: skip
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    """Pretrains an encoder, or goes on where an earlier run stopped.
+
+    Args:
+        config: The experiment, see `configs/swcl.py`.
+        workdir: Where everything is written.
+
+    Raises:
+        UsageError: Something the user can mend.
+    """
+    from rich.console import Console
+
+    from medinit_jax.core.workdir import claim_workdir
+    from medinit_jax.swcl.pretrain import Pretraining
+
+    claim_workdir(workdir, config, "swcl", free=FREE)
+    console = Console(stderr=True)
+    if (workdir / "summary.json").is_file():
+        console.print(f"{workdir} is finished; remove it or choose another --workdir to run again.")
+        return
+    summary = Pretraining(config, workdir, console).run()
+    console.print(
+        f"{summary['method']}: loss {summary['last'].get('loss', float('nan')):.4f} after "
+        f"{summary['steps']} steps; the encoder is {workdir / 'model'}, which fine-tuning takes by "
+        f"--config.init.start=encoder --config.init.path={workdir}.",
+        highlight=False,
+        soft_wrap=True,
+    )

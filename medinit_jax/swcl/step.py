@@ -129,7 +129,9 @@ def compiled(recipe: Recipe, parallel: Parallel) -> Callable[..., Any]:
     method = recipe.method
     heads = method.heads()
 
-    def step(current: PretrainState, images: tuple[jax.Array, ...], labels: Mapping[str, jax.Array]):
+    def step(
+        current: PretrainState, images: tuple[jax.Array, ...], labels: Mapping[str, jax.Array]
+    ):
         target = _averaged(recipe, current)
 
         def loss(params):
