@@ -47,11 +47,11 @@ def features(
     encoder = network.clone(program=body(network.program))
     statistics = variables.get("batch_stats", {})
     held = {"params": variables["params"], "batch_stats": statistics}
-    if train:
-        last, state = encoder.apply(held, images, train=True, mutable=["batch_stats"])
-        statistics = state.get("batch_stats", statistics)
-    else:
-        last = encoder.apply(held, images)
+    # In evaluation nothing may change, and the answer is a pair all the same.
+    changing = ["batch_stats"] if train else []
+    answer: Any = encoder.apply(held, images, train=train, mutable=changing)
+    last, state = answer
+    statistics = state.get("batch_stats", statistics)
     return Features(last, _pooled(network.program, last), statistics)
 
 

@@ -19,10 +19,10 @@ from medinit_jax.core.provenance import provenance
 from medinit_jax.core.workdir import write_json
 from medinit_jax.report.study import write_study_report
 from medinit_jax.study.batch import run_on_ray, write_commands, write_slurm
-from medinit_jax.study.hyper_paper import STUDIES
 from medinit_jax.study.job import Job
 from medinit_jax.study.plan import Plan
 from medinit_jax.study.runner import DONE, FAILED, Outcome, outcome_of, outcomes_on_disk, run_jobs
+from medinit_jax.study.studies import make_plan
 from medinit_jax.study.table import check_images, rows
 
 PLAN_FILE = "plan.json"
@@ -42,13 +42,11 @@ def conduct(config: ml_collections.ConfigDict, workdir: Path) -> None:
         UsageError: A key means nothing, the plan has changed, or there is no such job.
     """
     console = Console(stderr=True)
-    if config.study not in STUDIES:
-        raise UsageError(f"config.study={config.study!r}; set it to one of: {', '.join(STUDIES)}.")
     if config.runner not in RUNNERS:
         raise UsageError(
             f"config.runner={config.runner!r}; set it to one of: {', '.join(RUNNERS)}."
         )
-    plan = Plan(config, STUDIES[config.study](config))
+    plan = make_plan(config)
     jobs_dir = Path(config.jobs_dir)
     if config.only:
         _run_one(plan, jobs_dir, config.only)

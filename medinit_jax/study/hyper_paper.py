@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import ml_collections
 
+from medinit_jax.data.tasks import TASKS
 from medinit_jax.study.plan import Cell, size_of
 
 _TABLE2 = (
@@ -28,18 +29,22 @@ _FIGURE_MODELS = ("resnet18", "regnet_y_1_6gf")
 def table2(config: ml_collections.ConfigDict) -> list[Cell]:
     """Returns Table 2: every task and network from every start."""
     return [
-        Cell(experiment, task, model, start)
+        Cell(experiment, task, model, start, paper=_printed(task, model, start))
         for experiment, task, models in _TABLE2
         for model in models
         for start in config.starts
     ]
 
 
+def _printed(task: str, model: str, start: str) -> float | None:
+    return TASKS[task].reported.get(model, {}).get(start)
+
+
 def _figure(experiment: str, fractions: bool = False) -> Callable[..., list[Cell]]:
     def cells(config: ml_collections.ConfigDict) -> list[Cell]:
         shares = size_of(config).fractions if fractions else (1.0,)
         return [
-            Cell(experiment, task, model, start, float(share))
+            Cell(experiment, task, model, start, float(share), _printed(task, model, start))
             for task in _FIGURE_TASKS
             for model in _FIGURE_MODELS
             for share in shares
@@ -49,7 +54,7 @@ def _figure(experiment: str, fractions: bool = False) -> Callable[..., list[Cell
     return cells
 
 
-STUDIES: dict[str, Callable[[ml_collections.ConfigDict], list[Cell]]] = {
+CELLS: dict[str, Callable[[ml_collections.ConfigDict], list[Cell]]] = {
     "hyper_table2": table2,
     "hyper_fig2": _figure("F2", fractions=True),
     "hyper_fig3": _figure("F3"),

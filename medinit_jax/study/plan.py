@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,12 +12,7 @@ import ml_collections
 
 from medinit_jax.core.errors import UsageError
 from medinit_jax.data.tasks import TASKS
-from medinit_jax.study.job import REFERENCE, Job
-
-STARTS = ("hyper", "random", "matched", "untrained", "rotnet", "imagenet", "probe")
-MODALITIES = {"fundus": "fundus", "CT": "ct", "X-ray": "xray"}
-# Whose training images an initializer sees at size "real", unless a folder is named.
-PRETRAINING = {"fundus": "eyepacs_dr", "ct": "rsna_ihd", "xray": "rsna_cxr"}
+from medinit_jax.study.job import Job
 
 
 class Cell(NamedTuple):
@@ -27,8 +22,9 @@ class Cell(NamedTuple):
         experiment: Which row of the paper it belongs to, such as "T2a".
         task: Benchmark task.
         model: Network, a name of the zoo.
-        start: One of `STARTS`.
+        start: Name of a start.
         fraction: Share of the labels.
+        paper: The figure that the paper has for it.
     """
 
     experiment: str
@@ -36,6 +32,7 @@ class Cell(NamedTuple):
     model: str
     start: str
     fraction: float = 1.0
+    paper: float | None = None
 
     @property
     def name(self) -> str:
@@ -51,15 +48,36 @@ class Point(NamedTuple):
     weight_decay: float
 
 
+class Rule(NamedTuple):
+    """How a start comes to be.
+
+    Attributes:
+        absent: (plan, cell) -> why the cell cannot be run; "" if it can.
+        jobs: (plan, cell) -> what has to be trained first, in order; the last one holds the start.
+        changes: (plan, cell, ids of these jobs) -> what a fine-tuning's configuration has in its
+            place, such as {"init": {"start": "random", "path": ""}}.
+    """
+
+    absent: Callable[[Plan, Cell], str]
+    jobs: Callable[[Plan, Cell], list[Job]]
+    changes: Callable[[Plan, Cell, list[str]], dict[str, Any]]
+
+
 class Plan:
     """The jobs of a study.
 
     Args:
         config: The study, see `configs/study.py`.
         cells: What the study compares.
+        starts: How each start comes to be.
     """
 
-    def __init__(self, config: ml_collections.ConfigDict, cells: Sequence[Cell]):
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        cells: Sequence[Cell],
+        starts: Mapping[str, Rule],
+    ):
         self.config, self.cells = config, tuple(cells)
         self.size = size_of(config)
         self.seeds = tuple(config.first_seed + i for i in range(self.size.seeds))
@@ -68,72 +86,30 @@ class Plan:
             for rate in self.size.learning_rates
             for decay in self.size.weight_decays
         )
-        unknown = sorted({cell.start for cell in self.cells} - set(STARTS))
+        self.starts = starts
+        unknown = sorted({cell.start for cell in self.cells} - set(starts))
         if unknown:
             raise UsageError(
-                f"config.starts names {unknown[0]!r}; the starts are {', '.join(STARTS)}."
+                f"config.starts names {unknown[0]!r}; the starts are {', '.join(starts)}."
             )
 
     def absent(self, cell: Cell) -> str:
         """Returns why a cell is not run; "" if it is."""
-        segmentation = TASKS[cell.task].kind == "segmentation"
-        if cell.start == "rotnet" and segmentation:
-            return "rotation is learned by classifiers; this network segments"
-        if cell.start == "imagenet" and not self.config.imagenet.get(cell.model):
-            return f"no weights were given with config.imagenet.{cell.model}"
-        if cell.start in ("hyper", "matched", "untrained", "probe", "rotnet"):
-            modality = MODALITIES[TASKS[cell.task].modality]
-            if modality not in self.config.base.hyper:
-                return f"config.base.hyper has no initializer for {modality}"
-        return ""
+        return self.starts[cell.start].absent(self, cell)
 
     def preparatory(self) -> list[Job]:
-        """Returns the jobs that others need: an initializer per modality, rotation networks."""
+        """Returns the jobs that others need, such as an initializer per modality."""
         jobs: dict[str, Job] = {}
         for cell in self.cells:
             if self.absent(cell):
                 continue
-            for job in self._needed(cell):
+            for job in self.starts[cell.start].jobs(self, cell):
                 jobs.setdefault(job.id, job)
         return list(jobs.values())
 
-    def _needed(self, cell: Cell) -> list[Job]:
-        if cell.start in ("random", "imagenet"):
-            return []
-        if cell.start == "rotnet":
-            return [self.rotation(cell)]
-        return [self.initializer(MODALITIES[TASKS[cell.task].modality])]
-
-    def initializer(self, modality: str) -> Job:
-        """Returns the job that trains the initializer of a modality."""
-        config = _plain(self.config.base.hyper[modality])
-        _update(config, _plain(self.size.hyper))
-        config["stages"] = ["train"]
-        config["seed"] = self.config.first_seed
-        folder = self.config.images[modality]
-        if self.config.size == "real":
-            config["data"]["name"] = PRETRAINING[modality]
-            if folder:
-                config["data"] |= {"source": "folder", "path": folder}
-            elif self.config.include_eval_images:
-                raise UsageError(
-                    f"config.include_eval_images=True needs a folder with all images: set "
-                    f"config.images.{modality}."
-                )
-        facts = {"role": "initializer", "start": "hyper", "task": modality, "model": ""}
-        return Job("hyper", f"initializer {modality}", config, facts)
-
-    def rotation(self, cell: Cell) -> Job:
-        """Returns the job that trains the cell's network alone on rotation."""
-        config = self._finetune(cell._replace(start="random", fraction=1.0), self.seeds[0])
-        config["data"]["target"] = "rotation"
-        config["evaluate"]["cam_epochs"] = []
-        facts = {"role": "rotnet", "start": "rotnet", "task": cell.task, "model": cell.model}
-        return Job("finetune", f"rotnet {cell.task} {cell.model}", config, facts)
-
     def job(self, cell: Cell, seed: int, point: Point) -> Job:
         """Returns one fine-tuning of a cell."""
-        config = self._finetune(cell, seed)
+        config = self.finetune(cell, seed)
         config["optim"] |= {
             "learning_rate": point.learning_rate,
             "weight_decay": point.weight_decay,
@@ -179,18 +155,18 @@ class Plan:
                     jobs.setdefault(job.id, job)
         return list(jobs.values())
 
-    def _finetune(self, cell: Cell, seed: int) -> dict[str, Any]:
+    def finetune(self, cell: Cell, seed: int) -> dict[str, Any]:
         """Returns the configuration of a fine-tuning of a cell."""
         size = self.size
-        config = _plain(self.config.base.finetune[cell.task])
-        _update(config, _plain(size.finetune))
+        config = plain(self.config.base.finetune[cell.task])
+        update(config, plain(size.finetune))
         kind = "segmentation" if TASKS[cell.task].kind == "segmentation" else "classification"
-        _update(config, _plain(size[kind]))
-        _update(config, _set(_plain(self.config.finetune)))
+        update(config, plain(size[kind]))
+        update(config, _set(plain(self.config.finetune)))
         config["task"] = task_name(cell.task, size)
         config["seed"] = seed
         config["model"]["name"] = cell.model
-        _update(config["model"], _plain(size.models.get(cell.model, {})))
+        update(config["model"], plain(size.models.get(cell.model, {})))
         config["protocol"]["fraction"] = cell.fraction
         if self.config.budget == "steps" and cell.fraction < 1:
             # As many updates as all labels would have had.
@@ -200,19 +176,9 @@ class Plan:
                 f"config.budget={self.config.budget!r}; set it to epochs or steps, whichever is "
                 "the same for all fractions."
             )
-        config["init"] |= self._start(cell)
-        if cell.start == "probe":
-            config["train"]["freeze"] = "encoder"
+        rule = self.starts[cell.start]
+        update(config, rule.changes(self, cell, [job.id for job in rule.jobs(self, cell)]))
         return config
-
-    def _start(self, cell: Cell) -> dict[str, Any]:
-        if cell.start == "random":
-            return {"start": "random", "path": ""}
-        if cell.start == "imagenet":
-            return {"start": "imagenet", "path": self.config.imagenet[cell.model]}
-        need = self._needed(cell)[0]
-        start = {"rotnet": "encoder", "probe": "hyper"}.get(cell.start, cell.start)
-        return {"start": start, "path": f"{REFERENCE}{need.id}", "unknown_types": "nearest"}
 
 
 def size_of(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -237,7 +203,8 @@ def task_name(task: str, size: Mapping[str, Any]) -> str:
     return f"phantom_{task}{pixels}" + (f"_x{share:g}" if share != 1 else "")
 
 
-def _plain(config: Any) -> dict[str, Any]:
+def plain(config: Any) -> dict[str, Any]:
+    """Returns a copy of a configuration as plain dicts."""
     return copy.deepcopy(config.to_dict() if hasattr(config, "to_dict") else dict(config))
 
 
@@ -247,7 +214,7 @@ def _set(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in parts.items() if value is not None}
 
 
-def _update(config: dict[str, Any], changes: Mapping[str, Any]) -> None:
+def update(config: dict[str, Any], changes: Mapping[str, Any]) -> None:
     """Sets dotted keys, which have to be there.
 
     Raises:
@@ -257,7 +224,7 @@ def _update(config: dict[str, Any], changes: Mapping[str, Any]) -> None:
         if isinstance(value, Mapping):
             if key not in config:
                 raise UsageError(f"A study sets {key!r}, which the run's configuration lacks.")
-            _update(config[key], value)
+            update(config[key], value)
         elif key not in config:
             raise UsageError(f"A study sets {key!r}, which the run's configuration lacks.")
         else:

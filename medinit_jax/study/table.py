@@ -69,7 +69,6 @@ def _row(plan: Plan, cell: Cell, outcomes: Mapping[str, Outcome], jobs_dir: Path
         **cell._asdict(),
         "modality": task.modality,
         "metric": task.metric,
-        "paper": task.reported.get(cell.model, {}).get(cell.start),
         "jobs": [job.id for job in jobs],
         "seeds": [job.facts["seed"] for job, _ in found],
         "learning_rate": jobs[0].config["optim"]["learning_rate"] if jobs else None,

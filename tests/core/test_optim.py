@@ -1,12 +1,10 @@
-import os
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from ml_collections import ConfigDict
+from oracles import swcl
 
 from medinit_jax.core import optim
 from medinit_jax.core.errors import UsageError
@@ -99,13 +97,8 @@ def test_a_wrong_value_is_named(change, words):
 
 
 @pytest.fixture(scope="module")
-def swcl():
-    shared = os.environ.get("MEDINIT_SHARED") or Path(__file__).parents[2] / ".." / "shared"
-    path = Path(shared) / "oracles" / "swcl.npz"
-    if not path.exists():
-        pytest.skip(f"the reference arrays {path} are absent")
-    with np.load(path) as file:
-        return {name: file[name] for name in file.files if name.startswith(("opt_", "lr_"))}
+def held():
+    return swcl()
 
 
 @pytest.mark.parametrize(
@@ -119,16 +112,16 @@ def swcl():
         ("adamw", {"name": "adamw", "learning_rate": 0.01, "weight_decay": 0.1}),
     ],
 )
-def test_trajectories_are_those_of_pytorch(swcl, name, changes):
+def test_trajectories_are_those_of_pytorch(held, name, changes):
     optimizer, _ = optim.create(make_config(**changes))
-    params = jnp.asarray(swcl["opt_w0"])
+    params = jnp.asarray(held["opt_w0"])
     state = optimizer.init(params)
     found = []
-    for gradient in swcl["opt_grads"]:
+    for gradient in held["opt_grads"]:
         updates, state = optimizer.update(jnp.asarray(gradient), state, params)
         params = optax.apply_updates(params, updates)
         found.append(np.asarray(params))
-    np.testing.assert_allclose(found, swcl[f"opt_{name}_traj"], rtol=2e-6, atol=1e-6)
+    np.testing.assert_allclose(found, held[f"opt_{name}_traj"], rtol=2e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -148,9 +141,9 @@ def test_trajectories_are_those_of_pytorch(swcl, name, changes):
         ),
     ],
 )
-def test_schedules_are_those_of_the_reference(swcl, name, changes):
+def test_schedules_are_those_of_the_reference(held, name, changes):
     schedule = optim.create_schedule(make_config(learning_rate=1.0, **changes))
-    expected = swcl[name]
+    expected = held[name]
     found = [schedule(step) for step in range(len(expected))]
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
 
@@ -161,3 +154,20 @@ def test_a_momentum_of_zero_is_plain_descent():
     for _ in range(2):
         updates, state = optimizer.update(jnp.ones(()), state, jnp.zeros(()))
         np.testing.assert_allclose(updates, -0.1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_the_first_update_of_a_warm_up_moves_nothing(name):
+    """SWCL's code begins at a rate of 0, and reaches the peak after as many updates as stated."""
+    config = make_config(
+        name=name, schedule="cosine", warmup_steps=4, weight_decay=0.1, nesterov=True
+    )
+    optimizer, schedule = optim.create(config)
+    params = jnp.array([1.0, -2.0])
+    state = optimizer.init(params)
+    moved = []
+    for _ in range(2):
+        updates, state = optimizer.update(jnp.array([0.5, -0.5]), state, params)
+        moved.append(float(jnp.abs(updates).max()))
+    assert moved[0] == 0 and moved[1] > 0
+    np.testing.assert_allclose([schedule(i) for i in (0, 1, 4)], [0, 0.025, 0.1], atol=1e-8)

@@ -141,7 +141,7 @@ def test_solarization_is_the_authors(held):
     ],
 )
 def test_changes_are_pillows(held, name, change, amount, most, mean):
-    """Pillow cuts where OpenCV rounds, and turns hue by 25 or 17 of 256 levels, not by the share."""
+    """Pillow cuts where OpenCV rounds, and turns hue by 25 or 17 of 256 levels."""
     found = color.CHANGES[change](held["pil_in"], amount)
     difference = np.abs(found - held[f"pil_{name}"].astype(float))
     assert difference.max() <= most and difference.mean() < mean

@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+from oracles import swcl
+from reference_weights import bit, classifier, held_keys
+from reference_weights import resnet as resnet_name
 
 from medinit_jax.core.errors import UsageError
 from medinit_jax.finetune import layers
-from medinit_jax.models import resnet, unet
+from medinit_jax.models import resnet, unet, zoo
 
 CLASSIFIER = resnet.resnet(resnet.Variant((1, 1), False), (32, 32, 3), 3, "small", 8)
 SEGMENTER = unet.unet(None, (16, 16, 3), 2, width=4, levels=1)
@@ -59,3 +62,28 @@ def test_scales_and_biases_do_not_decay():
         "conv1": {"kernel": True, "bias": False},
         "bn1": {"scale": False, "bias": False},
     }
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "rename"),
+    [
+        ("cls", "resnetv2_50x1_bit", bit),
+        ("swcl50x1", "resnetv2_50x1_bit", bit),
+        ("labeler34rs", "resnet34", resnet_name),
+        ("resnet50", "resnet50", resnet_name),
+    ],
+)
+def test_what_decays_of_an_encoder_is_the_authors(model, name, rename):
+    swcl()
+    groups = held_keys("weight_decay_groups")[model]
+    program = zoo.build(name, 2, (64, 64, 3)).program
+    shapes = dict(program.parameter_shapes())
+    del shapes[program.head]
+    found = {"decay": set(), "no_decay": set()}
+    for module, leaves in layers.decay_mask(shapes).items():
+        for leaf, decays in leaves.items():
+            end = "bias" if leaf == "bias" else "weight"
+            place = f"{classifier(rename)(module)}.{end}"
+            found["decay" if decays else "no_decay"].add(place)
+    for group, names in groups.items():
+        assert found[group] == {name for name in names if name.startswith("encoder.")}

@@ -5,15 +5,16 @@ import pytest
 
 from medinit_jax.core.errors import UsageError
 from medinit_jax.core.workdir import write_json
-from medinit_jax.study.hyper_paper import STUDIES
-from medinit_jax.study.plan import Cell, Plan, Point, task_name
+from medinit_jax.study import hyper_starts
+from medinit_jax.study.plan import Cell, Point, task_name
+from medinit_jax.study.studies import make_plan
 
 CELL = Cell("F4", "eyepacs_dr", "resnet18", "random")
 RATES = ("--config.sizes.mini.learning_rates=(0.003, 0.01, 0.05)",)
 
 
 def plan(config):
-    return Plan(config, STUDIES[config.study](config))
+    return make_plan(config)
 
 
 def leave(job, jobs_dir: Path, validation, diverged=False):
@@ -104,17 +105,17 @@ def test_starts_reach_the_fine_tuning(study):
     assert inits["rotnet"]["init"]["path"].startswith("job:rotnet-")
     same = [inits[start]["init"]["path"] for start in ("hyper", "matched", "untrained")]
     assert len(set(same)) == 1 and same[0].startswith("job:initializer-fundus-")
-    assert found.rotation(CELL).config["data"]["target"] == "rotation"
+    assert hyper_starts.rotation(found, CELL).config["data"]["target"] == "rotation"
 
 
 def test_one_setting_of_every_fine_tuning_can_be_changed(study):
     config = study(
         "hyper_fig4", "--config.finetune.train.epochs=5", "--config.finetune.optim.name=adamw"
     )
-    plan = Plan(config, STUDIES[config.study](config))
+    plan = make_plan(config)
     changed = plan.grid_jobs(plan.cells[0])[0].config
     config = study("hyper_fig4")
-    plain = Plan(config, STUDIES[config.study](config)).grid_jobs(plan.cells[0])[0].config
+    plain = make_plan(config).grid_jobs(plan.cells[0])[0].config
     assert changed["train"] == {**plain["train"], "epochs": 5}
     assert changed["optim"] == {**plain["optim"], "name": "adamw"}
     assert changed["data"] == plain["data"] and None not in plain["train"].values()
@@ -130,11 +131,15 @@ def test_what_cannot_be_run_says_why(study):
 
 def test_real_initializers_see_no_evaluation_images_unless_told(study):
     real = ("--config.size=real",)
-    job = plan(study("hyper_fig4", *real)).initializer("xray")
+    job = hyper_starts.initializer(plan(study("hyper_fig4", *real)), "xray")
     assert job.config["data"]["source"] == "prepared" and job.config["data"]["name"] == "rsna_cxr"
     with pytest.raises(UsageError, match=r"config\.images\.xray"):
-        plan(study("hyper_fig4", *real, "--config.include_eval_images=True")).initializer("xray")
-    job = plan(study("hyper_fig4", *real, "--config.images.xray=/x")).initializer("xray")
+        hyper_starts.initializer(
+            plan(study("hyper_fig4", *real, "--config.include_eval_images=True")), "xray"
+        )
+    job = hyper_starts.initializer(
+        plan(study("hyper_fig4", *real, "--config.images.xray=/x")), "xray"
+    )
     assert (job.config["data"]["source"], job.config["data"]["path"]) == ("folder", "/x")
 
 

@@ -1,13 +1,12 @@
 import pytest
 
-from medinit_jax.study.hyper_paper import STUDIES
-from medinit_jax.study.plan import Plan
 from medinit_jax.study.runner import outcomes_on_disk, run_jobs
+from medinit_jax.study.studies import make_plan
 from medinit_jax.study.table import rows
 
 
 def table(config, tmp_path):
-    plan = Plan(config, STUDIES[config.study](config))
+    plan = make_plan(config)
     jobs = plan.known(tmp_path)
     run_jobs(jobs, tmp_path)
     return rows(plan, outcomes_on_disk(jobs, tmp_path), tmp_path)

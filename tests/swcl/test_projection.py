@@ -7,9 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles import swcl
-from reference_weights import bit, classifier, encoder_state, loaded, loaded_head, resnet, state_of
+from reference_weights import (
+    bit,
+    classifier,
+    encoder_state,
+    held_keys,
+    loaded,
+    loaded_head,
+    resnet,
+    state_of,
+)
 
 from medinit_jax.core.errors import UsageError
+from medinit_jax.finetune.layers import decay_mask
 from medinit_jax.models import zoo
 from medinit_jax.models.features import features
 from medinit_jax.swcl.projection import (
@@ -90,6 +100,25 @@ def test_outputs_are_the_authors(model, held, encoded):
     assert rest == used
     expected = held[f"net_{model}_{output}"]
     np.testing.assert_allclose(y, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_what_decays_of_a_head_is_the_authors(model, held):
+    """But lengths of prototypes, which are no parameters here."""
+    groups = held_keys("weight_decay_groups")[model]
+    found = {"decay": set(), "no_decay": set()}
+    pooled = jnp.zeros((1, 512 if model == "resnet18" else 2048))
+    for head in MODELS[model][1]:
+        inputs = pooled if head is MODELS[model][1][0] else jnp.zeros((1, 256))
+        shapes = jax.eval_shape(head.init, jax.random.key(0), inputs)["params"]
+        for module, leaves in decay_mask(shapes).items():
+            for leaf, decays in leaves.items():
+                end = "bias" if leaf == "bias" else "weight"
+                end = "weight_v" if module.endswith("last_layer") else end
+                found["decay" if decays else "no_decay"].add(f"{module}.{end}")
+    for group, names in groups.items():
+        heads = {name for name in names if not name.startswith("encoder.")}
+        assert found[group] == heads - {f"{PROJECTION}.last_layer.weight_g"}
 
 
 def test_tasks_are_the_authors(held, encoded):
