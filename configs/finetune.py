@@ -53,7 +53,7 @@ def _default(task: str) -> ConfigDict:
     config.labels = ""
     # "" = the task's own; for sets of your own "accuracy" or "macro AUC", for instance.
     config.metric = ""
-    # random, hyper, matched, untrained, encoder, imagenet, file; all but random need a path.
+    # random, hyper, matched, untrained, encoder, imagenet, file, bit; all but random need a path.
     config.init = ConfigDict(
         {
             "start": "random",
@@ -63,6 +63,8 @@ def _default(task: str) -> ConfigDict:
             "init_noise": 0.0,
             "orthogonal": False,
             "unknown_types": "error",
+            # Of start=bit: the last norm starts plainly, as in the code of SWCL's authors.
+            "bit_skip_final_norm": False,
         }
     )
     # Any name of models.zoo; what is 0 or "" is left to the network's builder.

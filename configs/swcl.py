@@ -66,6 +66,8 @@ def _default(method: str) -> ConfigDict:
             "init_noise": 0.0,
             "orthogonal": False,
             "unknown_types": "error",
+            # Of start=bit: the last norm starts plainly, as in the code of SWCL's authors.
+            "bit_skip_final_norm": False,
         }
     )
     config.model = ConfigDict(

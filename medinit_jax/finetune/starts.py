@@ -18,11 +18,13 @@ from medinit_jax.core.errors import UsageError
 from medinit_jax.downstream.protocol import fold_seed
 from medinit_jax.finetune.layers import ENCODER, head_modules
 from medinit_jax.hyper.starts import permuted, untrained_theta
+from medinit_jax.models import zoo
 from medinit_jax.models.initial import initial_parameters
 from medinit_jax.models.network import Network, is_below
 from medinit_jax.models.statistics import initial_statistics
 
 MODEL_FOLDER = "model"
+_BIT = "resnetv2_50x1_bit"
 
 
 class Start(NamedTuple):
@@ -170,6 +172,16 @@ def _file(init: ml_collections.ConfigDict, network: Network, key: jax.Array) -> 
     return _from_file(init, network, key, found.params, found.statistics, unused)
 
 
+def _bit(init: ml_collections.ConfigDict, network: Network, key: jax.Array) -> Start:
+    """The published weights of BiT, for a BiT ResNet-50x1 or a segmentation network on one."""
+    from medinit_jax.interop.bit import read_bit
+
+    program = zoo.build(_BIT, 2).program
+    held = read_bit(init.path, program, init.bit_skip_final_norm)
+    found = {f"{m}/{leaf}": v for m, leaves in held.items() for leaf, v in leaves.items()}
+    return _from_file(init, network, key, found, {})
+
+
 def _from_file(
     init: ml_collections.ConfigDict,
     network: Network,
@@ -274,6 +286,7 @@ STARTS: dict[str, Maker] = {
     "encoder": _encoder,
     "imagenet": _file,
     "file": _file,
+    "bit": _bit,
 }
 _HYPER_PATH = "the workdir of a run of configs/hyper.py, or its initializer/ folder"
 _PATHS = {
@@ -285,4 +298,5 @@ _PATHS = {
         "nothing is downloaded here"
     ),
     "file": "a .safetensors or .pth file with weights under torchvision's names",
+    "bit": "BiT-S-R50x1.npz or BiT-M-R50x1.npz, as its authors publish them",
 }
