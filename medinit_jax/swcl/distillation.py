@@ -105,7 +105,7 @@ def momentum(step: int | jax.Array, total: int, base: float = 0.996) -> jax.Arra
 
     Source: BYOL (arXiv 2006.07733), section 3.2.
     """
-    return 1 - (1 - base) * (jnp.cos(math.pi * step / total) + 1) / 2
+    return 1 - (1 - base) * (jnp.cos(math.pi * (step / total)) + 1) / 2
 
 
 def ema(teacher: Any, student: Any, keep: float | jax.Array) -> Any:

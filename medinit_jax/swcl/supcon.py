@@ -69,7 +69,7 @@ def supcon(
         contrast: "all": all views are anchors; "one": first views only.
         normalize: Scale `z` to unit length first.
         chunk: Anchors that are scored at a time; no result depends on it but for rounding.
-        gathered: As `gathered_supcon` sets it.
+        gathered: `z` and `labels` are one device's part; see `gathered_supcon`.
 
     Returns:
         Float32 or float64 scalar.
@@ -94,8 +94,8 @@ def supcon(
     seen = z[:, : 1 if contrast == "one" else views]
     pull, has_positives = _attraction(z, seen, _columns(labels, count), match)
     used = has_positives.astype(z.dtype)
-    mine = first + jnp.arange(images)
-    own = (count * jnp.arange(seen.shape[1])[:, None] + mine).reshape(-1)
+    mine = first + jnp.arange(images, dtype=jnp.int32)
+    own = (count * jnp.arange(seen.shape[1], dtype=jnp.int32)[:, None] + mine).reshape(-1)
     weight = jnp.tile(used[mine], seen.shape[1])
     total = _repulsion(_flat(z), own, weight, chunk) - pull[mine].sum()
     total *= temperature / (temperature if base_temperature is None else base_temperature)
@@ -278,7 +278,7 @@ def _over_chunks(z, own, weight, chunk: int, gradient: bool):
     # Pieces of equal size, so that little of the last one is padding.
     size = -(-own.shape[0] // pieces)
     padding = (0, pieces * size - own.shape[0])
-    rows = jnp.arange(z.shape[0])
+    rows = jnp.arange(z.shape[0], dtype=own.dtype)
 
     def piece(carry, given):
         total, slope = carry

@@ -48,7 +48,7 @@ def semi_hard(z: jax.Array, identities: jax.Array, margin: float = 0.5) -> jax.A
     farther = functools.partial(jnp.searchsorted, side="right")
     place = jax.vmap(farther)(jnp.take_along_axis(far, order, 1), fixed)
     # Where no negative is farther, the search ends past the last one, which is the farthest.
-    place = jnp.clip(place, 0, jnp.maximum(count - 1, 0)[:, None])
+    place = jnp.clip(place, 0, jnp.maximum(count - 1, 0).astype(place.dtype)[:, None])
     chosen = jnp.take_along_axis(distances, jnp.take_along_axis(order, place, 1), 1)
     losses = jnp.where(pairs, jnp.maximum(margin + distances - chosen, 0), 0)
     return losses.sum() / jnp.maximum(pairs.sum(), 1).astype(z.dtype)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 def wide(x: jax.Array) -> jax.Array:
     """Returns floats as float32, or as what they are if that is wider."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
 
 
 def unit(x: jax.Array) -> jax.Array:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from medinit_jax.core.errors import UsageError
-from medinit_jax.core.parallel import Parallel
+from medinit_jax.core.parallel import Parallel, all_gather, all_sum, position
 
 
 @pytest.fixture(params=[1, 4], ids=["1 device", "4 devices"])
@@ -104,3 +104,24 @@ def test_a_batch_that_does_not_fit_is_one_sentence(batch, group, devices, multip
     assert f"batch_size={batch} " in message and f"bn_group={group} " in message
     assert f"{devices} device(s)" in message and f"a multiple of {multiple} " in message
     assert "\n" not in message
+
+
+def test_sharded_gathers_adds_and_numbers(parallel):
+    rows = np.arange(8, dtype=np.float32)
+
+    def function(x):
+        everything = all_gather({"x": x})["x"]
+        part = everything[position() * x.shape[0] + jnp.arange(x.shape[0])]
+        return all_sum({"own": (part == x).sum(), "sum": everything.sum() + 0 * x.sum()})
+
+    found = jax.jit(parallel.sharded(function))(rows)
+    assert int(found["own"]) == 8 and float(found["sum"]) == 28 * parallel.size
+
+
+def test_gradient_through_sharded_is_that_of_the_whole(parallel):
+    """Every row meets the sum of all rows: the slope of (sum x)^2 is 2 sum x."""
+    rows = np.arange(8, dtype=np.float32)
+    square = parallel.sharded(lambda x: all_sum((x * all_gather(x).sum()).sum()))
+    value, gradient = jax.jit(jax.value_and_grad(square))(rows)
+    assert float(value) == 28**2
+    np.testing.assert_allclose(gradient, np.full(8, 56.0))
