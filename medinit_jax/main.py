@@ -30,6 +30,7 @@ ROUTES: dict[str, Callable[[ml_collections.ConfigDict, Path], None]] = {
     "finetune": _route("medinit_jax.finetune"),
     "predict": _route("medinit_jax.finetune.predict"),
     "study": _route("medinit_jax.study"),
+    "patches": _route("medinit_jax.swcl.score"),
 }
 
 
