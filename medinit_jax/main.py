@@ -32,6 +32,7 @@ ROUTES: dict[str, Callable[[ml_collections.ConfigDict, Path], None]] = {
     "study": _route("medinit_jax.study"),
     "labeler": _route("medinit_jax.swcl.labeler"),
     "swcl": _route("medinit_jax.swcl"),
+    "patches": _route("medinit_jax.swcl.score"),
 }
 
 

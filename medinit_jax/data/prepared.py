@@ -54,7 +54,7 @@ class PreparedSource:
             shard for shard in self._manifest["shards"] if f"-{split}.array_record" in shard["file"]
         ]
         refuse_cut_short(Path(builder.data_path), self._shards, self._name)
-        features = builder.info.features
+        features = self._known = builder.info.features
         if not isinstance(features["image"], tfds.features.Image):
             raise UsageError(
                 f"{self._name} stores numbers that are no 8-bit images; set data.name to another "
@@ -98,6 +98,23 @@ class PreparedSource:
             self._patient(self._who.deserialize_example_np(self._records[index]))
             for index in range(len(self))
         ]
+
+    def columns(self, names: Sequence[str]) -> dict[str, list[Any]]:
+        """Returns features of every image, read without decoding images.
+
+        Args:
+            names: Features that are a text or a number each.
+
+        Returns:
+            {name: str or int of every image}; a class is its number, -1 where it is unknown.
+        """
+        wanted = tfds.features.FeaturesDict({name: self._known[name] for name in names})
+        found: dict[str, list[Any]] = {name: [] for name in names}
+        for index in range(len(self)):
+            row = wanted.deserialize_example_np(self._records[index])
+            for name, value in row.items():
+                found[name].append(value.decode() if isinstance(value, bytes) else int(value))
+        return found
 
     def _patient(self, stored: dict[str, Any]) -> str:
         """Returns group or patient; an image whose patient is unknown is one of its own."""

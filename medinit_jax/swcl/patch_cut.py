@@ -81,7 +81,7 @@ def cut_pair(left: Shown, right: Shown, crop: int, quality: int) -> dict[str, Pa
 
 
 def _scores(shown: Shown) -> dict[str, float]:
-    """Returns an eye's scores by position; those of a photograph labelled normal are 0.
+    """Returns an eye's scores by position; 0 of a normal photograph of a labelled set.
 
     Source: SWCL's code.
     """
@@ -91,7 +91,7 @@ def _scores(shown: Shown) -> dict[str, float]:
             f"The labeler gives the {eye.eye} eye of patient {eye.patient} of {eye.source} the "
             f"scores {found.tolist()}, which should lie between 0 and 1; train it again."
         )
-    return by_position(np.zeros_like(found) if eye.label == 0 else found, eye.eye)
+    return by_position(np.zeros_like(found) if eye.known == 0 else found, eye.eye)
 
 
 def encoded(patch: np.ndarray, quality: int) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from medinit_jax.core.errors import UsageError
+from medinit_jax.core.workdir import CONFIG_FILE
 from medinit_jax.data.builders.retinal_swap import PAIRS, RetinalSwap
 from medinit_jax.data.decode import DecodeError, decode
 from medinit_jax.data.patch_records import PatchRecords
@@ -52,16 +54,32 @@ def open_pairs(place: str, data_dir: str = DATA_DIR) -> PatchPairs:
     """Opens patches.
 
     Args:
-        place: "retinal_swap" or "retinal_swap/NAME", a prepared set, or else a folder that holds
-            `labels.csv` and the image of every patch.
-        data_dir: Where sets are prepared.
+        place: "retinal_swap" or "retinal_swap/NAME", a prepared set; the workdir of the run that
+            wrote patches; or else a folder that holds `labels.csv` and the image of every patch.
+        data_dir: Where sets are prepared; a workdir names its own.
 
     Raises:
         UsageError: There is no such set, its table is wrong, or images are missing.
     """
+    if (Path(place) / CONFIG_FILE).is_file():
+        place, data_dir = _written_by(Path(place))
     if place.partition("/")[0] == RetinalSwap.name and not Path(place).is_dir():
         return PreparedPairs(place, data_dir)
     return FilePairs(Path(place))
+
+
+def _written_by(workdir: Path) -> tuple[str, str]:
+    """Returns where a run of the route `patches` has left its patches, and its data_dir."""
+    try:
+        summary = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
+        place, data_dir = str(summary["place"]), str(summary["data_dir"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{workdir} is no finished run of configs/patches.py; run that to its end first, or "
+            f"name retinal_swap/NAME or a folder of patches."
+        ) from error
+    # A folder of files lies in the workdir, wherever that was moved to.
+    return (place, data_dir) if data_dir else (str(workdir / place), "")
 
 
 def abnormality(scores: np.ndarray, threshold: float = THRESHOLD) -> np.ndarray:

@@ -24,6 +24,8 @@ class Eye(NamedTuple):
         eye: "left" or "right".
         index: Its number in the source of images.
         label: 0 normal, 1 abnormal, -1 unknown.
+        trusted: Whether it is from a labelled set: one that is normal has no lesions then, whatever
+            the labeler sees. Other labels are only stored.
     """
 
     source: str
@@ -31,6 +33,12 @@ class Eye(NamedTuple):
     eye: str
     index: int
     label: int = -1
+    trusted: bool = True
+
+    @property
+    def known(self) -> int:
+        """The label of a photograph of a labelled set, else -1."""
+        return self.label if self.trusted else -1
 
 
 class Plan(NamedTuple):

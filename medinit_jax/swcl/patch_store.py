@@ -9,6 +9,7 @@ the result has the same bytes however often the writer was stopped.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 from collections import deque
@@ -31,8 +32,9 @@ from medinit_jax.swcl.patch_table import Row, table_text
 
 TABLE = "labels.csv"
 AUTHORS_QUALITY = 75
-# Given the eyes of a part, yields photograph uint8 (S, S, 3) and scores float (5,) of each, as
-# `cam_scores.abnormality` has them.
+# Given the eyes of all parts that are not written yet, yields photograph uint8 (S, S, 3) and scores
+# float (5,) of each, as `cam_scores.abnormality` has them. It may read ahead; what it yields of an
+# eye must not depend on which parts are missing.
 Scored = Callable[[Sequence[Eye]], Iterable[tuple[np.ndarray, np.ndarray]]]
 # Parts that may wait to be written.
 _WAITING = 2
@@ -177,7 +179,11 @@ def _write_parts(
     report: Report,
 ) -> None:
     """Writes the parts that are not there yet; the rows of a part are written last."""
-    done, total, parts = 0, len(plan.pairs), plan.parts
+    total, parts = len(plan.pairs), plan.parts
+    missing = [number for number in range(len(parts)) if not _rows_file(work, number).exists()]
+    opened = _opened([both for number in missing for both in parts[number]], scored)
+    done = total - sum(len(parts[number]) for number in missing)
+    report(done, total)
 
     def write_part(number: int, cut: Sequence[Future[dict[str, Patch]]]) -> int:
         # What is waited for was handed to the pool before this, so that even one thread gets here.
@@ -192,13 +198,9 @@ def _write_parts(
     with ThreadPoolExecutor(workers) as pool:
         cutting: deque[Future[dict[str, Patch]]] = deque()
         writing: deque[Future[int]] = deque()
-        for number, pairs in enumerate(parts):
-            if _rows_file(work, number).exists():
-                done += len(pairs)
-                report(done, total)
-                continue
+        for number in missing:
             cut = []
-            for both in _opened(pairs, scored):
+            for both in itertools.islice(opened, len(parts[number])):
                 cut.append(pool.submit(cut_pair, *both, crop, quality))
                 cutting.append(cut[-1])
                 # Photographs wait in memory for their thread.
@@ -208,6 +210,8 @@ def _write_parts(
             while len(writing) > _WAITING:
                 done += writing.popleft().result()
                 report(done, total)
+        # The scorer comes to its end, or is found to yield more than it was asked for.
+        next(opened, None)
         while writing:
             done += writing.popleft().result()
             report(done, total)

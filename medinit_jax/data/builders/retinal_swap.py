@@ -58,8 +58,8 @@ class RetinalSwap(Builder):
 
     `image` is the left eye's, `image_right` the right eye's, mirrored. `score` and `score_right`
     are means of abnormality maps in [0, 1]. `abnormal` and `abnormal_right` are the labels of the
-    whole photographs, unlabelled where unknown; patches of a photograph that is labelled normal
-    have the score 0 by that label, all others are scored by the map.
+    whole photographs, unlabelled where unknown. Where a set counted as labelled, patches of its
+    normal photographs have the score 0 by that label; all others are scored by the map.
     """
 
     HOMEPAGE = "https://arxiv.org/abs/2108.02122"
@@ -71,7 +71,7 @@ class RetinalSwap(Builder):
     SIZE = "nothing to download"
     EXPECTED = "no files"
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        "a trained labeler scores the photographs of both eyes; route swcl does so."
+        "a trained labeler scores the photographs of both eyes; configs/patches.py does so."
     )
     BUILDER_CONFIGS = [
         SwapConfig(name="default", description="Patches of side 224 of photographs of side 448.")

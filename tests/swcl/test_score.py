@@ -1,0 +1,448 @@
+"""The route `patches`: from a labeler and sets by name to pairs of patches and their page."""
+
+import json
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from made_labeler import HEAD, write_labeler
+from made_patches import content
+
+from medinit_jax import main as main_lib
+from medinit_jax.core.config import read_command_line
+from medinit_jax.core.errors import UsageError
+from medinit_jax.core.parallel import Parallel
+from medinit_jax.data.augment import normalize
+from medinit_jax.data.prepared import PreparedSource
+from medinit_jax.data.tasks import make_builder
+from medinit_jax.downstream.cam import lesion_probability, run_with_map
+from medinit_jax.finetune.tuned import load_model
+from medinit_jax.swcl import patch_plan, patch_store, score, score_model, score_stream
+from medinit_jax.swcl.cam_scores import foreground
+from medinit_jax.swcl.patch_geometry import CUTS, boxes, cut_patch, named
+from medinit_jax.swcl.patch_pairs import open_pairs
+from medinit_jax.swcl.patch_plan import Eye
+from medinit_jax.swcl.score_sets import open_sets, source_name
+from medinit_jax.swcl.score_stream import Stream
+
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "patches.py"
+SIDE, CROP = 64, 32
+LABELLED, UNLABELLED = "phantom_odir_64px_x0.01", "phantom_eyepacs_dr_64px_x0.004"
+SIGNS = {-1: "left", 1: "right"}
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("prepared")
+
+
+@pytest.fixture(scope="module")
+def labeler(tmp_path_factory):
+    return write_labeler(tmp_path_factory.mktemp("labeler"), width=8)
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch):
+    """Makes parts of three patients, so that a few of them make several parts."""
+    monkeypatch.setattr(patch_plan, "PART", 3)
+    monkeypatch.setattr(patch_store, "PART", 3)
+
+
+def config_of(labeler, data_dir, *more, variant=""):
+    command = [
+        "test",
+        f"--config={CONFIG}{variant}",
+        f"--config.labeler={labeler}",
+        f"--config.data_dir={data_dir}",
+        f"--config.labelled={LABELLED}",
+        f"--config.unlabelled={UNLABELLED}",
+        f"--config.image_size={SIDE}",
+        f"--config.crop={CROP}",
+        "--config.batch=4",
+        "--config.workers=2",
+    ]
+    return read_command_line([*command, *more]).config
+
+
+def one_device():
+    return Parallel(jax.local_devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def done(labeler, data_dir, tmp_path_factory):
+    """(summary, workdir) of a run on one device."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(patch_plan, "PART", 3)
+        patch.setattr(patch_store, "PART", 3)
+        workdir = tmp_path_factory.mktemp("runs") / "done"
+        config = config_of(labeler, data_dir, "--config.name=whole")
+        return score.run(config, workdir, one_device()), workdir
+
+
+def photographs(name, data_dir):
+    """Yields patient, eye, label and photograph of a set, opened one by one."""
+    builder = make_builder(name, str(data_dir))
+    for split in ("train", "validation", "test"):
+        plain = PreparedSource(builder, split, SIDE, "crop")
+        states = PreparedSource(builder, split, SIDE, "crop", "abnormal")
+        for place in range(len(plain)):
+            one = states[place]
+            yield plain.patients[place], SIGNS[one["eye"]], one["label"], one["image"]
+
+
+def scores_of(labeler, image):
+    """Scores of a photograph by other code: two maps, upsampled and compared in float64."""
+    model = load_model(labeler)
+    shown = normalize(image[None], model.plan.mean, model.plan.std)
+    last = run_with_map(model.network, model.params, model.statistics, jax.numpy.asarray(shown))[1]
+    kernel = np.asarray(model.params[model.network.program.head]["kernel"], np.float64)
+    maps = np.asarray(last[0], np.float64) @ kernel
+    lesions = lesion_probability(maps[..., 1], maps[..., 0], (SIDE, SIDE))
+    lesions = lesions * np.asarray(foreground(shown, model.plan.mean, model.plan.std))[0]
+    return {
+        cut: lesions[top : top + CROP, left : left + CROP].mean()
+        for cut, (top, left) in boxes(SIDE, CROP).items()
+    }
+
+
+def test_every_photograph_is_scored_stored_and_labelled(done, labeler, data_dir):
+    summary, workdir = done
+    table = open_pairs(str(workdir)).table
+    pairs = open_pairs(summary["place"], str(data_dir))
+    assert summary["place"] == "retinal_swap/whole" and table.names == pairs.table.names
+    place = {name: (i, side) for i, both in enumerate(table.names) for side, name in enumerate(both)}
+    normal = {"odir-phantom": [], "eyepacs-dr-phantom": []}
+    for source, name in zip(normal, (LABELLED, UNLABELLED), strict=True):
+        for number, (patient, eye, label, image) in enumerate(photographs(name, data_dir)):
+            expected = scores_of(labeler, image) if number % 5 == 0 else None
+            for cut in CUTS:
+                position = named(cut, eye)
+                patient = patient.removeprefix("odir_")
+                row, side = place[f"{source}_{patient}_{eye}_{position}"]
+                found = table.scores[row, side]
+                assert table.labels[row, side] == label
+                np.testing.assert_array_equal(
+                    pairs[row][eye], cut_patch(image, CROP, eye, position)
+                )
+                if label == 0:
+                    normal[source].append(found)
+                if expected is not None and not (label == 0 and source == "odir-phantom"):
+                    np.testing.assert_allclose(found, expected[cut], atol=2e-5)
+    # Only what a labelled set calls normal is 0 by its label.
+    assert normal["odir-phantom"] and max(normal["odir-phantom"]) == 0
+    assert normal["eyepacs-dr-phantom"] and min(normal["eyepacs-dr-phantom"]) > 0
+
+
+def test_the_summary_counts_what_is_there(done):
+    summary, workdir = done
+    table = open_pairs(str(workdir)).table
+    assert summary == json.loads((workdir / "summary.json").read_text())
+    assert summary["pairs"] == len(table.names) == 5 * summary["patients"]
+    assert summary["patches"] == 2 * summary["pairs"] == 5 * summary["scored"]
+    assert summary["share_abnormal"] == (table.scores >= 0.4).mean()
+    for name, one in summary["by_source"].items():
+        own = table.scores[[source == name for source in table.sources]]
+        assert one["patches"] == own.size and one["share_abnormal"] == (own >= 0.4).mean()
+        assert one["unpaired"] == 0 and one["patients"] == len(own) // 5
+    assert len(summary["by_source"]) == 2 and summary["unpaired"]["count"] == 0
+    assert 0 < summary["device_busy_share"] <= 1 and summary["photographs_per_s"] > 0
+    assert [one["role"] for one in summary["sets"]] == ["labelled"] * 3 + ["unlabelled"] * 3
+    assert len(summary["labeler"]["sha256"]) == 64
+
+
+def test_the_page_shows_groups_and_maps(done):
+    _, workdir = done
+    page = (workdir / "report.html").read_text()
+    for text in ("labelled normal", "labelled abnormal", "unlabelled", "odir-phantom", "Provenance"):
+        assert text in page
+    assert page.count("data:image/png;base64,") == 6 and "http" not in page.replace("w3.org", "")
+    groups = json.loads((workdir / "patches.json").read_text())["histogram"]["groups"]
+    table = open_pairs(str(workdir)).table
+    phantoms = [name == "eyepacs-dr-phantom" for name in table.sources]
+    # All of an unlabelled set is unlabelled here, although its labels are known.
+    assert groups["unlabelled"]["patches"] == 2 * sum(phantoms)
+    assert groups["labelled normal"]["abnormal"] == 0
+
+
+def test_a_finished_run_is_left_alone(done, labeler, data_dir, capsys):
+    summary, workdir = done
+    before = content(workdir)
+    config = config_of(labeler, data_dir, "--config.name=whole")
+    assert score.run(config, workdir, one_device()) == summary
+    assert content(workdir) == before and "is finished" in capsys.readouterr().err
+
+
+def test_a_set_that_is_there_is_not_scored_again(done, labeler, data_dir, tmp_path):
+    config = config_of(labeler, data_dir, "--config.name=whole", "--config.threshold=0.6")
+    again = score.run(config, tmp_path / "again", one_device())
+    assert again["scored"] == 0 and again["device_busy_share"] is None
+    assert again["pairs"] == done[0]["pairs"] and again["threshold"] == 0.6
+    other = config_of(labeler, data_dir, "--config.name=whole", "--config.mask=none")
+    with pytest.raises(UsageError, match="prepared with other options of the same name .origin"):
+        score.run(other, tmp_path / "other", one_device())
+
+
+def test_the_devices_share_the_work(done, labeler, data_dir, tmp_path):
+    config = config_of(labeler, data_dir, "--config.name=shared", "--config.batch=3")
+    summary = score.run(config, tmp_path / "shared", Parallel())
+    assert len(jax.local_devices()) == 4
+    one, four = (open_pairs(str(place)).table for place in (done[1], tmp_path / "shared"))
+    assert one.names == four.names and summary["share_abnormal"] == done[0]["share_abnormal"]
+    np.testing.assert_allclose(four.scores, one.scores, atol=2e-6)
+
+
+@pytest.mark.parametrize("variant", ["", ":authors"])
+def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(
+    variant, done, labeler, data_dir, tmp_path, monkeypatch
+):
+    config = config_of(labeler, data_dir, "--config.name=stopped", variant=variant)
+    calls = []
+    plain = score_stream.padded
+
+    def stopping(images, batch):
+        calls.append(len(images))
+        if len(calls) == 8:
+            signal.raise_signal(signal.SIGTERM)
+        return plain(images, batch)
+
+    monkeypatch.setattr(score_stream, "padded", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        score.run(config, tmp_path / "run", one_device())
+    monkeypatch.setattr(score_stream, "padded", plain)
+    summary = score.run(config, tmp_path / "run", one_device())
+    assert 0 < summary["scored"] < summary["patches"] / 5
+    # Six photographs make a part, four a batch: never is a batch of two parts.
+    assert set(calls) <= {4, 2}
+    if variant:
+        whole = tmp_path / "whole"
+        score.run(config, whole, one_device())
+        assert content(tmp_path / "run" / "patches") == content(whole / "patches")
+        assert open_pairs(str(tmp_path / "run")).table.names == open_pairs(str(done[1])).table.names
+        return
+    shards = [
+        {k: v for k, v in content(folder).items() if "array_record" in k or k == "pairs.csv"}
+        for folder in (Path(data_dir) / "retinal_swap" / n / "1.0.0" for n in ("stopped", "whole"))
+    ]
+    assert shards[0] == shards[1] and len(shards[0]) > 2
+
+
+def test_main_stops_with_130_and_errors_are_sentences(labeler, data_dir, monkeypatch, capsys):
+    monkeypatch.setattr(main_lib.compilation_cache, "enable", lambda folder: None)
+    command = ["main", f"--config={CONFIG}:phantom", f"--config.labeler={labeler}"]
+    command.append("--config.batch=4")
+    assert main_lib.main([*command, "--config.labelled=", "--config.unlabelled="]) == 2
+    assert "config.labelled and config.unlabelled are empty" in capsys.readouterr().err
+
+    def stopped(config, workdir):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(score, "run", stopped)
+    assert main_lib.main(command) == 130
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--config.labeler="], "config.labeler is empty"),
+        (["--config.crop=65"], "config.crop=65 does not fit into config.image_size=64"),
+        (["--config.layout=files"], "set the layout to prepared or authors"),
+        (["--config.mask=dark"], "the mask to background or none"),
+        (["--config.threshold=1.5"], "threshold of abnormality is 1.5"),
+        (["--config.batch=7"], "set the batch to 1 to 6 photographs"),
+        (["--config.name=a b"], "'a b' is no name for patches"),
+        (["--config.labelled=phantom_aptos_dr_64px_x0.01"], "has no feature abnormal"),
+        (["--config.unlabelled=phantom_idrid_64px_x0.02"], "shows both eyes of no patient"),
+        ([f"--config.unlabelled={LABELLED}:test"], "patients of .*test .unlabelled. are in .*odir"),
+        ([f"--config.labelled={LABELLED},{LABELLED}"], "odir-phantom [0-9]+"),
+    ],
+)
+def test_what_makes_no_patches_is_said(options, sentence, labeler, data_dir, tmp_path):
+    config = config_of(labeler, data_dir, *options)
+    with pytest.raises(UsageError, match=sentence):
+        score.run(config, tmp_path / "run", one_device())
+
+
+@pytest.mark.parametrize("role", ["labelled", "unlabelled"])
+def test_either_kind_of_set_is_enough(role, labeler, data_dir, tmp_path):
+    other = {"labelled": "unlabelled", "unlabelled": "labelled"}[role]
+    named_ = f"--config.{role}={LABELLED}:validation"
+    config = config_of(labeler, data_dir, named_, f"--config.{other}=", f"--config.name={role}")
+    summary = score.run(config, tmp_path / "run", one_device())
+    assert list(summary["by_source"]) == ["odir-phantom"] and len(summary["sets"]) == 1
+    assert open_pairs(str(tmp_path / "run")).table.labels.min() >= 0
+
+
+def test_photographs_without_eye_or_partner_are_listed(labeler, data_dir, tmp_path, monkeypatch):
+    plain = PreparedSource.columns
+
+    def damaged(self, names):
+        table = plain(self, names)
+        if "odir" in self.describe()["source"] and "test" in self.describe()["source"]:
+            table["eye"][0] = 2
+        return table
+
+    monkeypatch.setattr(PreparedSource, "columns", damaged)
+    config = config_of(labeler, data_dir, "--config.name=partly", "--config.unlabelled=")
+    summary = score.run(config, tmp_path / "run", one_device())
+    listed = summary["unpaired"]["photographs"]
+    assert summary["unpaired"]["count"] == summary["by_source"]["odir-phantom"]["unpaired"] == 2
+    assert sum(line.endswith("eye or patient unknown") for line in listed) == 1
+    assert sum(": only the" in line for line in listed) == 1
+
+
+def test_one_sided_scores_are_a_warning(labeler, data_dir, tmp_path, capsys):
+    options = ["--config.name=onesided", "--config.threshold=1.0", "--config.note=a try"]
+    config = config_of(labeler, data_dir, *options, "--config.unlabelled=")
+    summary = score.run(config, tmp_path / "run", one_device())
+    assert summary["share_abnormal"] == 0 and summary["notes"][0] == "a try"
+    assert "lie below the threshold 1.0" in summary["notes"][1]
+    assert "WARNING: All" in capsys.readouterr().err
+    assert "lie below the threshold 1.0" in (tmp_path / "run" / "report.html").read_text()
+
+
+GRADES = {"name": "dr", "classes": ["a", "b", "c"], "kind": "softmax"}
+
+
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [
+        ({"heads": (HEAD, GRADES)}, "predicts abnormal .normal / abnormal., dr .a / b / c.; name"),
+        ({"heads": (GRADES,)}, "where a labeler has the two classes normal and abnormal"),
+        ({"heads": ({**HEAD, "kind": "sigmoid"},)}, "one head of the two classes"),
+        ({"heads": ({**HEAD, "classes": ["abnormal", "normal"]},)}, "abnormal .abnormal / normal"),
+        ({"name": "vit_tiny_patch16_224", "width": 0}, "has no class activation maps; fine-tune a ResNet"),
+    ],
+)
+def test_other_models_are_refused(model, sentence, tmp_path):
+    with pytest.raises(UsageError, match=sentence):
+        score_model.load_labeler(write_labeler(tmp_path, **{"width": 8, **model}))
+
+
+def test_what_is_no_model_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="is no model: model.json is missing"):
+        score_model.load_labeler(tmp_path)
+
+
+def test_a_workdir_without_patches_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UsageError, match="is no finished run of configs/patches.py"):
+        open_pairs(str(tmp_path))
+
+
+def test_sets_have_names_of_their_own(data_dir):
+    names = {
+        "medinit_oia_odir/all": "oia-odir",
+        "medinit_eyepacs/pretrain448": "eyepacs",
+        LABELLED: "odir-phantom",
+        UNLABELLED: "eyepacs-dr-phantom",
+    }
+    assert {name: source_name(make_builder(name, str(data_dir))) for name in names} == names
+
+
+def test_columns_are_those_of_the_records(data_dir, labeler):
+    open_sets(config_of(labeler, data_dir), None)
+    builder = make_builder(LABELLED, str(data_dir))
+    source = PreparedSource(builder, "train", SIDE)
+    found = source.columns(["eye", "abnormal", "patient_id"])
+    records = list(builder.as_data_source("train"))
+    assert found["eye"] == [record["eye"] for record in records]
+    assert found["abnormal"] == [record["abnormal"] for record in records]
+    assert found["patient_id"] == source.patients
+
+
+def eyes(count):
+    return [Eye("made", str(i // 2), ("left", "right")[i % 2], i) for i in range(count)]
+
+
+def streamed(count, batch, score_batch, read=None, **options):
+    """Runs a stream over made photographs; returns what it yields and the stream."""
+    with ThreadPoolExecutor(2) as readers, ThreadPoolExecutor(1) as fetcher:
+        read = read or (lambda number: np.full((2, 2, 3), number, np.uint8))
+        stream = Stream(read, score_batch, batch, readers, fetcher, **options)
+        return list(stream(eyes(count))), stream
+
+
+def test_the_stream_keeps_the_order_and_fills_batches():
+    shapes = []
+
+    def score_batch(images):
+        shapes.append(images.shape)
+        return None, np.repeat(images[:, 0, 0, :1], 5, 1).astype(np.float32)
+
+    found, stream = streamed(9, 4, score_batch)
+    assert [int(image[0, 0, 0]) for image, _ in found] == list(range(9))
+    assert [scores.tolist() for _, scores in found] == [[i] * 5 for i in range(9)]
+    # Parts of six: batches of 4, 2, and 3, each filled up.
+    assert shapes == [(4, 2, 2, 3)] * 3 and stream.scored == 9
+
+
+def test_the_next_batch_waits_for_nothing():
+    """While scores are fetched, later batches are with the devices and others are being read."""
+    handed, read = [], []
+    gate = threading.Event()
+
+    class Late:
+        """Scores that come when the gate opens."""
+
+        def __array__(self, dtype=None, copy=None):
+            assert gate.wait(20)
+            return np.zeros((2, 5), np.float32)
+
+    def score_batch(images):
+        handed.append(images)
+        return None, Late()
+
+    def read_one(number):
+        read.append(number)
+        return np.zeros((2, 2, 3), np.uint8)
+
+    with ThreadPoolExecutor(2) as readers, ThreadPoolExecutor(1) as fetcher:
+        stream = Stream(read_one, score_batch, 2, readers, fetcher)(eyes(20))
+        first = threading.Thread(target=lambda: next(stream))
+        first.start()
+        deadline = time.monotonic() + 20
+        while (len(handed) < 3 or len(read) < 10) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        assert len(handed) == 3 and len(read) == 10
+        gate.set()
+        first.join(20)
+        stream.close()
+
+
+def test_a_photograph_that_cannot_be_read_ends_the_stream():
+    def broken(number):
+        if number == 5:
+            raise UsageError("photograph 5 cannot be read")
+        return np.zeros((2, 2, 3), np.uint8)
+
+    with pytest.raises(UsageError, match="photograph 5"):
+        streamed(9, 4, lambda images: (None, np.zeros((4, 5))), broken)
+
+
+def test_busy_time_is_that_of_the_union():
+    # Two that overlap, one inside another, a pause of 2 seconds.
+    assert score_stream.union([(0, 3), (1, 5), (2, 5), (7, 8)]) == 6
+    assert score_stream.union([]) == 0
+
+
+def test_the_busy_share_by_hand():
+    """Reading takes two seconds on this clock, which an idle device waits for."""
+    now = [0.0]
+
+    def score_batch(images):
+        now[0] += 3.0
+        return None, np.zeros((4, 5), np.float32)
+
+    def read_one(number):
+        if number == 0:
+            now[0] += 2.0
+        return np.zeros((2, 2, 3), np.uint8)
+
+    _, stream = streamed(4, 4, score_batch, read_one, clock=lambda: now[0])
+    assert stream.seconds == 5 and stream.busy_share == 0.6
+    assert Stream(read_one, score_batch, 4, None, None).busy_share is None
