@@ -46,13 +46,14 @@ CLASSIFIERS: dict[str, Builder] = {
 }
 
 
-def _on_encoder(decode: Callable[..., Program], prefix: str) -> Builder:
-    """Returns the builder of "prefix" and a classifier's name."""
+def _on_encoder(decode: Callable[..., Program], prefix: str, *of_encoder: str) -> Builder:
+    """Returns the builder of "prefix" and a classifier's name; `of_encoder` are its options."""
 
     def builder(name: str, input_shape: InputShape, num_classes: int, stem: str = "", **options):
         own = {"stem": stem} if stem else {}
         if "norm" in options:
             own["norm"] = options["norm"]
+        own |= {key: options.pop(key) for key in of_encoder if key in options}
         classifier = name.removeprefix(prefix)
         encoder = CLASSIFIERS[classifier](classifier, input_shape, 1, **own)
         return decode(encoder, input_shape, num_classes, **options)
@@ -63,7 +64,7 @@ def _on_encoder(decode: Callable[..., Program], prefix: str) -> Builder:
 # Segmentation networks on an encoder: "unet_resnet18", "deeplabv3plus_densenet121", ...
 _DECODERS = {
     "unet_": _on_encoder(unet, "unet_"),
-    "deeplabv3plus_": _on_encoder(deeplab, "deeplabv3plus_"),
+    "deeplabv3plus_": _on_encoder(deeplab, "deeplabv3plus_", "width"),
 }
 MODELS: dict[str, Builder] = {
     **CLASSIFIERS,

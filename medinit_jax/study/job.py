@@ -12,14 +12,23 @@ from typing import Any
 
 import ml_collections
 
-from medinit_jax import finetune, hyper
+from medinit_jax import finetune, hyper, swcl
 from medinit_jax.core.workdir import CONFIG_FILE
 
 # A value that stands for the folder of another job.
 REFERENCE = "job:"
 # Per route: the file that is written last, and the keys that no result depends on.
-DONE = {"finetune": "summary.json", "hyper": "initializer/initializer.json"}
-FREE = {"finetune": finetune.FREE, "hyper": (*hyper.FREE, "data.data_dir")}
+DONE = {
+    "hyper": "initializer/initializer.json",
+    **dict.fromkeys(("finetune", "labeler", "patches", "swcl"), "summary.json"),
+}
+FREE = {
+    "finetune": finetune.FREE,
+    "hyper": (*hyper.FREE, "data.data_dir"),
+    "labeler": finetune.FREE,
+    "patches": (*swcl.SCORE_FREE, "data_dir"),
+    "swcl": swcl.FREE,
+}
 
 
 class Job:
@@ -63,7 +72,7 @@ class Job:
 
     def is_done(self, jobs_dir: Path) -> bool:
         """Tells whether the file that is written last is there."""
-        return (self.folder(jobs_dir) / DONE.get(self.kind, "summary.json")).is_file()
+        return (self.folder(jobs_dir) / DONE[self.kind]).is_file()
 
     def disagreement(self, jobs_dir: Path) -> str:
         """Returns what keeps the job's folder from being this job's; "" if nothing does."""

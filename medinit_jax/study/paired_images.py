@@ -24,13 +24,17 @@ Figure = Callable[[np.ndarray], float]
 
 
 def compare_on_images(
-    own: Sequence[Path], other: Sequence[Path], metric: str, resamples: int = RESAMPLES
+    own: Sequence[Sequence[Path]],
+    other: Sequence[Sequence[Path]],
+    metric: str,
+    resamples: int = RESAMPLES,
 ) -> dict[str, Any] | None:
     """Returns the difference of two starts with its interval over test images.
 
     Args:
-        own: Folders of the first start's runs, one per seed.
-        other: Those of the second, in the same order of seeds.
+        own: Folders of the first start's runs by seed; several of one seed are its folds, whose
+            images are taken together.
+        other: Those of the second, in the same order.
         metric: The task's metric.
         resamples: Of the paired bootstrap; whole patients are drawn.
 
@@ -41,15 +45,15 @@ def compare_on_images(
     Raises:
         UsageError: The runs were judged on different images.
     """
-    answers = [_answers(folder / PREDICTIONS) for folder in (*own, *other)]
+    answers = [_joined(folders) for folders in (*own, *other)]
     held = [part for part in answers if part is not None]
     if not held or len(held) < len(answers) or len(own) != len(other):
         return None
     first = held[0]
-    for folder, part in zip((*own, *other), held, strict=True):
+    for folders, part in zip((*own, *other), held, strict=True):
         if not np.array_equal(part["id"], first["id"]):
             raise UsageError(
-                f"{folder} was judged on other images than {own[0]}; remove the folder of the "
+                f"{folders[0]} was judged on other images than {own[0][0]}; remove the folder of the "
                 "older run, or give config.jobs_dir another one for the new images."
             )
     judges = [_figure(part, metric) for part in held]
@@ -68,6 +72,15 @@ def compare_on_images(
         "images": len(first["id"]),
         "patients": len(np.unique(first["patient"])),
     }
+
+
+def _joined(folders: Sequence[Path]) -> dict[str, np.ndarray] | None:
+    """Returns the answers of a seed's folds, one after another."""
+    parts = [_answers(folder / PREDICTIONS) for folder in folders]
+    held = [part for part in parts if part is not None]
+    if len(held) < len(parts):
+        return None
+    return {name: np.concatenate([part[name] for part in held]) for name in held[0]}
 
 
 def _answers(path: Path) -> dict[str, np.ndarray] | None:

@@ -107,19 +107,26 @@ class Plan:
                 jobs.setdefault(job.id, job)
         return list(jobs.values())
 
-    def job(self, cell: Cell, seed: int, point: Point) -> Job:
+    def folds(self, cell: Cell) -> tuple[int, ...]:
+        """Returns the folds of which a cell's figure is the mean; (-1,): the set has test images."""
+        return tuple(self.size.get("folds", {}).get(cell.task, (-1,)))
+
+    def job(self, cell: Cell, seed: int, point: Point, fold: int) -> Job:
         """Returns one fine-tuning of a cell."""
         config = self.finetune(cell, seed)
+        config["protocol"]["fold"] = fold
         config["optim"] |= {
             "learning_rate": point.learning_rate,
             "weight_decay": point.weight_decay,
         }
         facts = {**cell._asdict(), "seed": seed, "grid": point._asdict(), "role": "run"}
-        return Job("finetune", f"{cell.name} s{seed}", config, facts)
+        name = f"{cell.name} s{seed}" + (f" fold {fold}" if fold >= 0 else "")
+        return Job("finetune", name, config, {**facts, "fold": fold})
 
     def grid_jobs(self, cell: Cell) -> list[Job]:
-        """Returns a cell's fine-tunings at every point of the grid, with the first seed."""
-        return [self.job(cell, self.seeds[0], point) for point in self.grid]
+        """Returns a cell's fine-tunings at every point of the grid: first seed, first fold."""
+        fold = self.folds(cell)[0]
+        return [self.job(cell, self.seeds[0], point, fold) for point in self.grid]
 
     def chosen(self, cell: Cell, jobs_dir: Path) -> Point | None:
         """Returns the point with the best validation figure; None while one is not done.
@@ -142,9 +149,16 @@ class Plan:
         return None if figures[best] == -math.inf else best
 
     def finals(self, cell: Cell, jobs_dir: Path) -> list[Job]:
-        """Returns the fine-tunings of all seeds at the chosen point; none before it is known."""
+        """Returns the fine-tunings of all seeds at the chosen point; none before it is known.
+
+        Those of one seed follow each other, in the order of the folds.
+        """
         point = self.chosen(cell, jobs_dir)
-        return [] if point is None else [self.job(cell, seed, point) for seed in self.seeds]
+        if point is None:
+            return []
+        return [
+            self.job(cell, seed, point, fold) for seed in self.seeds for fold in self.folds(cell)
+        ]
 
     def known(self, jobs_dir: Path) -> list[Job]:
         """Returns every job that can be named by now, in an order in which they can run."""

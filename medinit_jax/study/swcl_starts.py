@@ -24,7 +24,10 @@ def patches(plan: Plan) -> Job:
     """Returns the job that scores and cuts patches by the labeler."""
     config = plain(plan.config.base.patches)
     update(config, plain(plan.size.patches))
-    config["labeler"] = f"{REFERENCE}{labeler(plan).id}"
+    own = labeler(plan)
+    config["labeler"] = f"{REFERENCE}{own.id}"
+    # Each labeler's patches have a place of their own among the prepared sets.
+    config["name"] = own.id
     return Job("patches", "patches", config, _facts("patches"))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,20 +65,22 @@ def _row(plan: Plan, cell: Cell, outcomes: Mapping[str, Outcome], jobs_dir: Path
     jobs = [] if plan.absent(cell) else plan.finals(cell, jobs_dir)
     summaries = [(job, job.summary(jobs_dir)) for job in jobs]
     found = [(job, summary) for job, summary in summaries if summary]
+    folds = len(plan.folds(cell))
     row: dict[str, Any] = {
         **cell._asdict(),
         "modality": task.modality,
         "metric": task.metric,
         "jobs": [job.id for job in jobs],
-        "seeds": [job.facts["seed"] for job, _ in found],
+        "seeds": [seed for seed, group in _by_seed(found).items() if len(group) == folds],
+        "folds": folds,
         "learning_rate": jobs[0].config["optim"]["learning_rate"] if jobs else None,
         "diverged": sum(bool(summary["diverged"]) for _, summary in found),
         "seconds": sum(summary["seconds"] for _, summary in found),
         "reason": _reason(plan, cell, jobs, outcomes, jobs_dir),
     }
     for which in ("best", "last"):
-        values = [summary[which]["test"]["metric"] for _, summary in found]
-        row[which] = _spread(values)
+        row[which] = _spread(_means(found, folds, lambda held: held[which]["test"]["metric"]))
+    row["validation"] = _spread(_means(found, folds, lambda held: held["best"]["validation"]))
     row["epochs_best"] = [summary["best"]["epoch"] for _, summary in found]
     row["interval"] = _interval(found)
     row["curve"] = _curve([summary["epochs"] for _, summary in found])
@@ -120,6 +122,28 @@ def _spread(values: Sequence[float | None]) -> dict[str, Any]:
         return {"values": list(values), "mean": None, "sd": None}
     mean, sd = (float(x) for x in mean_sd(known))
     return {"values": list(values), "mean": mean, "sd": None if math.isnan(sd) else sd}
+
+
+def _by_seed(found: Sequence[tuple[Job, Mapping[str, Any]]]) -> dict[int, list[Mapping[str, Any]]]:
+    groups: dict[int, list[Mapping[str, Any]]] = {}
+    for job, summary in found:
+        groups.setdefault(job.facts["seed"], []).append(summary)
+    return groups
+
+
+def _means(
+    found: Sequence[tuple[Job, Mapping[str, Any]]],
+    folds: int,
+    figure: Callable[[Mapping[str, Any]], float | None],
+) -> list[float | None]:
+    """Returns a figure of every seed whose folds are all done, the mean over them."""
+    values = []
+    for group in _by_seed(found).values():
+        held = [figure(summary) for summary in group]
+        if len(group) == folds:
+            known = [value for value in held if value is not None]
+            values.append(sum(known) / folds if len(known) == folds else None)
+    return values
 
 
 def _interval(found: Sequence[tuple[Job, Mapping[str, Any]]]) -> list[float] | None:
@@ -168,9 +192,16 @@ def _on_images(
 ) -> dict[str, Any] | None:
     if random is None or row["start"] == "random" or row["seeds"] != random["seeds"]:
         return None
-    if not row["seeds"] or len(row["seeds"]) < len(row["jobs"]):
+    if not row["seeds"] or len(row["seeds"]) * row["folds"] < len(row["jobs"]):
         return None
-    own, other = ([jobs_dir / job for job in one["jobs"]] for one in (row, random))
+    folds = row["folds"]
+    own, other = (
+        [
+            [jobs_dir / job for job in one["jobs"][first : first + folds]]
+            for first in range(0, len(one["jobs"]), folds)
+        ]
+        for one in (row, random)
+    )
     return compare_on_images(own, other, row["metric"])
 
 

@@ -11,6 +11,10 @@ FREE = ("cache_dir", "note", "data.data_dir", "data.cache_mb", "data.workers", "
         "train.checkpoint_every")  # fmt: skip
 
 
+# The same of the route `patches`.
+SCORE_FREE = ("cache_dir", "note", "workers")
+
+
 def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """Pretrains an encoder, or goes on where an earlier run stopped.
 

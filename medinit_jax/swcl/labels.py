@@ -8,8 +8,6 @@ import numpy as np
 
 from medinit_jax.core.errors import UsageError
 
-# A patch's number in the column `position`.
-POSITIONS = ("tl", "tr", "c", "bl", "br")
 SCHEMES = {
     "position": ("position",),
     "abnormality": ("abnormality",),
@@ -29,7 +27,7 @@ def label_columns(scheme: str, position: Any, abnormality: Any, patient: Any) ->
 
     Args:
         scheme: One of `SCHEMES`.
-        position: int (n,), index into `POSITIONS`.
+        position: int (n,), index into `patch_geometry.POSITIONS`.
         abnormality: int (n,), 0 or 1.
         patient: int (n,).
 

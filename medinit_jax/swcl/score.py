@@ -25,7 +25,7 @@ from medinit_jax.core.provenance import provenance
 from medinit_jax.core.workdir import claim_workdir, write_json
 from medinit_jax.finetune.tuned import Model
 from medinit_jax.report.patch_page import write_patch_report
-from medinit_jax.swcl import patch_plan, score_model, score_sets
+from medinit_jax.swcl import SCORE_FREE, patch_plan, score_model, score_sets
 from medinit_jax.swcl.cam_scores import MASKS
 from medinit_jax.swcl.patch_figures import Panel, write_figures
 from medinit_jax.swcl.patch_geometry import boxes
@@ -37,7 +37,6 @@ from medinit_jax.swcl.score_model import Score, Settings, rows
 from medinit_jax.swcl.score_sets import Photographs
 from medinit_jax.swcl.score_stream import Stream, batches, padded
 
-FREE = ("cache_dir", "note", "workers")
 LAYOUTS = ("prepared", "authors")
 # In the workdir, for the layout of the authors.
 FOLDER = "patches"
@@ -68,7 +67,7 @@ def run(
     labeler = score_model.load_labeler(config.labeler)
     photographs = score_sets.open_sets(config, console)
     plan = plan_pairs(photographs.eyes)
-    claim_workdir(workdir, config, "patches", free=FREE)
+    claim_workdir(workdir, config, "patches", free=SCORE_FREE)
     if (workdir / "summary.json").is_file():
         console.print(f"{workdir} is finished; choose another --workdir to run again.")
         return json.loads((workdir / "summary.json").read_text(encoding="utf-8"))

@@ -93,7 +93,7 @@ def test_studies_share_the_runs_that_they_have_in_common(study, tmp_path):
 def test_starts_reach_the_fine_tuning(study):
     found = plan(study())
     inits = {
-        start: found.job(CELL._replace(start=start), 42, found.grid[0]).config
+        start: found.job(CELL._replace(start=start), 42, found.grid[0], -1).config
         for start in ("random", "hyper", "matched", "untrained", "rotnet", "probe")
     }
     assert inits["random"]["init"]["path"] == ""

@@ -8,7 +8,8 @@ import pytest
 from oracles import swcl
 
 from medinit_jax.core.errors import UsageError
-from medinit_jax.swcl.labels import POSITIONS, SCHEMES, encode, label_columns
+from medinit_jax.swcl.labels import SCHEMES, encode, label_columns
+from medinit_jax.swcl.patch_geometry import POSITIONS
 
 
 def equal(columns):

@@ -115,7 +115,9 @@ def test_every_photograph_is_scored_stored_and_labelled(done, labeler, data_dir)
     table = open_pairs(str(workdir)).table
     pairs = open_pairs(summary["place"], str(data_dir))
     assert summary["place"] == "retinal_swap/whole" and table.names == pairs.table.names
-    place = {name: (i, side) for i, both in enumerate(table.names) for side, name in enumerate(both)}
+    place = {
+        name: (i, side) for i, both in enumerate(table.names) for side, name in enumerate(both)
+    }
     normal = {"odir-phantom": [], "eyepacs-dr-phantom": []}
     for source, name in zip(normal, (LABELLED, UNLABELLED), strict=True):
         for number, (patient, eye, label, image) in enumerate(photographs(name, data_dir)):
@@ -158,7 +160,13 @@ def test_the_summary_counts_what_is_there(done):
 def test_the_page_shows_groups_and_maps(done):
     _, workdir = done
     page = (workdir / "report.html").read_text()
-    for text in ("labelled normal", "labelled abnormal", "unlabelled", "odir-phantom", "Provenance"):
+    for text in (
+        "labelled normal",
+        "labelled abnormal",
+        "unlabelled",
+        "odir-phantom",
+        "Provenance",
+    ):
         assert text in page
     assert page.count("data:image/png;base64,") == 6 and "http" not in page.replace("w3.org", "")
     groups = json.loads((workdir / "patches.json").read_text())["histogram"]["groups"]
@@ -315,7 +323,10 @@ GRADES = {"name": "dr", "classes": ["a", "b", "c"], "kind": "softmax"}
         ({"heads": (GRADES,)}, "where a labeler has the two classes normal and abnormal"),
         ({"heads": ({**HEAD, "kind": "sigmoid"},)}, "one head of the two classes"),
         ({"heads": ({**HEAD, "classes": ["abnormal", "normal"]},)}, "abnormal .abnormal / normal"),
-        ({"name": "vit_tiny_patch16_224", "width": 0}, "has no class activation maps; fine-tune a ResNet"),
+        (
+            {"name": "vit_tiny_patch16_224", "width": 0},
+            "has no class activation maps; fine-tune a ResNet",
+        ),
     ],
 )
 def test_other_models_are_refused(model, sentence, tmp_path):
