@@ -18,11 +18,13 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from medinit_jax.core.config import unknown_variant
+
 
 def get_config(variant: str = "paper") -> ConfigDict:
     """Returns the labeler; see the head of this file."""
     if variant not in ("paper", "phantom"):
-        raise ValueError(f"There is no variant {variant!r} of labeler.py: paper, phantom.")
+        raise unknown_variant(variant, ("paper", "phantom"))
     config = _finetune("medinit_oia_odir/default")
     config.unlock()
     config.route = "labeler"

@@ -5,8 +5,9 @@
 
 Of the hyper-initializer paper (arXiv 2206.03661): `hyper_table2` (six tasks, five networks),
 `hyper_fig2` (share of the labels), `hyper_fig3` (class activation maps by epoch), `hyper_fig4`
-(convergence). `--config.size`: `mini` runs in minutes on 2 CPU cores and shows that all works, no
-more; `phantom` takes the drawn twins in full; `real` takes the prepared sets at the paper's size,
+(convergence). Of SWCL's (arXiv 2108.02122): `swcl_table2`, `swcl_table3`, `swcl_compare`, see
+`configs/swcl_study.py`. `--config.size`: `mini` runs in minutes on 2 CPU cores and shows that all
+works, no more; `phantom` takes the drawn twins in full; `real` takes the prepared sets at the paper's size,
 is meant for accelerators, and was not run by us.
 
 The initializer of each modality is a job of its own, as is every fine-tuning; jobs lie in
@@ -19,6 +20,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict, config_dict
 
+from medinit_jax.core.config import unknown_variant
+
 STUDIES = ("hyper_table2", "hyper_fig2", "hyper_fig3", "hyper_fig4")
 TASKS = ("eyepacs_dr", "aptos_dr", "refuge2_seg", "drive_seg", "rsna_ihd", "rsna_cxr")
 MODALITIES = ("fundus", "ct", "xray")
@@ -26,6 +29,10 @@ MODALITIES = ("fundus", "ct", "xray")
 
 def get_config(study: str = "hyper_table2") -> ConfigDict:
     """Returns a study; see the head of this file."""
+    if study.startswith("swcl_"):
+        return _module("swcl_study").get_config(study).lock()
+    if study not in STUDIES:
+        raise unknown_variant(study, (*STUDIES, *_module("swcl_study").STUDIES))
     config = ConfigDict()
     config.route = "study"
     config.study = study
@@ -53,7 +60,7 @@ def get_config(study: str = "hyper_table2") -> ConfigDict:
     config.images = ConfigDict(dict.fromkeys(MODALITIES, ""))
     config.include_eval_images = False
     # Changes of every fine-tuning, such as --config.finetune.train.epochs=5; None changes nothing.
-    config.finetune = _unset(_beside("finetune", TASKS[0]), ("data", "train", "optim", "evaluate"))
+    config.finetune = unset(_beside("finetune", TASKS[0]), ("data", "train", "optim", "evaluate"))
     config.base = ConfigDict(
         {
             "finetune": {task: _beside("finetune", task) for task in TASKS},
@@ -72,16 +79,20 @@ def get_config(study: str = "hyper_table2") -> ConfigDict:
 
 def _beside(name: str, variant: str) -> dict:
     """Returns the configuration of a file in this folder."""
+    return _module(name).get_config(variant).to_dict()
+
+
+def _module(name: str):
     path = Path(__file__).with_name(f"{name}.py")
     spec = importlib.util.spec_from_file_location(f"_{name}_config", path)
     if spec is None or spec.loader is None:
         raise FileNotFoundError(path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.get_config(variant).to_dict()
+    return module
 
 
-def _unset(config: dict, parts: tuple[str, ...]) -> ConfigDict:
+def unset(config: dict, parts: tuple[str, ...]) -> ConfigDict:
     """Returns a place without a value for each setting of these parts of a run."""
 
     def empty(value):

@@ -21,15 +21,22 @@ rate is ours. Hardware and time: made for an accelerator and not run by us; `pha
 on two CPU cores.
 """
 
+import importlib.util
+from pathlib import Path
+
 from ml_collections import ConfigDict
+
+from medinit_jax.core.config import unknown_variant
 
 METHODS = ("swcl", "swcl_image", "multitask", "simclr", "byol", "dino", "dino_official")
 
 
 def get_config(variant: str = "swcl") -> ConfigDict:
     """Returns the experiment; see the head of this file."""
+    if variant in ("chain", "phantom"):
+        return _chain("real" if variant == "chain" else "mini")
     if variant not in METHODS:
-        raise ValueError(f"There is no variant {variant!r} of swcl.py: {', '.join(METHODS)}.")
+        raise unknown_variant(variant, ("chain", "phantom", *METHODS))
     config = _default(variant)
     if variant in ("simclr", "byol", "dino", "dino_official"):
         config.train.epochs = 200
@@ -44,6 +51,19 @@ def get_config(variant: str = "swcl") -> ConfigDict:
         config.data.views = "dino_official"
         config.optim.clip = 3.0
         config.train.frozen_epochs = 1
+    return config.lock()
+
+
+def _chain(size: str) -> ConfigDict:
+    """Returns labeler, patches, pretraining and fine-tuning as one study."""
+    path = Path(__file__).with_name("swcl_study.py")
+    spec = importlib.util.spec_from_file_location("_swcl_study_config", path)
+    if spec is None or spec.loader is None:
+        raise FileNotFoundError(path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config("swcl_chain")
+    config.size = size
     return config.lock()
 
 

@@ -1,0 +1,239 @@
+"""The studies of SWCL's paper (arXiv 2108.02122); run through `configs/study.py` or `swcl.py`.
+
+    python -m medinit_jax.main --config=configs/study.py:swcl_table2
+    python -m medinit_jax.main --config=configs/study.py:swcl_table3 --config.size=phantom
+    python -m medinit_jax.main --config=configs/swcl.py:phantom
+
+`swcl_table2`: seven tasks from eleven starts. `swcl_table3`: REFUGE-cls from SWCL with other
+thresholds and labels taken away. `swcl_compare`: glaucoma and retinopathy with a tenth of the
+labels, from SWCL, SimCLR, CE-multitask, SWCL-image and random initialization. `swcl_chain`: one task
+from SWCL and random (that is `configs/swcl.py:chain`, and at size mini `:phantom`).
+
+Labeler, patches and encoders are jobs, trained once with the first seed; sizes as in `study.py`. BiT
+and ImageNet weights come from files: `--config.bit_s=BiT-S-R50x1.npz`, `--config.bit_m=...`,
+`--config.imagenet.resnet18=FILE`; without a file their cells say so.
+"""
+
+import importlib.util
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+STUDIES = ("swcl_table2", "swcl_table3", "swcl_compare", "swcl_chain")
+TASKS = (
+    "messidor", "idrid", "refuge_cls", "drive_seg", "chase_seg", "stare_seg", "refuge_seg",
+    "aptos_dr",
+)  # fmt: skip
+TABLE2 = (
+    "random", "simclr", "byol", "dino", "odir", "eyepacs", "bit_s", "bit_m", "multitask",
+    "swcl_image", "swcl",
+)  # fmt: skip
+TABLE3 = (
+    "random", "imagenet", "swcl_t03", "swcl", "swcl_t05", "swcl_no_position",
+    "swcl_no_abnormality", "swcl_no_patient", "swcl_only_patient", "swcl_only_abnormality",
+    "swcl_only_position",
+)  # fmt: skip
+STARTS = {
+    "swcl_table2": TABLE2,
+    "swcl_table3": TABLE3,
+    "swcl_compare": ("swcl", "random", "simclr", "multitask", "swcl_image"),
+    "swcl_chain": ("swcl", "random"),
+}
+METHODS = ("swcl", "swcl_image", "multitask", "simclr", "byol", "dino", "dino_official")
+
+
+def get_config(study: str) -> ConfigDict:
+    """Returns a study; see the head of this file."""
+    config = ConfigDict()
+    config.route = "study"
+    config.study = study
+    config.size = "mini"
+    config.note = ""
+    config.cache_dir = ""
+    config.jobs_dir = "runs/jobs"
+    # local, ray, slurm or commands; one job alone: its id.
+    config.runner = "local"
+    config.ray_cores = 1.0
+    config.only = ""
+    # Whether a plan that has changed replaces the one in the workdir.
+    config.fresh = False
+    config.first_seed = 42
+    config.starts = STARTS[study]
+    # Of swcl_chain.
+    config.task = "refuge_cls"
+    config.bit_s = ""
+    config.bit_m = ""
+    config.imagenet = ConfigDict({"resnet18": "", "resnetv2_50x1_bit": ""})
+    config.budget = "epochs"
+    beside = _beside("study")
+    # Changes of every fine-tuning; None changes nothing.
+    config.finetune = beside.unset(
+        _variant("finetune", TASKS[0]), ("data", "train", "optim", "evaluate")
+    )
+    config.base = ConfigDict(
+        {
+            "finetune": {task: _variant("finetune", task) for task in TASKS},
+            "labeler": _variant("labeler", "paper"),
+            "patches": _variant("patches", ""),
+            "swcl": {method: _variant("swcl", method) for method in METHODS},
+            "supervised": {
+                "odir": _supervised("medinit_oia_odir/default"),
+                "eyepacs": _supervised("medinit_eyepacs/pretrain448"),
+            },
+        }
+    )
+    config.sizes = ConfigDict({"mini": _mini(), "phantom": _phantom(), "real": _real()})
+    if study == "swcl_table3":
+        # The ablation of the paper: a ResNet-18, batches of 512.
+        config.sizes.real.swcl = ConfigDict({"train": {"batch": 512}})
+    if study == "swcl_compare":
+        for size in config.sizes.values():
+            size.seeds, size.fractions, size.shares = 3, (0.1,), ConfigDict()
+    return config
+
+
+def _supervised(task: str) -> dict:
+    """Returns a network that learns normal and abnormal eyes: 100 epochs are our choice."""
+    config = _variant("finetune", task)
+    config["labels"], config["metric"] = "abnormal", "AUC"
+    config["data"]["recipe"] = "sup_pre"
+    config["train"] |= {"epochs": 100, "batch": 64}
+    config["optim"] |= {
+        "name": "adamw", "learning_rate": 1e-3, "weight_decay": 1e-4, "schedule": "cosine",
+    }  # fmt: skip
+    return config
+
+
+def _drawn(pixels: int) -> dict:
+    """Returns the sets that labeler, patches and encoders see, drawn at a size."""
+    odir, eyepacs = f"phantom_odir_{pixels}px", f"phantom_eyepacs_dr_{pixels}px_x0.25"
+    seen = round(pixels * 384 / 448)
+    whole = {"sets": f"{odir},{eyepacs}", "image_size": pixels, "size": pixels // 2}
+    return {
+        "phantom": True,
+        "pixels": pixels,
+        "labeler": {"task": odir, "s4l": {"sets": eyepacs}, "data": {"size": seen}},
+        "patches": {
+            "labelled": odir, "unlabelled": eyepacs, "image_size": pixels, "crop": pixels // 2,
+        },
+        "swcl": {"data": whole},
+        "supervised": {"data": {"size": pixels}},
+        "supervised_on": {"odir": {"task": odir}, "eyepacs": {"task": eyepacs}},
+    }  # fmt: skip
+
+
+def _mini() -> dict:
+    config = _drawn(64)
+    small = {"stem": "imagenet", "width": 16}
+    config |= {
+        "encoder": "resnet18",
+        "encoders": {"resnet18": small},
+        "models": {"resnet18": small, "deeplabv3plus_resnet18": small},
+        "shares": {"messidor": 0.3, "idrid": 0.5, "refuge_cls": 0.3, "refuge_seg": 0.1,
+                   "aptos_dr": 0.5},
+        "folds": {"messidor": (0, 1)},
+        "seeds": 2,
+        "learning_rates": (0.03,),
+        "weight_decays": (1e-4,),
+        "fractions": (1.0,),
+        "hyper": {},
+        "methods": {},
+        "finetune": {
+            "train": {"recalibrate_batches": 4, "devices": 1, "patience": 0},
+            "evaluate": {"batch": 32, "resamples": 200},
+        },
+        "classification": {
+            "data": {"size": 64},
+            "train": {"epochs": 8, "batch": 16, "validate_every": 2},
+        },
+        "segmentation": {
+            "data": {"size": 48},
+            "train": {"epochs": 6, "batch": 4, "validate_every": 3},
+        },
+    }  # fmt: skip
+    config["labeler"] |= {
+        "model": {"name": "resnet18", **small},
+        "s4l": {**config["labeler"]["s4l"], "unlabelled_batch": 32},
+        "train": {"epochs": 12, "batch": 32, "accumulate": 1, "validate_every": 2, "devices": 1},
+        "optim": {"milestones": (8, 10, 11)},
+    }
+    config["swcl"] |= {
+        "train": {"epochs": 8, "batch": 128, "log_every": 20, "checkpoint_every": 100},
+        "optim": {"warmup_epochs": 1.0},
+    }
+    config["supervised"] |= {"train": {"epochs": 8, "batch": 32, "devices": 1}}
+    return config
+
+
+def _phantom() -> dict:
+    config = _mini()
+    drawn = _drawn(128)
+    for part in ("labeler", "patches", "swcl"):
+        for key, value in drawn[part].items():
+            config[part][key] = (
+                {**config[part].get(key, {}), **value} if isinstance(value, dict) else value
+            )
+    config["swcl"]["train"] = {**config["swcl"]["train"], "epochs": 20}
+    config["supervised"]["data"] = {"size": 128}
+    config |= {
+        "supervised_on": drawn["supervised_on"],
+        "pixels": 128,
+        "shares": {},
+        "folds": {"messidor": (0, 1, 2, 3, 4)},
+        "seeds": 3,
+        "learning_rates": (0.01, 0.03, 0.1),
+        "encoders": {"resnet18": {"stem": "imagenet", "width": 0}},
+        "models": {},
+    }
+    config["classification"] = {
+        "data": {"size": 128},
+        "train": {"epochs": 30, "batch": 16, "validate_every": 2},
+        "model": {"stem": "imagenet"},
+    }
+    config["segmentation"] = {
+        "data": {"size": 96},
+        "train": {"epochs": 60, "batch": 4, "validate_every": 5},
+    }
+    return config
+
+
+def _real() -> dict:
+    odir, eyepacs = "medinit_oia_odir/default", "medinit_eyepacs/pretrain448"
+    return {
+        "phantom": False,
+        "pixels": 448,
+        "encoder": "resnetv2_50x1_bit",
+        "encoders": {},
+        "models": {},
+        "shares": {},
+        "folds": {"messidor": (0, 1, 2, 3, 4)},
+        "seeds": 5,
+        "learning_rates": (0.3, 0.1, 0.03, 0.01, 0.003),
+        "weight_decays": (1e-3, 5e-4, 1e-4, 1e-5),
+        "fractions": (1.0,),
+        "hyper": {},
+        "labeler": {},
+        "patches": {"labelled": odir, "unlabelled": eyepacs},
+        "swcl": {"data": {"sets": f"{odir},{eyepacs}"}},
+        "methods": {},
+        "supervised": {},
+        "supervised_on": {"odir": {}, "eyepacs": {}},
+        "finetune": {},
+        "classification": {},
+        "segmentation": {},
+    }
+
+
+def _beside(name: str):
+    """Returns a file of this folder as a module."""
+    path = Path(__file__).with_name(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"_{name}_config", path)
+    if spec is None or spec.loader is None:
+        raise FileNotFoundError(path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _variant(name: str, variant: str) -> dict:
+    return _beside(name).get_config(variant).to_dict()
