@@ -15,7 +15,7 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def repulsion(z, own, weight, chunk: int):
+def repulsion(z: jax.Array, own: jax.Array | None, weight: jax.Array, chunk: int) -> jax.Array:
     """Returns sum_i weight_i log sum_{k != own_i} exp(z_{own_i} . z_k).
 
     Args:
@@ -85,7 +85,7 @@ def _over_chunks(z, own, weight, chunk: int, gradient: bool):
 
     start = (jnp.zeros_like(z[0, 0]), jnp.zeros_like(z.T) if gradient else None)
     (total, pushed), pulled = jax.lax.scan(piece, start, tuple(split))
-    if not gradient:
+    if pushed is None or pulled is None:
         return total, None
     pulled = pulled.reshape(-1, z.shape[1])[: len(own)]
     return total, pushed.T.at[own].add(pulled)

@@ -62,7 +62,7 @@ def supcon(
         match: Which views are positives of an anchor. "all": those with all L columns equal;
             "any": with any column equal; "jaccard": as "any", and weighted by
             equal / (2L - equal), the share of equal columns among all different labels of the
-            two, over the sum of the weights.
+            two, over the sum of the weights. The last two take time in proportion to 2^L.
         reduction: "mean" over the anchors, or the "sum" of the paper.
         drop_empty: Leave anchors without positives out of the mean.
         contrast: "all": all views are anchors; "one": first views only.
@@ -97,7 +97,8 @@ def supcon(
     own = (count * jnp.arange(seen.shape[1], dtype=jnp.int32)[:, None] + mine).reshape(-1)
     everything = seen.shape[1] == views and not gathered
     weight = jnp.tile(used[mine], seen.shape[1])
-    total = repulsion(_flat(z), None if everything else own, weight, chunk) - pull[mine].sum()
+    total: jax.Array = repulsion(_flat(z), None if everything else own, weight, chunk)
+    total -= pull[mine].sum()
     total *= temperature / (temperature if base_temperature is None else base_temperature)
     anchors = weight.sum() if drop_empty else jnp.full_like(weight, 1).sum()
     if gathered:
