@@ -75,7 +75,7 @@ def cubic(z: jax.Array, identities: jax.Array, margin: float = 0.5) -> jax.Array
     chosen = jnp.where(farther.any(-1), nearest, farthest)
     pairs = ~negative & ~itself
     losses = jnp.where(pairs, jnp.maximum(margin + distances - chosen, 0), 0)
-    return losses.sum() / pairs.sum()
+    return losses.sum() / pairs.sum().astype(z.dtype)
 
 
 def contrastive(views: int, repeats: int) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def contrastive(views: int, repeats: int) -> dict[str, Any]:
         leaf.grad = None
         loss = torch_supcon(leaf, numbers)
         loss.backward()
-        return loss.item(), leaf.grad.numpy()  # pyright: ignore[reportOptionalMemberAccess]
+        return loss.item(), np.asarray(leaf.grad)
 
     check(ours(), theirs())
     times = in_turn({"ours": ours, "torch": theirs}, repeats)
@@ -142,7 +142,7 @@ def collectives(views: int) -> dict[str, int]:
     """
     z, labels = batch(views)
     loss = Parallel().sharded(gathered_supcon)
-    text = jax.jit(jax.value_and_grad(loss)).lower(z, labels).compile().as_text()
+    text = jax.jit(jax.value_and_grad(loss)).lower(z, labels).compile().as_text() or ""
     found = 0
     for kinds, name in re.findall(r"= (.+?) (all-gather|all-reduce|reduce-scatter)\(", text):
         size = sum(

@@ -7,8 +7,8 @@ Of the hyper-initializer paper (arXiv 2206.03661): `hyper_table2` (six tasks, fi
 `hyper_fig2` (share of the labels), `hyper_fig3` (class activation maps by epoch), `hyper_fig4`
 (convergence). Of SWCL's (arXiv 2108.02122): `swcl_table2`, `swcl_table3`, `swcl_compare`, see
 `configs/swcl_study.py`. `--config.size`: `mini` runs in minutes on 2 CPU cores and shows that all
-works, no more; `phantom` takes the drawn twins in full; `real` takes the prepared sets at the paper's size,
-is meant for accelerators, and was not run by us.
+works, no more; `phantom` takes the drawn twins in full; `real` takes the prepared sets at the
+paper's size, is meant for accelerators, and was not run by us.
 
 The initializer of each modality is a job of its own, as is every fine-tuning; jobs lie in
 `config.jobs_dir` and are shared by all studies. The same command goes on where it stopped. On more

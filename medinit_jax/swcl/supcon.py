@@ -4,14 +4,12 @@ For anchor i with logits s_ik = z_i . z_k / temperature, the loss of a row is
 
     log sum_{k != i} exp s_ik  -  sum_j w_ij s_ij / sum_j w_ij
 
-Only the first term needs every pair, and it knows nothing of labels: it goes over the anchors a
-chunk at a time and leaves its gradient behind on the way, so that the backward pass costs nothing.
-The second term is linear in the positives: sums over classes give it without looking at pairs.
+Only the first term needs every pair, and it knows nothing of labels: see `repulsion`. The second
+term is linear in the positives: sums over classes give it without looking at pairs.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from typing import Any
@@ -21,6 +19,7 @@ import jax.numpy as jnp
 
 from medinit_jax.core import parallel
 from medinit_jax.core.errors import UsageError
+from medinit_jax.swcl.repulsion import repulsion
 from medinit_jax.swcl.vectors import unit, wide
 
 # Weight of a positive from the number of its equal columns and the number of columns.
@@ -63,7 +62,7 @@ def supcon(
         match: Which views are positives of an anchor. "all": those with all L columns equal;
             "any": with any column equal; "jaccard": as "any", and weighted by
             equal / (2L - equal), the share of equal columns among all different labels of the
-            two, over the sum of the weights.
+            two, over the sum of the weights. The last two take time in proportion to 2^L.
         reduction: "mean" over the anchors, or the "sum" of the paper.
         drop_empty: Leave anchors without positives out of the mean.
         contrast: "all": all views are anchors; "one": first views only.
@@ -96,8 +95,10 @@ def supcon(
     used = has_positives.astype(z.dtype)
     mine = first + jnp.arange(images, dtype=jnp.int32)
     own = (count * jnp.arange(seen.shape[1], dtype=jnp.int32)[:, None] + mine).reshape(-1)
+    everything = seen.shape[1] == views and not gathered
     weight = jnp.tile(used[mine], seen.shape[1])
-    total = _repulsion(_flat(z), own, weight, chunk) - pull[mine].sum()
+    total: jax.Array = repulsion(_flat(z), None if everything else own, weight, chunk)
+    total -= pull[mine].sum()
     total *= temperature / (temperature if base_temperature is None else base_temperature)
     anchors = weight.sum() if drop_empty else jnp.full_like(weight, 1).sum()
     if gathered:
@@ -247,57 +248,3 @@ def _classes(columns):
     new = (ordered[1:] != ordered[:-1]).any(-1).astype(jnp.int32)
     numbers = jnp.pad(jnp.cumsum(new), (1, 0))
     return jnp.zeros_like(numbers).at[order].set(numbers)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _repulsion(z, own, weight, chunk: int):
-    """Returns sum_i weight_i log sum_{k != own_i} exp(z_{own_i} . z_k).
-
-    Args:
-        z: Float (M, D).
-        own: int (A,), the anchors' rows in `z`.
-        weight: Float (A,), 0 for anchors to leave out.
-        chunk: Anchors at a time.
-    """
-    return _over_chunks(z, own, weight, chunk, gradient=False)[0]
-
-
-def _forward(z, own, weight, chunk):
-    return _over_chunks(z, own, weight, chunk, gradient=True)
-
-
-def _backward(chunk, gradient, cotangent):
-    return cotangent * gradient, None, None
-
-
-_repulsion.defvjp(_forward, _backward)
-
-
-def _over_chunks(z, own, weight, chunk: int, gradient: bool):
-    pieces = -(-own.shape[0] // chunk)
-    # Pieces of equal size, so that little of the last one is padding.
-    size = -(-own.shape[0] // pieces)
-    padding = (0, pieces * size - own.shape[0])
-    rows = jnp.arange(z.shape[0], dtype=own.dtype)
-
-    def piece(carry, given):
-        total, slope = carry
-        at, weight = given
-        anchors = z[at]
-        logits = jnp.matmul(anchors, z.T, precision=_HIGHEST)
-        logits = jnp.where(rows == at[:, None], -jnp.inf, logits)
-        # An anchor alone in the batch has no logits at all; its weight is 0.
-        top = jnp.maximum(logits.max(1), jnp.finfo(z.dtype).min)
-        exps = jnp.exp(logits - top[:, None])
-        norm = exps.sum(1)
-        used = weight > 0
-        total += jnp.where(used, weight * (top + jnp.log(norm)), 0).sum()
-        if gradient:
-            share = jnp.where(used, weight / norm, 0)[:, None]
-            slope += jnp.matmul(exps.T, anchors * share, precision=_HIGHEST)
-            slope = slope.at[at].add(jnp.matmul(exps, z, precision=_HIGHEST) * share)
-        return (total, slope), None
-
-    start = (jnp.zeros_like(z[0, 0]), jnp.zeros_like(z) if gradient else None)
-    split = [jnp.pad(x, padding).reshape(pieces, size) for x in (own, weight)]
-    return jax.lax.scan(piece, start, tuple(split))[0]
