@@ -7,15 +7,15 @@
 
 The labeler is any fine-tuned classifier of the two classes normal and abnormal that ends in global
 average pooling and a linear layer, such as a ResNet. Its class activation map, softmaxed, is the
-abnormality of every pixel; a patch has the mean of it. Sets are prepared ones (phantoms are drawn),
+abnormality of every pixel; a patch has the mean of it. Sets are prepared ones (phantoms are drawn)
 whose eyes and patients are known; patients with one eye are counted and listed. Photographs of a
-labelled set that are normal give five scores of 0; of the unlabelled sets all are scored, and labels
-that they have are only kept beside the patches.
+labelled set that are normal give five scores of 0; of the unlabelled sets all are scored, and
+labels that they have are only kept beside the patches.
 
 What comes out: the prepared set `retinal_swap/NAME`, or with `:authors` a folder `patches/` in the
 workdir with the files of SWCL's code; `summary.json` says which, and `configs/swcl.py` takes the
-workdir as `config.data.patches`. `report.html` shows the scores and some maps. The same command goes
-on where it was stopped.
+workdir as `config.data.patches`. `report.html` shows the scores and some maps. The same command
+goes on where it was stopped.
 
 The settings are those of the paper (arXiv 2108.02122): photographs of 448 pixels, patches of 224, a
 threshold of 0.4, by which 29 % of its 493,470 patches were abnormal. Time: that of the network, see

@@ -8,7 +8,7 @@ import shlex
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,8 @@ def run(
     claim_workdir(workdir, config, "patches", free=FREE)
     if (workdir / "summary.json").is_file():
         console.print(f"{workdir} is finished; choose another --workdir to run again.")
+        if not (workdir / "report.html").is_file():
+            write_patch_report(workdir)
         return json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
     started = time.monotonic()
     batch = -(-config.batch // parallel.size) * parallel.size
@@ -87,7 +89,8 @@ def run(
         ThreadPoolExecutor(1) as fetcher,
     ):
         stream = Stream(read, score, batch, readers, fetcher, lambda: _refuse_stopped(stopped))
-        place = _write(config, workdir, plan, stream, _origin(labeler, photographs, settings))
+        origin = _origin(labeler, photographs, settings)
+        place = _write(config, workdir, plan, stream, origin, console)
         panels = _panels(plan, read, score, batch)
     shown = str(workdir / place) if config.layout == "authors" else place
     table = open_pairs(shown, config.data_dir).table
@@ -170,7 +173,12 @@ def _origin(labeler: Model, photographs: Photographs, settings: Settings) -> str
 
 
 def _write(
-    config: ml_collections.ConfigDict, workdir: Path, plan: Plan, stream: Stream, origin: str
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    plan: Plan,
+    stream: Stream,
+    origin: str,
+    console: Console,
 ) -> str:
     """Writes the patches and returns where they are."""
     bar: Progress | None = None
@@ -179,7 +187,7 @@ def _write(
         nonlocal bar
         if bar is None:
             # What was written before counts as done, but not for the rate.
-            bar = Progress("score", total, Console(stderr=True), start=done, unit="patients")
+            bar = Progress("score", total, console, start=done, unit="patients")
             bar.__enter__()
         bar.update(done)
 
@@ -201,7 +209,7 @@ def _write(
             bar.__exit__(None, None, None)
 
 
-def _panels(plan: Plan, read: Any, score: Score, batch: int) -> list[Panel]:
+def _panels(plan: Plan, read: Callable[[int], np.ndarray], score: Score, batch: int) -> list[Panel]:
     """Returns some photographs of every kind with their maps."""
     eyes = _shown(plan)
     panels = []
