@@ -31,7 +31,7 @@ from medinit_jax.swcl.patch_figures import Panel, write_figures
 from medinit_jax.swcl.patch_geometry import boxes
 from medinit_jax.swcl.patch_pairs import abnormality, one_sided, open_pairs
 from medinit_jax.swcl.patch_plan import Eye, Plan, places, plan_pairs
-from medinit_jax.swcl.patch_store import write_files, write_prepared
+from medinit_jax.swcl.patch_store import swap_builder, write_files, write_prepared
 from medinit_jax.swcl.patch_table import PairTable
 from medinit_jax.swcl.score_model import Score, Settings, rows
 from medinit_jax.swcl.score_sets import Photographs
@@ -68,6 +68,12 @@ def run(
     labeler = score_model.load_labeler(config.labeler)
     photographs = score_sets.open_sets(config, console)
     plan = plan_pairs(photographs.eyes)
+    batch = -(-config.batch // parallel.size) * parallel.size
+    settings = Settings(config.image_size, config.crop, config.mask, batch)
+    origin = _origin(labeler, photographs, settings)
+    if config.layout == "prepared":
+        # Before the workdir takes this name for its own, it is looked whether another set has it.
+        swap_builder(config.data_dir, config.name, plan, config.crop, config.quality, origin)
     claim_workdir(workdir, config, "patches", free=FREE)
     if (workdir / "summary.json").is_file():
         console.print(f"{workdir} is finished; choose another --workdir to run again.")
@@ -75,8 +81,6 @@ def run(
             write_patch_report(workdir)
         return json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
     started = time.monotonic()
-    batch = -(-config.batch // parallel.size) * parallel.size
-    settings = Settings(config.image_size, config.crop, config.mask, batch)
     score = score_model.compiled(labeler, settings, parallel)
     workers = config.workers or os.cpu_count() or 1
 
@@ -89,7 +93,6 @@ def run(
         ThreadPoolExecutor(1) as fetcher,
     ):
         stream = Stream(read, score, batch, readers, fetcher, lambda: _refuse_stopped(stopped))
-        origin = _origin(labeler, photographs, settings)
         place = _write(config, workdir, plan, stream, origin, console)
         panels = _panels(plan, read, score, batch)
     shown = str(workdir / place) if config.layout == "authors" else place

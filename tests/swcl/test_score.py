@@ -198,6 +198,8 @@ def test_a_set_that_is_there_is_not_scored_again(done, labeler, data_dir, tmp_pa
     other = config_of(labeler, data_dir, "--config.name=whole", "--config.mask=none")
     with pytest.raises(UsageError, match="prepared with other options of the same name .origin"):
         score.run(other, tmp_path / "other", one_device())
+    # Nothing is left behind that would stand in the way of a run with another name.
+    assert not (tmp_path / "other").exists()
 
 
 def test_the_devices_share_the_work(done, labeler, data_dir, tmp_path):
