@@ -3,9 +3,9 @@
     python benchmarks/patches.py [--json] [--labelers small,resnet34] [--share 0.03]
 
 Runs the whole route `patches` with an untrained labeler over drawn photographs: `small` is a
-ResNet-18 of width 16 on 64 pixels, `resnet34` one on 224, `paper` one on 448 as the paper has it.
-The share is the route's own `device_busy_share`; drawing and compiling are outside of it, cutting,
-encoding and writing of the patches inside.
+ResNet-18 of width 16 on 64 pixels, `resnet34` one on 224, `paper` one on 448. The share is the
+route's own `device_busy_share`: drawing and compiling are outside of it; cutting, encoding and
+writing of patches are inside.
 """
 
 from __future__ import annotations

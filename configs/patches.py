@@ -7,7 +7,7 @@
 
 The labeler is any fine-tuned classifier of the two classes normal and abnormal that ends in global
 average pooling and a linear layer, such as a ResNet. Its class activation map, softmaxed, is the
-abnormality of every pixel; a patch has the mean of it. Sets are prepared ones (phantoms are drawn),
+abnormality of every pixel; a patch has the mean of it. Sets are prepared ones (phantoms are drawn)
 whose eyes and patients are known; patients with one eye are counted and listed. Photographs of a
 labelled set that are normal give five scores of 0; of the unlabelled sets all are scored, and
 labels that they have are only kept beside the patches.

@@ -6,11 +6,11 @@
 
 `swcl_table2`: seven tasks from eleven starts. `swcl_table3`: REFUGE-cls from SWCL with other
 thresholds and labels taken away. `swcl_compare`: glaucoma and retinopathy with a tenth of the
-labels, from SWCL, SimCLR, CE-multitask, SWCL-image and random initialization. `swcl_chain`: one task
-from SWCL and random (that is `configs/swcl.py:chain`, and at size mini `:phantom`).
+labels, from SWCL, SimCLR, CE-multitask, SWCL-image and random initialization. `swcl_chain`: one
+task from SWCL and random (that is `configs/swcl.py:chain`, and at size mini `:phantom`).
 
-Labeler, patches and encoders are jobs, trained once with the first seed; sizes as in `study.py`. BiT
-and ImageNet weights come from files: `--config.bit_s=BiT-S-R50x1.npz`, `--config.bit_m=...`,
+Labeler, patches and encoders are jobs, trained once with the first seed; sizes as in `study.py`.
+BiT and ImageNet weights come from files: `--config.bit_s=BiT-S-R50x1.npz`, `--config.bit_m=...`,
 `--config.imagenet.resnet18=FILE`; without a file their cells say so.
 """
 

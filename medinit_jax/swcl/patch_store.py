@@ -71,15 +71,7 @@ def write_prepared(
     Raises:
         UsageError: A score is none, or something else has this name already.
     """
-    # A set of this name that was made of other images or scores is not taken for this one.
-    config = SwapConfig(
-        name=name,
-        description=f"Patches of side {crop} of {len(plan.pairs)} patients.",
-        crop=crop,
-        quality=quality,
-        origin=hashlib.sha256(f"{plan.digest()} {origin}".encode()).hexdigest(),
-    )
-    builder = RetinalSwap(data_dir=Path(data_dir), config=config)
+    builder = swap_builder(data_dir, name, plan, crop, quality, origin)
     target = Path(builder.data_path)
     written = written_before(builder)
     count = len(plan.parts)
@@ -102,6 +94,29 @@ def write_prepared(
     manifest = finish(builder, work, target, shards, Tree(builder.name, builder.data_path), texts)
     _forget_rows(target, count)
     return manifest
+
+
+def swap_builder(
+    data_dir: str | os.PathLike[str],
+    name: str,
+    plan: Plan,
+    crop: int,
+    quality: int,
+    origin: str,
+) -> RetinalSwap:
+    """Returns the builder of `retinal_swap/NAME`, see `write_prepared`.
+
+    Raises:
+        UsageError: The name is none, or a set has it that was made of other images or scores.
+    """
+    config = SwapConfig(
+        name=name,
+        description=f"Patches of side {crop} of {len(plan.pairs)} patients.",
+        crop=crop,
+        quality=quality,
+        origin=hashlib.sha256(f"{plan.digest()} {origin}".encode()).hexdigest(),
+    )
+    return RetinalSwap(data_dir=Path(data_dir), config=config)
 
 
 def write_files(

@@ -8,6 +8,7 @@ import shlex
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from medinit_jax.swcl.patch_figures import Panel, write_figures
 from medinit_jax.swcl.patch_geometry import boxes
 from medinit_jax.swcl.patch_pairs import abnormality, one_sided, open_pairs
 from medinit_jax.swcl.patch_plan import Eye, Plan, places, plan_pairs
-from medinit_jax.swcl.patch_store import write_files, write_prepared
+from medinit_jax.swcl.patch_store import swap_builder, write_files, write_prepared
 from medinit_jax.swcl.patch_table import PairTable
 from medinit_jax.swcl.score_model import Score, Settings, rows
 from medinit_jax.swcl.score_sets import Photographs
@@ -66,13 +67,19 @@ def run(
     labeler = score_model.load_labeler(config.labeler)
     photographs = score_sets.open_sets(config, console)
     plan = plan_pairs(photographs.eyes)
+    batch = -(-config.batch // parallel.size) * parallel.size
+    settings = Settings(config.image_size, config.crop, config.mask, batch)
+    origin = _origin(labeler, photographs, settings)
+    if config.layout == "prepared":
+        # Before the workdir takes this name for its own, it is looked whether another set has it.
+        swap_builder(config.data_dir, config.name, plan, config.crop, config.quality, origin)
     claim_workdir(workdir, config, "patches", free=SCORE_FREE)
     if (workdir / "summary.json").is_file():
         console.print(f"{workdir} is finished; choose another --workdir to run again.")
+        if not (workdir / "report.html").is_file():
+            write_patch_report(workdir)
         return json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
     started = time.monotonic()
-    batch = -(-config.batch // parallel.size) * parallel.size
-    settings = Settings(config.image_size, config.crop, config.mask, batch)
     score = score_model.compiled(labeler, settings, parallel)
     workers = config.workers or os.cpu_count() or 1
 
@@ -85,7 +92,7 @@ def run(
         ThreadPoolExecutor(1) as fetcher,
     ):
         stream = Stream(read, score, batch, readers, fetcher, lambda: _refuse_stopped(stopped))
-        place = _write(config, workdir, plan, stream, _origin(labeler, photographs, settings))
+        place = _write(config, workdir, plan, stream, origin, console)
         panels = _panels(plan, read, score, batch)
     shown = str(workdir / place) if config.layout == "authors" else place
     table = open_pairs(shown, config.data_dir).table
@@ -168,7 +175,12 @@ def _origin(labeler: Model, photographs: Photographs, settings: Settings) -> str
 
 
 def _write(
-    config: ml_collections.ConfigDict, workdir: Path, plan: Plan, stream: Stream, origin: str
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    plan: Plan,
+    stream: Stream,
+    origin: str,
+    console: Console,
 ) -> str:
     """Writes the patches and returns where they are."""
     bar: Progress | None = None
@@ -177,7 +189,7 @@ def _write(
         nonlocal bar
         if bar is None:
             # What was written before counts as done, but not for the rate.
-            bar = Progress("score", total, Console(stderr=True), start=done, unit="patients")
+            bar = Progress("score", total, console, start=done, unit="patients")
             bar.__enter__()
         bar.update(done)
 
@@ -199,7 +211,7 @@ def _write(
             bar.__exit__(None, None, None)
 
 
-def _panels(plan: Plan, read: Any, score: Score, batch: int) -> list[Panel]:
+def _panels(plan: Plan, read: Callable[[int], np.ndarray], score: Score, batch: int) -> list[Panel]:
     """Returns some photographs of every kind with their maps."""
     eyes = _shown(plan)
     panels = []

@@ -1,4 +1,4 @@
-"""The photographs that are scored: sets by name, whose eyes they show, and what is known of them."""
+"""The photographs that are scored: sets by name, whose eyes they show, and what is known."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Photographs(NamedTuple):
 
     Attributes:
         eyes: Of whom eye and patient are known; numbers are those of `images`.
-        left_out: A line for every other photograph.
+        left_out: A line for every other photograph, and for those that a later split repeats.
         images: All of them by number.
         sets: Name, role, source, count and sha256 of every set and split.
     """
@@ -121,14 +121,20 @@ def _eyes(
     sides = features["eye"].names
     eyes, left_out = [], []
     originals: dict[str, str] = {}
+    seen: set[str] = set()
     for held in sources:
         table = held.columns(columns)
         labels = table.get(_LABEL, [-1] * len(held))
         for place, original in enumerate(table["patient_id"]):
-            eye, index = sides[table["eye"][place]], first + place
+            eye, index, name = sides[table["eye"][place]], first + place, table["image_id"][place]
             if not original or eye not in EYES:
-                left_out.append(f"{source} {table['image_id'][place]}: eye or patient unknown")
+                left_out.append(f"{source} {name}: eye or patient unknown")
                 continue
+            if name in seen:
+                # As in EyePACS, whose split `sample` repeats photographs of training.
+                left_out.append(f"{source} {name}: in another split, too")
+                continue
+            seen.add(name)
             patient = _NO_NAME.sub("-", original.removeprefix(_PREFIX))
             if originals.setdefault(patient, original) != original:
                 raise UsageError(

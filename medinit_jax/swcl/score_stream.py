@@ -1,12 +1,12 @@
 """Photographs on their way through a labeler: read ahead, scored, handed on in their order.
 
-Threads read photographs of the next batches while the devices work. A batch is handed to the devices
-before the scores of the one before it are fetched, so that they find the next one waiting.
+Threads read photographs of the next batches while the devices work. A batch is handed to the
+devices before the scores of the one before it are fetched, so that they find the next one waiting.
 
 **How the busy time is measured.** A batch counts from the moment when it is handed over until its
-scores are there. A thread of its own waits for every batch in turn and notes the time, so the stream
-itself never waits for a measurement. Batches overlap; the busy time is that of their union. Within
-it the transfer of a batch to an idle device and that of twenty bytes of scores back count as work.
+scores are there. A thread of its own waits for every batch in turn and notes the time, so the
+stream itself never waits for a measurement. Batches overlap; the busy time is that of their union.
+In it, the transfer of a batch to an idle device and that of its few scores back count as work.
 On a CPU the device is the same cores that read and write, so it is slow rather than idle.
 """
 

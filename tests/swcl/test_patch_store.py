@@ -80,6 +80,16 @@ def test_every_pair_holds_its_patches_scores_and_labels(tmp_path):
     assert (pairs.table.scores == 0).any() and (pairs.table.labels == -1).any()
 
 
+def test_the_name_may_be_that_of_the_default_set(tmp_path):
+    write_prepared(tmp_path, "default", plan(), scored, crop=CROP, origin="a labeler")
+    pairs = open_pairs("retinal_swap", str(tmp_path))
+    assert len(pairs) == 30 and pairs[0]["left"].shape == (CROP, CROP, 3)
+    # Other crops, though of the default side, are not taken for them.
+    with pytest.raises(UsageError, match="prepared with other options of the same name"):
+        write_prepared(tmp_path, "default", plan(), scored, crop=CROP, origin="another one")
+    assert verify(make_builder("retinal_swap/default", tmp_path)) == []
+
+
 def test_the_builder_knows_the_positions(tmp_path):
     assert make_builder("retinal_swap", tmp_path).info.features["position"].names == [*POSITIONS]
 

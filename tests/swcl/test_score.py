@@ -10,6 +10,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from fake_trees.eyepacs import make_eyepacs
+from fake_trees.oia_odir import make_oia_odir
 from made_labeler import HEAD, write_labeler
 from made_patches import content
 
@@ -18,6 +20,9 @@ from medinit_jax.core.config import read_command_line
 from medinit_jax.core.errors import UsageError
 from medinit_jax.core.parallel import Parallel
 from medinit_jax.data.augment import normalize
+from medinit_jax.data.builders.eyepacs import MedinitEyepacs
+from medinit_jax.data.builders.oia_odir import MedinitOiaOdir
+from medinit_jax.data.prepare import prepare
 from medinit_jax.data.prepared import PreparedSource
 from medinit_jax.data.tasks import make_builder
 from medinit_jax.downstream.cam import lesion_probability, run_with_map
@@ -193,6 +198,8 @@ def test_a_set_that_is_there_is_not_scored_again(done, labeler, data_dir, tmp_pa
     other = config_of(labeler, data_dir, "--config.name=whole", "--config.mask=none")
     with pytest.raises(UsageError, match="prepared with other options of the same name .origin"):
         score.run(other, tmp_path / "other", one_device())
+    # Nothing is left behind that would stand in the way of a run with another name.
+    assert not (tmp_path / "other").exists()
 
 
 def test_the_devices_share_the_work(done, labeler, data_dir, tmp_path):
@@ -222,6 +229,14 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(
     with pytest.raises(KeyboardInterrupt):
         score.run(config, tmp_path / "run", one_device())
     monkeypatch.setattr(score_stream, "padded", plain)
+    # Parts need not end in their order: the second one is missing, later ones are there.
+    (second,) = (
+        tmp_path.parent.rglob(f"{tmp_path.name}/**/rows-000001.json")
+        if variant
+        else (Path(data_dir) / "retinal_swap" / "stopped").rglob("rows-000001.json")
+    )
+    assert second.with_name("rows-000002.json").exists()
+    second.unlink()
     summary = score.run(config, tmp_path / "run", one_device())
     assert 0 < summary["scored"] < summary["patches"] / 5
     # Six photographs make a part, four a batch: never is a batch of two parts.
@@ -364,6 +379,38 @@ def test_columns_are_those_of_the_records(data_dir, labeler):
     assert found["eye"] == [record["eye"] for record in records]
     assert found["abnormal"] == [record["abnormal"] for record in records]
     assert found["patient_id"] == source.patients
+
+
+def test_the_published_sets_by_their_builders(tmp_path, labeler):
+    """Patients have their own numbers; what a split repeats, or has no partner, is listed."""
+    odir, eyepacs = make_oia_odir(tmp_path / "odir"), make_eyepacs(tmp_path / "eyepacs")
+    sample = eyepacs / "sample"
+    (sample / "10_left.jpeg").rename(sample / "1_left.jpeg")
+    data = tmp_path / "data"
+    prepare(MedinitOiaOdir(data_dir=data, strict_counts=False), odir, workers=0)
+    prepare(
+        MedinitEyepacs(data_dir=data, config="pretrain448", strict_counts=False), eyepacs, workers=0
+    )
+    sets = ["--config.labelled=medinit_oia_odir", "--config.unlabelled=medinit_eyepacs/pretrain448"]
+    config = config_of(labeler, data, *sets, "--config.batch=6")
+    summary = score.run(config, tmp_path / "run", one_device())
+    table = open_pairs(str(tmp_path / "run")).table
+    # Patient 1706 shows no fundus; the others of the tree, plus 44,352.
+    assert set(table.patients[np.array(table.sources) == "oia-odir"] - 44_352) == {
+        *(0, 4, 43, 2957), *(937, 967), *(3, 12, 20)
+    }  # fmt: skip
+    eyepacs_rows = np.array(table.sources) == "eyepacs"
+    assert set(table.patients[eyepacs_rows]) == {*range(1, 7), *range(101, 105)}
+    assert summary["unpaired"]["photographs"] == [
+        "eyepacs 492: only the right eye",
+        "eyepacs 1_left: in another split, too",
+    ]
+    names = {name: i for i, both in enumerate(table.names) for name in both}
+    # 4: both eyes normal; 43: both abnormal; EyePACS' levels are kept but set nothing to 0.
+    assert table.scores[names["oia-odir_4_left_c"]].tolist() == [0, 0]
+    assert table.scores[names["oia-odir_43_left_c"]].min() > 0
+    assert table.labels[names["eyepacs_1_left_c"]].tolist() == [0, 0]
+    assert table.scores[names["eyepacs_1_left_c"]].min() > 0
 
 
 def eyes(count):

@@ -87,6 +87,12 @@ class RetinalSwap(Builder):
             return super().config_named(name, data_dir)
         return SwapConfig(**manifest["config"])
 
+    def _create_builder_config(self, builder_config: Any, version: Any) -> Any:
+        """Takes a set that was written under the name of the default one, too."""
+        if isinstance(builder_config, SwapConfig):
+            return builder_config
+        return super()._create_builder_config(builder_config, version)
+
     @classmethod
     def is_root(cls, tree: Tree) -> bool:
         """Says that no folder is a download of this set."""
