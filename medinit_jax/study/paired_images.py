@@ -53,8 +53,8 @@ def compare_on_images(
     for folders, part in zip((*own, *other), held, strict=True):
         if not np.array_equal(part["id"], first["id"]):
             raise UsageError(
-                f"{folders[0]} was judged on other images than {own[0][0]}; remove the folder of the "
-                "older run, or give config.jobs_dir another one for the new images."
+                f"{folders[0]} was judged on other images than {own[0][0]}; remove the folder of "
+                "the older run, or give config.jobs_dir another one for the new images."
             )
     judges = [_figure(part, metric) for part in held]
     firsts, seconds = judges[: len(own)], judges[len(own) :]

@@ -108,7 +108,7 @@ class Plan:
         return list(jobs.values())
 
     def folds(self, cell: Cell) -> tuple[int, ...]:
-        """Returns the folds of which a cell's figure is the mean; (-1,): the set has test images."""
+        """Returns the folds that a cell's figure is the mean of; (-1,): the set has test images."""
         return tuple(self.size.get("folds", {}).get(cell.task, (-1,)))
 
     def job(self, cell: Cell, seed: int, point: Point, fold: int) -> Job:
