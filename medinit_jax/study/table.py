@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+import operator
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +81,8 @@ def _row(plan: Plan, cell: Cell, outcomes: Mapping[str, Outcome], jobs_dir: Path
         "reason": _reason(plan, cell, jobs, outcomes, jobs_dir),
     }
     for which in ("best", "last"):
-        row[which] = _spread(_means(found, folds, lambda held: held[which]["test"]["metric"]))
-    row["validation"] = _spread(_means(found, folds, lambda held: held["best"]["validation"]))
+        row[which] = _spread(_means(found, folds, (which, "test", "metric")))
+    row["validation"] = _spread(_means(found, folds, ("best", "validation")))
     row["epochs_best"] = [summary["best"]["epoch"] for _, summary in found]
     row["interval"] = _interval(found)
     row["curve"] = _curve([summary["epochs"] for _, summary in found])
@@ -134,12 +136,18 @@ def _by_seed(found: Sequence[tuple[Job, Mapping[str, Any]]]) -> dict[int, list[M
 def _means(
     found: Sequence[tuple[Job, Mapping[str, Any]]],
     folds: int,
-    figure: Callable[[Mapping[str, Any]], float | None],
+    keys: Sequence[str],
 ) -> list[float | None]:
-    """Returns a figure of every seed whose folds are all done, the mean over them."""
+    """Returns a figure of every seed whose folds are all done, the mean over them.
+
+    Args:
+        found: Runs and their summaries.
+        folds: How many a seed has.
+        keys: Where in a summary the figure lies.
+    """
     values = []
     for group in _by_seed(found).values():
-        held = [figure(summary) for summary in group]
+        held = [functools.reduce(operator.getitem, keys, summary) for summary in group]
         if len(group) == folds:
             known = [value for value in held if value is not None]
             values.append(sum(known) / folds if len(known) == folds else None)
