@@ -53,7 +53,8 @@ def _default(task: str) -> ConfigDict:
     config.labels = ""
     # "" = the task's own; for sets of your own "accuracy" or "macro AUC", for instance.
     config.metric = ""
-    # random, hyper, matched, untrained, encoder, imagenet, file, bit; all but random need a path.
+    # random, torch_default (as PyTorch's layers start), hyper, matched, untrained, encoder, imagenet,
+    # file, bit; all but the first two need a path.
     config.init = ConfigDict(
         {
             "start": "random",

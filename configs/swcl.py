@@ -79,7 +79,8 @@ def _default(method: str) -> ConfigDict:
     # As in configs/finetune.py.
     config.init = ConfigDict(
         {
-            "start": "random",
+            # The encoder is a BiT network, which SWCL's code leaves as PyTorch starts it.
+            "start": "torch_default",
             "path": "",
             "only": "auto",
             "depth_fraction": 1.0,

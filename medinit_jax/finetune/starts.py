@@ -19,7 +19,7 @@ from medinit_jax.downstream.protocol import fold_seed
 from medinit_jax.finetune.layers import ENCODER, head_modules
 from medinit_jax.hyper.starts import permuted, untrained_theta
 from medinit_jax.models import zoo
-from medinit_jax.models.initial import initial_parameters
+from medinit_jax.models.initial import initial_parameters, torch_default_parameters
 from medinit_jax.models.network import Network, is_below
 from medinit_jax.models.statistics import initial_statistics
 
@@ -63,14 +63,14 @@ def make_start(config: ml_collections.ConfigDict, network: Network, console: Con
         raise UsageError(
             f"config.init.start={init.start!r}; set it to one of: {', '.join(STARTS)}."
         )
-    if init.start != "random" and not init.path:
+    if init.start in _PATHS and not init.path:
         raise UsageError(
             f"config.init.start={init.start} needs config.init.path: {_PATHS[init.start]}."
         )
     key = jax.random.key(fold_seed(config.seed, "start"))
     start = STARTS[init.start](init, network, key)
     record = start.record
-    if init.start != "random":
+    if init.start in _PATHS:
         console.print(
             f"Start {record['name']}: {record['taken']} of {record['of']} tensors from "
             f"{init.path}.",
@@ -89,6 +89,16 @@ def _random(init: ml_collections.ConfigDict, network: Network, key: jax.Array) -
     del init
     params = initial_parameters(network.program, key)
     return Start(params, None, _record("random", "", network, (), []))
+
+
+def _torch_default(init: ml_collections.ConfigDict, network: Network, key: jax.Array) -> Start:
+    """The random start of PyTorch's layers, in the encoder of a segmentation network only."""
+    program = network.program
+    params = initial_parameters(program, key)
+    drawn = torch_default_parameters(program, key)
+    only = _part(init, network)
+    params |= {name: drawn[name] for name in params if not only or is_below(name, (only,))}
+    return Start(params, None, _record("torch_default", "", network, (), [], only))
 
 
 def _hyper(init: ml_collections.ConfigDict, network: Network, key: jax.Array) -> Start:
@@ -280,6 +290,7 @@ def _at(params: Any, name: str) -> Any:
 
 STARTS: dict[str, Maker] = {
     "random": _random,
+    "torch_default": _torch_default,
     "hyper": _hyper,
     "matched": _hyper,
     "untrained": _hyper,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from medinit_jax.study.hyper_starts import IMAGENET, RANDOM
+from medinit_jax.study.hyper_starts import IMAGENET
 from medinit_jax.study.job import REFERENCE, Job
 from medinit_jax.study.plan import Cell, Plan, Rule, plain, update
 
@@ -122,8 +122,15 @@ def _bit(which: str) -> Rule:
     )
 
 
+def _random(plan: Plan, cell: Cell, ids: list[str]) -> dict[str, Any]:
+    del plan, ids
+    # SWCL's code leaves its BiT networks as PyTorch starts them.
+    plain_torch = encoder_of(cell.model).endswith("_bit")
+    return {"init": {"start": "torch_default" if plain_torch else "random", "path": ""}}
+
+
 RULES: dict[str, Rule] = {
-    "random": RANDOM,
+    "random": Rule(lambda plan, cell: "", lambda plan, cell: [], _random),
     "imagenet": IMAGENET,
     "simclr": _pretrained("simclr"),
     "byol": _pretrained("byol"),
