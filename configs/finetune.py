@@ -53,8 +53,8 @@ def _default(task: str) -> ConfigDict:
     config.labels = ""
     # "" = the task's own; for sets of your own "accuracy" or "macro AUC", for instance.
     config.metric = ""
-    # random, torch_default (as PyTorch's layers start), hyper, matched, untrained, encoder, imagenet,
-    # file, bit; all but the first two need a path.
+    # random, torch_default (as PyTorch's layers start); with a path: hyper, matched, untrained,
+    # encoder, imagenet, file, bit.
     config.init = ConfigDict(
         {
             "start": "random",
