@@ -89,6 +89,7 @@ def get_config(study: str) -> ConfigDict:
     if study == "swcl_compare":
         for size in config.sizes.values():
             size.seeds, size.fractions, size.shares = 3, (0.1,), ConfigDict()
+        config.sizes.mini.swcl.train.steps = 640
     return config
 
 
@@ -158,8 +159,9 @@ def _mini() -> dict:
         "optim": {"milestones": (8, 10, 11)},
     }
     config["swcl"] |= {
-        "train": {"epochs": 8, "batch": 128, "log_every": 20, "checkpoint_every": 100},
-        "optim": {"warmup_epochs": 1.0},
+        # As many updates for every method, as in the paper (39,800).
+        "train": {"steps": 320, "batch": 128, "log_every": 20, "checkpoint_every": 100},
+        "optim": {"warmup_epochs": 0.5},
     }
     config["supervised"] |= {"train": {"epochs": 8, "batch": 32, "devices": 1}}
     return config
@@ -173,7 +175,7 @@ def _phantom() -> dict:
             config[part][key] = (
                 {**config[part].get(key, {}), **value} if isinstance(value, dict) else value
             )
-    config["swcl"]["train"] = {**config["swcl"]["train"], "epochs": 20}
+    config["swcl"]["train"] = {**config["swcl"]["train"], "steps": 4000}
     config["supervised"]["data"] = {"size": 128}
     config |= {
         "supervised_on": drawn["supervised_on"],
