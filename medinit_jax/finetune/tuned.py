@@ -104,6 +104,11 @@ def _checked(record: Any, file: Path) -> tuple[Head, ...]:
     """Returns the heads of what `model.json` holds, all of whose keys are as they have to be."""
     if not isinstance(record, dict):
         raise UsageError(f"{file} holds no object under metadata; fetch the model again.")
+    if record.get("kind") == "encoder":
+        raise UsageError(
+            f"{file} describes a pretrained encoder, which predicts nothing; fine-tune it first "
+            "with --config.init.start=encoder."
+        )
     for key, kind in _KEYS.items():
         _require(record, key, kind, file)
     for key, kind in _OPTIONS.items():

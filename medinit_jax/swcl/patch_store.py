@@ -63,7 +63,7 @@ def write_prepared(
         quality: Of patches stored as JPEG; 0 stores them as PNG, see `SwapConfig`.
         origin: What the scores depend on, as checksums of labeler and images; any text.
         workers: Threads that encode and write; None: as many as there are cores.
-        report: Told how many patients are done.
+        report: Told how many patients are scored, those of earlier calls among them.
 
     Returns:
         The manifest; patients with one eye are listed under `ignored`, and counted in `notes`.
@@ -141,7 +141,7 @@ def write_files(
         quality: Of JPEG files; the authors' is 75. 0 writes PNG files.
         origin: What the scores depend on, as checksums of labeler and images; any text.
         workers: Threads that encode and write; None: as many as there are cores.
-        report: Told how many patients are done.
+        report: Told how many patients are scored, those of earlier calls among them.
 
     Returns:
         The table.
@@ -200,22 +200,23 @@ def _write_parts(
     done = total - sum(len(parts[number]) for number in missing)
     report(done, total)
 
-    def write_part(number: int, cut: Sequence[Future[dict[str, Patch]]]) -> int:
+    def write_part(number: int, cut: Sequence[Future[dict[str, Patch]]]) -> None:
         # What is waited for was handed to the pool before this, so that even one thread gets here.
         both = [future.result() for future in cut]
         patches = [both[patient][position] for patient, position in places(len(both))]
         write(number, patches)
         write_text(_rows_file(work, number), json.dumps([patch.row for patch in patches]))
-        return len(both)
 
     workers = workers or os.cpu_count() or 1
     # Whatever stops this, the parts that were scored are still written.
     with ThreadPoolExecutor(workers) as pool:
         cutting: deque[Future[dict[str, Patch]]] = deque()
-        writing: deque[Future[int]] = deque()
+        writing: deque[Future[None]] = deque()
         for number in missing:
             cut = []
             for both in itertools.islice(opened, len(parts[number])):
+                done += 1
+                report(done, total)
                 cut.append(pool.submit(cut_pair, *both, crop, quality))
                 cutting.append(cut[-1])
                 # Photographs wait in memory for their thread.
@@ -223,13 +224,11 @@ def _write_parts(
                     cutting.popleft().result()
             writing.append(pool.submit(write_part, number, cut))
             while len(writing) > _WAITING:
-                done += writing.popleft().result()
-                report(done, total)
+                writing.popleft().result()
         # The scorer comes to its end, or is found to yield more than it was asked for.
         next(opened, None)
         while writing:
-            done += writing.popleft().result()
-            report(done, total)
+            writing.popleft().result()
 
 
 def _opened(pairs: Sequence[tuple[Eye, Eye]], scored: Scored) -> Iterator[tuple[Shown, Shown]]:

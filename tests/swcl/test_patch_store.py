@@ -219,6 +219,28 @@ def test_the_number_of_threads_changes_nothing(kind, tmp_path):
     assert content(write(kind, tmp_path / "five", workers=5)) == expected
 
 
+def test_progress_counts_what_earlier_calls_have_written(tmp_path):
+    with pytest.raises(Stop):
+        write("files", tmp_path, stopping_at(9, []))
+    told = []
+    write("files", tmp_path, report=lambda *counts: told.append(counts))
+    # Two parts of two patients were written.
+    assert told == [(4, 6), (5, 6), (6, 6)]
+
+
+def test_parts_need_not_be_written_in_their_order(tmp_path):
+    expected = content(write("prepared", tmp_path / "whole"))
+    with pytest.raises(Stop):
+        write("prepared", tmp_path / "stopped", stopping_at(9, []))
+    work = tmp_path / "stopped" / "retinal_swap" / "mine" / "1.0.0.incomplete"
+    (work / "rows-000000.json").unlink()
+    again = []
+    result = write("prepared", tmp_path / "stopped", stopping_at(-1, again))
+    # The first and the last part, in one stream.
+    assert [eye.index for eye in again] == [0, 1, 2, 3, 8, 9, 10, 11]
+    assert content(result) == expected
+
+
 def test_scoring_runs_ahead_but_not_away(tmp_path, monkeypatch):
     """While a slow thread encodes, the next photographs are scored, and then it waits."""
     monkeypatch.setattr(patch_plan, "PART", 50)

@@ -16,6 +16,7 @@ from made_labeler import HEAD, write_labeler
 from made_patches import content
 
 from medinit_jax import main as main_lib
+from medinit_jax.core.checkpoint import save_params
 from medinit_jax.core.config import read_command_line
 from medinit_jax.core.errors import UsageError
 from medinit_jax.core.parallel import Parallel
@@ -350,6 +351,9 @@ def test_other_models_are_refused(model, sentence, tmp_path):
 
 
 def test_what_is_no_model_is_refused(tmp_path):
+    save_params(tmp_path / "encoder" / "model", {"params": {}}, {"kind": "encoder"}, kind="model")
+    with pytest.raises(UsageError, match="describes a pretrained encoder, which predicts nothing"):
+        score_model.load_labeler(tmp_path / "encoder")
     with pytest.raises(UsageError, match="is no model: model.json is missing"):
         score_model.load_labeler(tmp_path)
 
