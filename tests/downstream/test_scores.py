@@ -1,7 +1,6 @@
 """The figures that a fine-tuning reports, against scikit-learn and by hand."""
 
 import json
-import time
 
 import numpy as np
 import pytest
@@ -9,7 +8,7 @@ from sklearn import metrics as oracle
 
 from medinit_jax.core.errors import UsageError
 from medinit_jax.data.tasks import TASKS
-from medinit_jax.downstream import figures, intervals, scores
+from medinit_jax.downstream import figures, scores
 from medinit_jax.downstream.heads import Head, probabilities
 
 RNG = np.random.default_rng(0)
