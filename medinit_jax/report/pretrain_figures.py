@@ -31,8 +31,8 @@ SCALARS: dict[str, Scalar] = {
     "loss": Scalar("loss", "What is minimized. Losses of different methods do not compare."),
     "alignment": Scalar(
         "alignment",
-        "Mean squared distance of positives on the unit sphere: 0 where they coincide, 2 where "
-        "they are as far apart as chance.",
+        "Mean squared distance of positives on the unit sphere: 0 where they coincide, 2 by "
+        "chance.",
     ),
     "uniformity": Scalar(
         "uniformity",

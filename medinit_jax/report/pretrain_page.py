@@ -24,8 +24,12 @@ _LOSS = {
     "dino": ("prototypes", "official"),
     "multitask": ("threshold", "position_weight"),
 }
-_DATA = ("patches", "sets", "views", "image_size", "size", "normalization")
-_TRAIN = ("batch", "epochs", "bn_group", "ema", "dtype")
+# Methods that see pairs of patches; the others see whole images.
+_PAIRED = ("swcl", "swcl_image", "multitask")
+# Methods with an averaged network.
+_AVERAGED = ("byol", "dino")
+_DATA = ("views", "size", "normalization")
+_TRAIN = ("batch", "epochs", "bn_group", "dtype")
 _OPTIM = ("name", "learning_rate", "weight_decay", "schedule", "warmup_epochs", "clip")
 
 
@@ -82,7 +86,7 @@ def _opening(record: Record) -> Html:
         [element("p", note, class_="alarm", role="alert") for note in notes if note != own],
         element(
             "p",
-            f"From {start}, {count(summary.get('steps'))} steps or {summary.get('epochs')} epochs "
+            f"Start: {start}. {count(summary.get('steps'))} steps, {summary.get('epochs')} epochs, "
             f"over {count(summary.get('images'))} images"
             + (f"; {count(skipped)} steps were skipped as not finite" if skipped else "")
             + ". The encoder is the folder model; what it is worth shows in fine-tuning only.",
@@ -113,10 +117,12 @@ def _tiles(summary: dict[str, Any], last: dict[str, Any]) -> list[tuple[str, str
 def _settings(record: Record) -> Html:
     config = part(record.config, "config", dict)
     method = str(record.summary.get("method"))
+    data = ("patches", *_DATA) if method in _PAIRED else ("sets", "image_size", *_DATA)
+    train = (*_TRAIN, "ema") if method in _AVERAGED else _TRAIN
     chosen = {
         name: {key: part(config, name, dict)[key] for key in keys if key in config.get(name, {})}
         for name, keys in (
-            ("data", _DATA), ("loss", _LOSS.get(method, ())), ("train", _TRAIN), ("optim", _OPTIM)
+            ("data", data), ("loss", _LOSS.get(method, ())), ("train", train), ("optim", _OPTIM)
         )
     }  # fmt: skip
     rows = [(name, value) for name, value in flat(chosen) if value not in ("", "{}")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from medinit_jax.report.markup import (
     percent,
 )
 from medinit_jax.report.patches import patch_section
+from medinit_jax.report.plot import NARROW, responsive
 from medinit_jax.report.pretrain_figures import SCALARS, scalar_panel
 from medinit_jax.report.sections import section
 from medinit_jax.report.tables import table
@@ -70,7 +72,7 @@ def _table(
     caption: str,
     found: Sequence[tuple[Job, Record | None]],
     links: Mapping[str, str],
-    heads: Sequence[str],
+    heads: Sequence[Any],
     cells: Callable[[dict[str, Any]], Sequence[str]],
 ) -> Html | None:
     """A line per job: its name, how it ended, and figures of its summary."""
@@ -132,7 +134,9 @@ def _encoder_table(
     found: Sequence[tuple[Job, Record | None]], links: Mapping[str, str]
 ) -> Html | None:
     lasts = [part(record.summary, "last", dict) for _, record in found if record]
-    names = [name for name in SCALARS if any(is_number(last.get(name)) for last in lasts)]
+    # The gradient’s norm tells of steps, not of the encoder.
+    kept = [name for name in SCALARS if name != "grad_norm"]
+    names = [name for name in kept if any(is_number(last.get(name)) for last in lasts)]
 
     def cells(summary: dict[str, Any]) -> list[str]:
         last = part(summary, "last", dict)
@@ -142,7 +146,8 @@ def _encoder_table(
             duration(summary.get("seconds")),
         ]
 
-    heads = ("steps", *(SCALARS[name].title for name in names), "time")
+    titles = [element("span", SCALARS[name].title, class_="head") for name in names]
+    heads = ("steps", *titles, "time")
     caption = "Encoders, with what was logged last; a run’s own page has the curves"
     return _table(caption, found, links, heads, cells)
 
@@ -157,14 +162,23 @@ def _warnings(records: Sequence[Record]) -> list[Html]:
 
 
 def _loss_panels(found: Sequence[tuple[Job, Record | None]]) -> list[Html]:
-    boxes = []
+    drawn = {}
     for job, record in found:
-        drawing = scalar_panel(record.metrics, "loss", f"{job['name']}: loss") if record else None
-        if drawing is not None:
-            boxes.append(element("div", element("h3", job["name"]), drawing, class_="panel"))
-    if not boxes:
+        title = f"{job['name']}: loss"
+        if record and scalar_panel(record.metrics, "loss", title):
+            drawn[job["name"]] = functools.partial(scalar_panel, record.metrics, "loss", title)
+    if not drawn:
         return []
+    boxes = [
+        element(
+            "div",
+            element("h3", name),
+            responsive(draw) if len(drawn) == 1 else draw(NARROW),
+            class_="panel",
+        )
+        for name, draw in drawn.items()
+    ]
     return [
         element("h3", "Loss by step; losses of different methods do not compare"),
-        element("div", boxes, class_="panels"),
+        boxes[0] if len(boxes) == 1 else element("div", boxes, class_="panels"),
     ]

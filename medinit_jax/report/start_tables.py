@@ -42,13 +42,13 @@ def start_table(rows: Sequence[Row], starts: Sequence[str], folders: Mapping[str
             element("br"),
             next(iter(cells.values()))["metric"],
             element("br"),
-            model if share == 1 else f"{model}, {percent(share)}",
+            element("span", _network(model, share), class_="more"),
             class_="head",
         )
         for (task, model, share), cells in held.items()
     ]
     lines = [
-        [look(start).name, *(_cell(cells.get(start), folders) for cells in held.values())]
+        [look(start).short, *(_cell(cells.get(start), folders) for cells in held.values())]
         for start in starts
     ]
     caption = (
@@ -56,6 +56,12 @@ def start_table(rows: Sequence[Row], starts: Sequence[str], folders: Mapping[str
         "behind “runs” the mean 95 % interval over test images"
     )
     return table(caption, ["start", *heads], lines)
+
+
+def _network(model: str, share: float) -> str:
+    """A network's name that may break after an underscore, and its share of labels."""
+    name = model.replace("_", "_\u200b")
+    return name if share == 1 else f"{name}, {percent(share)}"
 
 
 def _cell(row: Row | None, folders: Mapping[str, str]) -> Any:
@@ -103,8 +109,9 @@ def validation_table(
             if len(held) > 1:
                 name += [element("br"), f"{task}, {model}, {percent(share)}"]
             lines.append([element("span", name), *_validation_cells(row, folders)])
-    heads = ("start", f"validation {metric}", "paper, validation", f"test {metric}",
-             "95 % over test images", "runs")  # fmt: skip
+    figures = (f"validation {metric}", "paper, validation", f"test {metric}",
+               "95 % over test images", "runs")  # fmt: skip
+    heads = ("start", *(element("span", name, class_="head") for name in figures))
     caption = (
         "Validation figure of the best epoch, as the paper prints it, and the test figure of the "
         "same epoch: mean ± deviation over seeds"
@@ -115,13 +122,15 @@ def validation_table(
 def _validation_cells(row: Row, folders: Mapping[str, str]) -> list[Any]:
     ends = row.get("interval")
     test = spread(row["best"]["mean"], row["best"]["sd"], 4)
-    reason = element("span", row["reason"], class_="reason") if row["reason"] else None
+    ours: Any = spread(row["validation"]["mean"], row["validation"]["sd"], 4)
+    if row["reason"]:
+        ours = element("span", ours, element("br"), row["reason"], class_="reason")
     return [
-        spread(row["validation"]["mean"], row["validation"]["sd"], 4),
+        ours,
         fixed(row.get("paper"), 4),
         element("b", test) if beats_random(row) else test,
         f"{fixed(ends[0])} to {fixed(ends[1])}" if ends else DASH,
-        element("span", run_links(row, folders), reason),
+        run_links(row, folders),
     ]
 
 

@@ -101,7 +101,7 @@ def render(
                 "all comparisons on this page. The paper’s figures are of other images "
                 "wherever ours are phantoms, and are no target for them.",
             ),
-            tables.difference_table(rows),
+            _differences(rows, len(summary["starts"])),
         ),
         pretraining_sections(jobs, links, jobs_dir),
         section("Runs", *_job_table(jobs, links, jobs_dir)),
@@ -125,6 +125,13 @@ def _figures(
     if len(starts) >= MANY:
         return start_tables.start_table(rows, starts, links)
     return tables.comparison_table(rows, starts, links)
+
+
+def _differences(rows: Sequence[tables.Row], starts: int) -> Html | None:
+    held = tables.difference_table(rows)
+    if held is None or starts < MANY:
+        return held
+    return folded("All differences to random initialization, with their tests", held)
 
 
 def _opening(summary: dict[str, Any], rows: Sequence[dict[str, Any]]) -> Html:

@@ -144,7 +144,7 @@ def difference_panel(rows: list[Row], title: str, width: int) -> Html | None:
     left = max(text_width(name) for name in names.values()) + 14
     bottom = top + pitch * len(found) + 4
     span = padded([0.0, *means, *inside], 0.05, 0.01)
-    frame = Frame(left, top, width - 64, bottom, span, (0.0, 1.0))
+    frame = Frame(left, top, width - 74, bottom, span, (0.0, 1.0))
     marks = ticks(*frame.x, wanted=3 if width <= NARROW else 7)
     parts: list[Any] = []
     for value, label in zip(marks, tick_texts(marks), strict=True):
@@ -156,7 +156,7 @@ def difference_panel(rows: list[Row], title: str, width: int) -> Html | None:
     for index, (start, one) in enumerate(found.items()):
         y = top + pitch * (index + 0.5)
         parts.append(text(left - 10, y + 4, names[start], "end"))
-        parts.append(text(frame.right + 10, y + 4, signed(one["mean"]), class_="value small"))
+        parts.append(text(frame.right + 10, y + 4, signed(one["mean"], 4), class_="value small"))
         parts += _interval(frame, y, one["low"], one["high"], f"s-{start}")
         told = hint(look(start).name, title, one["mean"])
         x = frame.at(one["mean"])

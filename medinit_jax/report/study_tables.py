@@ -103,7 +103,8 @@ def comparison_table(
     body = []
     for (experiment, task, model, fraction), cells in lines.items():
         first = next(iter(cells.values()))
-        line: list[Any] = [experiment, element("span", task, element("br"), first["metric"]), model]
+        metric = element("span", first["metric"], class_="head")
+        line: list[Any] = [experiment, element("span", task, element("br"), metric), model]
         line += [percent(fraction)] if several else []
         line += [_cell(cells.get(start), folders) for start in starts]
         line += [fixed((cells.get(start) or {}).get("paper"), 4) for start in papers]
@@ -149,6 +150,7 @@ def difference_table(rows: Sequence[Row]) -> Html | None:
     Args:
         rows: Of `with_tests`.
     """
+    several = len({row["fraction"] for row in rows}) > 1
     body = []
     for row in rows:
         found = (row.get("difference") or {}).get("best")
@@ -162,29 +164,41 @@ def difference_table(rows: Sequence[Row]) -> Html | None:
         body.append(
             [
                 f"{row['experiment']} {row['task']}, {row['model']}",
-                percent(row["fraction"]),
+                *([percent(row["fraction"])] if several else []),
                 look(row["start"]).name,
                 signed(found["mean"], 4),
                 ends,
-                fixed(row["p"]),
-                fixed(row["p_holm"]),
+                _probability(row["p"]),
+                _probability(row["p_holm"]),
                 *_on_images(row),
             ]
         )
     if not body:
         return None
-    heads = (
-        "task and network", "labels", "start", "minus random", "95 % over seeds", "p", "p, Holm",
-        "95 % over test images", "p, Holm",
-    )  # fmt: skip
-    return table("Differences to random initialization, paired", heads, body, texts=3)
+    heads: list[Any] = ["task and network", *(["labels"] if several else []), "start"]
+    figures = (
+        "minus random",
+        "95 % over seeds",
+        "p",
+        "p, Holm",
+        "95 % over test images",
+        "p, Holm",
+    )
+    heads += [element("span", name, class_="head") for name in figures]
+    return table(
+        "Differences to random initialization, paired", heads, body, texts=3 if several else 2
+    )
 
 
 def _on_images(row: Row) -> tuple[str, str]:
     found = row.get("on_images")
     if not found:
         return DASH, DASH
-    return f"{signed(found['low'])} to {signed(found['high'])}", fixed(row["images_p_holm"])
+    return f"{signed(found['low'])} to {signed(found['high'])}", _probability(row["images_p_holm"])
+
+
+def _probability(value: Any) -> str:
+    return "< 0.001" if is_number(value) and value < 0.0005 else fixed(value)
 
 
 def plain_rows(rows: Sequence[Row], judged: str) -> list[dict[str, Any]]:

@@ -126,9 +126,12 @@ details { margin: 14px 0; } summary { cursor: pointer; font-size: 15px; color: v
 .card img { display: block; width: 100%; height: auto; image-rendering: pixelated;
   border-radius: 3px; background: #000; }
 .views { display: grid; grid-template-columns: repeat(4, 1fr); gap: 8px; }
-td .more { color: var(--soft); font-size: 12.5px; } td details { margin: 0; }
-td details summary { font-size: 12.5px; padding: 0; } td .runs { display: block; max-width: 130px;
-  white-space: normal; font-size: 12.5px; }
+.more { color: var(--soft); font-size: 12.5px; } td details { margin: 0; }
+td details summary { font-size: 12.5px; padding: 0; } td .runs { display: block;
+  min-width: 74px; max-width: 130px; margin-left: auto; white-space: normal; font-size: 12.5px; }
+.head { display: inline-block; white-space: normal; max-width: 92px; }
+h2 + .panel, h2 + .panels { margin-top: 20px; }
+.panel + p, .panels + p { margin-top: 16px; }
 td .reason { color: var(--soft); font-size: 12.5px; white-space: normal; }
 .maps { overflow-x: auto; } .maps table { width: auto; min-width: 0; }
 .maps td, .maps th { padding: 3px 6px 3px 0; border: 0; text-align: left; }

@@ -17,6 +17,7 @@ from medinit_jax.report.looks import LOOKS, legend, look
 from medinit_jax.report.plot import NARROW
 from medinit_jax.report.study import write_study_report
 from medinit_jax.report.study_kinds import KINDS, MANY
+from medinit_jax.report.style import CSS
 from medinit_jax.study import swcl_starts
 from medinit_jax.study.studies import STUDIES
 
@@ -198,6 +199,12 @@ def test_every_study_and_every_start_has_an_entry():
     assert set(swcl_starts.RULES) <= set(LOOKS)
     names = [one.name for one in LOOKS.values()]
     assert len(set(names)) == len(names)
+    # Each has a color of its own, or that of its group.
+    rules = " ".join(re.findall(r"([^{}]*)\{ --c:", CSS))
+    colored = re.findall(r"\.s-(\w+)", rules)
+    groups = re.findall(r'\[class\*="s-(\w+)"\]', rules)
+    for start in LOOKS:
+        assert start in colored or any(start.startswith(group) for group in groups), start
 
 
 def test_an_unknown_start_goes_by_its_own_name(tmp_path):
@@ -235,9 +242,9 @@ def test_table_two_lies_as_the_paper_prints_it(tmp_path):
     table = write(tmp_path, "swcl_table2", rows).table("Test figure")
     assert [len(line) for line in table] == [8] * 12
     assert table[0][3] == "refuge_cls AUC resnet18"
-    assert [line[0] for line in table[1:]] == [look(r["start"]).name for r in rows[:11]]
+    assert [line[0] for line in table[1:]] == [look(r["start"]).short for r in rows[:11]]
     for line in table[1:]:
-        for cell, row in zip(line[1:], [r for r in rows if look(r["start"]).name == line[0]],
+        for cell, row in zip(line[1:], [r for r in rows if look(r["start"]).short == line[0]],
                              strict=True):  # fmt: skip
             if row["best"]["mean"] is None:
                 assert cell.startswith("no file was given with config.<it>")
@@ -269,6 +276,7 @@ def test_table_three_sets_validation_beside_validation(tmp_path, few):
             "–" if one["mean"] is None else f"{one['mean']:.4f}\u00a0±\u00a0{one['sd']:.4f}"
             for one in figures
         )
+        ours += f" {row['reason']}" if row["reason"] else ""
         assert line[:4] == [look(row["start"]).name, ours, f"{row['paper']:.4f}", test]
     latex = (tmp_path / "tables" / "swcl_table3.tex").read_text().splitlines()
     assert latex[2] == r"start & validation & paper, validation & test \\"
