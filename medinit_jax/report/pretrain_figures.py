@@ -88,5 +88,5 @@ def scalar_panels(metrics: Metrics) -> Html | None:
         if drawing is not None:
             heading = element("h3", f"{scalar.title[0].upper()}{scalar.title[1:]}")
             caption = element("figcaption", scalar.meaning)
-            boxes.append(element("div", heading, drawing, caption, class_="panel"))
+            boxes.append(element("figure", heading, drawing, caption, class_="panel"))
     return element("div", boxes, class_="panels") if boxes else None
