@@ -1,10 +1,10 @@
 """One self-contained page that says what a run was worth, and what it does not show."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 from medinit_jax.report import sections, verdict
+from medinit_jax.report.document import document, write_page
 from medinit_jax.report.markup import (
     DASH,
     Html,
@@ -16,7 +16,6 @@ from medinit_jax.report.markup import (
     percent,
     spread,
 )
-from medinit_jax.report.style import CSS
 from medinit_jax.report.workdir import Record, part, read_workdir
 
 # A mean below this is called chance: the share of networks under it is part of the summary.
@@ -37,12 +36,7 @@ def write_report(workdir: str | Path) -> Path:
     Raises:
         UsageError: `summary.json` is missing or unreadable.
     """
-    record = read_workdir(workdir)
-    path = Path(workdir) / "report.html"
-    partial = path.with_suffix(".html.partial")
-    partial.write_text(render(record), encoding="utf-8")
-    os.replace(partial, path)
-    return path
+    return write_page(Path(workdir), render(read_workdir(workdir)))
 
 
 def render(record: Record) -> Html:
@@ -54,32 +48,21 @@ def render(record: Record) -> Html:
     Returns:
         An HTML document.
     """
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("title", f"{record.name}: report"),
-        element("style", Html(CSS)),
+    return document(
+        f"{record.name}: report",
+        opening(record),
+        sections.differences(record),
+        sections.convergence(record),
+        sections.probe(record),
+        sections.learned(record),
+        sections.rotation(record),
+        sections.images(record),
+        sections.weights(record),
+        limits(record),
+        sections.numbers(record),
+        sections.provenance(record),
+        element("footer", "Written by medinit_jax from summary.json in the same folder."),
     )
-    body = element(
-        "body",
-        element(
-            "main",
-            opening(record),
-            sections.differences(record),
-            sections.convergence(record),
-            sections.probe(record),
-            sections.learned(record),
-            sections.rotation(record),
-            sections.images(record),
-            sections.weights(record),
-            limits(record),
-            sections.numbers(record),
-            sections.provenance(record),
-            element("footer", "Written by medinit_jax from summary.json in the same folder."),
-        ),
-    )
-    return Html("<!doctype html>\n" + element("html", head, body, lang="en") + "\n")
 
 
 def title(record: Record) -> str:

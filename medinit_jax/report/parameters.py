@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from medinit_jax.report.looks import look
 from medinit_jax.report.markup import Html, fixed, is_number
 from medinit_jax.report.plot import (
     Frame,
@@ -13,7 +14,6 @@ from medinit_jax.report.plot import (
     marker,
     whole_ticks,
 )
-from medinit_jax.report.starts import LEGEND, SHAPES
 
 # The permuted values have the predicted ones' mean and deviation, so they need no line.
 _SHOWN = ("untrained", "random", "hyper")
@@ -70,8 +70,8 @@ def parameter_figure(network: str, tensors: list[dict[str, Any]], width: int) ->
         ys = [v for v in row if v]
         parts.append(curve(frame, xs, ys, f"thin s-{start}"))
         for x, y in zip(xs, ys, strict=True):
-            told = f"{weights[x - 1].get('name')}, {LEGEND[start]}: {fixed(y, 4)}"
+            told = f"{weights[x - 1].get('name')}, {look(start).name}: {fixed(y, 4)}"
             parts.append(
-                marker(SHAPES[start], frame.at(x), frame.row(y), size, f"mark s-{start}", told)
+                marker(look(start).shape, frame.at(x), frame.row(y), size, f"mark s-{start}", told)
             )
     return canvas(width, frame.bottom + 44, f"Weight deviations of {network} by depth", *parts)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 from medinit_jax.report import sections
+from medinit_jax.report.document import document, write_page
 from medinit_jax.report.markup import DASH, Html, count, duration, element, fixed, percent
 from medinit_jax.report.patches import patch_section
 from medinit_jax.report.sections import section
-from medinit_jax.report.style import CSS
 from medinit_jax.report.tables import folded, table
 from medinit_jax.report.workdir import Record, part, read_workdir
 
@@ -29,12 +28,7 @@ def write_patch_report(workdir: str | Path) -> Path:
         UsageError: `summary.json` is missing or unreadable.
     """
     folder = Path(workdir)
-    page = render(read_workdir(folder), folder)
-    path = folder / "report.html"
-    partial = path.with_suffix(".html.partial")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, path)
-    return path
+    return write_page(folder, render(read_workdir(folder), folder))
 
 
 def render(record: Record, folder: Path) -> Html:
@@ -47,25 +41,14 @@ def render(record: Record, folder: Path) -> Html:
     Returns:
         An HTML document.
     """
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("title", f"{record.name}: patches"),
-        element("style", Html(CSS)),
+    return document(
+        f"{record.name}: patches",
+        _opening(record),
+        patch_section(folder),
+        _sources(record.summary),
+        sections.provenance(record),
+        element("footer", "Written by medinit_jax from summary.json in the same folder."),
     )
-    body = element(
-        "body",
-        element(
-            "main",
-            _opening(record),
-            patch_section(folder),
-            _sources(record.summary),
-            sections.provenance(record),
-            element("footer", "Written by medinit_jax from summary.json in the same folder."),
-        ),
-    )
-    return Html("<!doctype html>\n" + element("html", head, body, lang="en") + "\n")
 
 
 def _opening(record: Record) -> Html:

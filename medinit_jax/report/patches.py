@@ -61,7 +61,9 @@ def legend(groups: dict[str, dict[str, Any]]) -> Html | None:
             class_="swatch",
             aria_hidden="true",
         )
-        what = f"{name}: {count(group.get('patches'))}, {percent(group.get('abnormal'))} abnormal"
+        abnormal = group.get("abnormal")
+        share = percent(round(abnormal, 3)) if is_number(abnormal) else percent(None)
+        what = f"{name}: {count(group.get('patches'))}, {share} abnormal"
         items.append(element("li", swatch, what))
     return element("ul", items, class_="legend") if items else None
 

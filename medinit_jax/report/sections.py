@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from medinit_jax.report import parameters, pictures, starts, tables, training, verdict
+from medinit_jax.report.looks import legend
 from medinit_jax.report.markup import Html, element, fixed, is_number, percent
 from medinit_jax.report.plot import NARROW, responsive
 from medinit_jax.report.workdir import Record, part
@@ -180,7 +181,7 @@ def weights(record: Record) -> Html:
             "Standard deviation of each weight tensor, log scale. Permuting the predicted values "
             "(matched statistics) leaves these figures as they are.",
         ),
-        starts.legend(("hyper", "random", "untrained")),
+        legend(("hyper", "random", "untrained")),
         element("div", panels, class_="panels"),
     )
 
@@ -234,7 +235,7 @@ def _panels(
         )
         panels.append(element("div", element("h3", name), drawing, class_="panel"))
     body = panels if len(panels) == 1 else element("div", panels, class_="panels")
-    return [starts.legend(present), body]
+    return [legend(present), body]
 
 
 def _share_title(entry: dict[str, Any]) -> str:

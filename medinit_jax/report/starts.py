@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from medinit_jax.report.markup import Html, element, fixed, is_number, percent, signed
+from medinit_jax.report.looks import look
+from medinit_jax.report.markup import Html, fixed, is_number, percent, signed
 from medinit_jax.report.plot import (
     NARROW,
     Frame,
@@ -26,42 +27,6 @@ from medinit_jax.report.plot import (
 )
 from medinit_jax.report.verdict import NAMES, Comparison
 
-SHORT = {"hyper": "hyper", "random": "random", "matched": "matched", "untrained": "untrained"}
-SHAPES = {
-    "hyper": "circle",
-    "random": "square",
-    "matched": "diamond",
-    "untrained": "triangle",
-    "rotnet": "diamond",
-    "imagenet": "square",
-    "probe": "triangle",
-}
-LEGEND = {
-    "hyper": "hyper-initializer",
-    "random": "random (He)",
-    "matched": "matched statistics",
-    "untrained": "untrained hypernetwork",
-    "rotnet": "pretrained alone on rotation",
-    "imagenet": "ImageNet weights",
-    "probe": "hyper-initializer, frozen",
-}
-
-
-def legend(starts: Sequence[str]) -> Html:
-    """A line of swatches with the full names of the starts."""
-    items = []
-    for start in starts:
-        swatch = element(
-            "svg",
-            rule(0, 7, 30, 7, f"line s-{start}"),
-            marker(SHAPES[start], 15, 7, 4, f"mark s-{start}"),
-            viewBox="0 0 30 14",
-            class_="swatch",
-            aria_hidden="true",
-        )
-        items.append(element("li", swatch, LEGEND[start]))
-    return element("ul", items, class_="legend")
-
 
 def difference_figure(comparisons: Sequence[Comparison], width: int) -> Html | None:
     """The paired differences with their intervals around zero.
@@ -79,7 +44,7 @@ def difference_figure(comparisons: Sequence[Comparison], width: int) -> Html | N
     ends = [0.0]
     for _, _, (mean, _, low, high, _), _, _ in comparisons:
         ends += [v for v in (mean, low, high) if is_number(v)]
-    labels = [f"over {(SHORT if narrow else NAMES)[c.other]}" for c in comparisons]
+    labels = [f"over {look(c.other).short if narrow else NAMES[c.other]}" for c in comparisons]
     margin = 10.0 if narrow else max(text_width(label) for label in labels) + 24
     pitch, lead = (58, 24) if narrow else (40, 0)
     right = width - 14 if narrow else width - 212
@@ -117,7 +82,7 @@ def difference_figure(comparisons: Sequence[Comparison], width: int) -> Html | N
             parts.append(rule(frame.at(low), y, frame.at(high), y, f"interval {start}"))
             for end in (low, high):
                 parts.append(rule(frame.at(end), y - 5, frame.at(end), y + 5, f"cap {start}"))
-        parts.append(marker(SHAPES[comparison.other], frame.at(mean), y, 5, f"mark {start}"))
+        parts.append(marker(look(comparison.other).shape, frame.at(mean), y, 5, f"mark {start}"))
     return canvas(width, bottom + 44, "Paired differences in test AUC", *parts)
 
 
@@ -176,8 +141,8 @@ def convergence_figure(
         parts.append(curve(frame, xs[: len(mean)], mean.tolist(), f"line s-{start}"))
         for x, y, s in zip(xs, mean, deviation, strict=False):
             if epochs <= 25 and np.isfinite(y):
-                shape = SHAPES.get(start, "circle")
-                told = hint(str(LEGEND.get(start, start)), f"epoch {x}", float(y), float(s))
+                shape = look(start).shape
+                told = hint(look(start).name, f"epoch {x}", float(y), float(s))
                 parts.append(marker(shape, frame.at(x), frame.row(y), 3.4, f"mark s-{start}", told))
     parts += end_labels(
         frame,
@@ -251,8 +216,8 @@ def probe_figure(
             if is_number(sd):
                 top, bottom = frame.row(mean + sd), frame.row(mean - sd)
                 parts.append(rule(x, top, x, bottom, f"cap s-{start}"))
-            told = hint(LEGEND[start], f"{percent(share)} of the labels", mean, sd)
-            parts.append(marker(SHAPES[start], x, y, 4, f"mark s-{start}", told))
+            told = hint(look(start).name, f"{percent(share)} of the labels", mean, sd)
+            parts.append(marker(look(start).shape, x, y, 4, f"mark s-{start}", told))
         parts.append(curve(frame, xs, ys, f"line s-{start}"))
         if ys:
             labels.append((ys[-1], _end_name(start, ys[-1], width), f"s-{start}"))
@@ -270,5 +235,5 @@ def _course(entry: dict[str, Any]) -> tuple[str, np.ndarray, np.ndarray]:
 
 def _end_name(start: str, value: float, width: int) -> str:
     """The name at the end of a line, with its last figure where there is room for it."""
-    name = SHORT.get(start, start)
+    name = look(start).short
     return f"{name} {fixed(value)}" if width > NARROW else name

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from medinit_jax.downstream.cam import overlay
-from medinit_jax.report.markup import Html, element, fixed, is_number, percent
+from medinit_jax.report.looks import look
+from medinit_jax.report.markup import Html, element, fixed, is_number, percent, signed
 from medinit_jax.report.pictures import data_uri
 from medinit_jax.report.plot import (
     NARROW,
@@ -22,9 +23,13 @@ from medinit_jax.report.plot import (
     marker,
     padded,
     reference,
+    responsive,
+    rule,
+    text,
+    text_width,
+    tick_texts,
     ticks,
 )
-from medinit_jax.report.starts import LEGEND, SHAPES
 
 Row = Mapping[str, Any]
 # (x, mean, deviation or None) of a start's line.
@@ -60,7 +65,7 @@ def line_panel(
         [value for value, _ in marks],
         ticks(*frame.y, wanted=4),
         *labels,
-        x_text=[text for _, text in marks],
+        x_text=[label for _, label in marks],
     )
     if level is not None:
         parts.append(reference(frame, level))
@@ -73,29 +78,101 @@ def line_panel(
         for place, mean, sd in line:
             parts.append(
                 marker(
-                    SHAPES.get(start, "circle"),
+                    look(start).shape,
                     frame.at(place),
                     frame.row(mean),
                     3.2,
                     f"mark s-{start}",
-                    hint(LEGEND.get(start, start), f"{place:g}", mean, sd),
+                    hint(look(start).name, f"{place:g}", mean, sd),
                 )
             )
     return canvas(width, 256, title, *parts)
 
 
-def panels(rows: Sequence[Row], draw: Callable[[list[Row], str, int], Html | None]) -> Html:
-    """A drawing for every task and network that has figures."""
-    groups: dict[tuple[str, str], list[Row]] = {}
+def panels(
+    rows: Sequence[Row],
+    draw: Callable[[list[Row], str, int], Html | None],
+    apart: Sequence[str] = (),
+) -> Html | None:
+    """A drawing for every task and network that has figures; None if none has.
+
+    Args:
+        rows: Of `study_tables.with_tests`.
+        draw: (rows of a panel, its title, width in pixels) -> the drawing.
+        apart: What else sets panels apart, such as "fraction".
+    """
+    groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        groups.setdefault((row["task"], row["model"]), []).append(row)
+        groups.setdefault((row["task"], row["model"], *(row[key] for key in apart)), []).append(row)
+    several = len({row["fraction"] for row in rows}) > 1 and "fraction" in apart
+    known = {}
+    for group in groups.values():
+        title = f"{group[0]['task']}, {group[0]['model']}"
+        title += f", {percent(group[0]['fraction'])} of the labels" if several else ""
+        if draw(group, title, NARROW) is not None:
+            known[title] = group
     boxes = []
-    for (task, model), group in groups.items():
-        title = f"{task}, {model}"
-        drawing = draw(group, title, NARROW)
-        if drawing is not None:
-            boxes.append(element("div", element("h3", title), drawing, class_="panel"))
-    return element("div", boxes, class_="panels")
+    for title, group in known.items():
+        if len(known) == 1:
+            drawing: Any = responsive(lambda width, t=title, g=group: draw(g, t, width))  # pyright: ignore
+        else:
+            drawing = draw(group, title, NARROW)
+        boxes.append(element("div", element("h3", title), drawing, class_="panel"))
+    if not boxes:
+        return None
+    return boxes[0] if len(boxes) == 1 else element("div", boxes, class_="panels")
+
+
+def difference_panel(rows: list[Row], title: str, width: int) -> Html | None:
+    """Paired differences to random of all starts with their intervals, a line for each.
+
+    Args:
+        rows: Of one task and network.
+        title: The drawing's accessible name.
+        width: Of the drawing in pixels.
+    """
+    found = {row["start"]: row["difference"]["best"] for row in rows if row["difference"]}
+    if not found:
+        return None
+    names = {start: look(start).short if width <= NARROW else look(start).name for start in found}
+    means = [one["mean"] for one in found.values()]
+    # Two seeds have intervals so wide that they would leave the means no room.
+    reach = max(4 * max(abs(mean) for mean in means), 0.02)
+    ends = [end for one in found.values() for end in (one["low"], one["high"]) if is_number(end)]
+    inside = [min(max(end, -reach), reach) for end in ends]
+    pitch, top = 24.0, 10.0
+    left = max(text_width(name) for name in names.values()) + 14
+    bottom = top + pitch * len(found) + 4
+    span = padded([0.0, *means, *inside], 0.05, 0.01)
+    frame = Frame(left, top, width - 74, bottom, span, (0.0, 1.0))
+    marks = ticks(*frame.x, wanted=3 if width <= NARROW else 7)
+    parts: list[Any] = []
+    for value, label in zip(marks, tick_texts(marks), strict=True):
+        x = frame.at(value)
+        parts.append(rule(x, top, x, bottom, "zero" if value == 0 else "grid"))
+        parts.append(text(x, bottom + 17, f"+{label}" if value > 0 else label, "middle", "tick"))
+    label = f"difference in {rows[0]['metric']}"
+    parts.append(text(frame.right, bottom + 35, label, "end", "label"))
+    for index, (start, one) in enumerate(found.items()):
+        y = top + pitch * (index + 0.5)
+        parts.append(text(left - 10, y + 4, names[start], "end"))
+        parts.append(text(frame.right + 10, y + 4, signed(one["mean"], 4), class_="value small"))
+        parts += _interval(frame, y, one["low"], one["high"], f"s-{start}")
+        told = hint(look(start).name, title, one["mean"])
+        x = frame.at(one["mean"])
+        parts.append(marker(look(start).shape, x, y, 4.5, f"mark s-{start}", told))
+    return canvas(width, bottom + 42, f"{title}: differences to random initialization", *parts)
+
+
+def _interval(frame: Frame, y: float, low: Any, high: Any, class_: str) -> list[Html]:
+    if not (is_number(low) and is_number(high)):
+        return []
+    shown = [min(max(end, frame.x[0]), frame.x[1]) for end in (low, high)]
+    parts = [rule(frame.at(shown[0]), y, frame.at(shown[1]), y, f"interval {class_}")]
+    for end, kept in zip((low, high), shown, strict=True):
+        if end == kept:
+            parts.append(rule(frame.at(end), y - 5, frame.at(end), y + 5, f"cap {class_}"))
+    return parts
 
 
 def fraction_panel(rows: list[Row], title: str, width: int) -> Html | None:
@@ -181,12 +258,12 @@ def map_grid(maps: Mapping[str, Mapping[str, np.ndarray]], most: int = 3) -> Htm
                 element("img", src=data_uri(picture), alt=f"image {index + 1}, {start}")
                 for picture in pictures
             ]
-            body.append([LEGEND.get(start, start), *cells])
+            body.append([look(start).name, *cells])
     return element(
         "div",
         element(
             "table",
-            element("thead", element("tr", [element("th", text) for text in head])),
+            element("thead", element("tr", [element("th", name) for name in head])),
             element(
                 "tbody",
                 [element("tr", [element("td", cell) for cell in row]) for row in body],

@@ -11,8 +11,8 @@ from typing import Any
 
 from scipy.special import stdtr
 
+from medinit_jax.report.looks import look
 from medinit_jax.report.markup import DASH, Html, element, fixed, is_number, percent, signed, spread
-from medinit_jax.report.starts import LEGEND
 from medinit_jax.report.tables import table
 
 Row = Mapping[str, Any]
@@ -24,9 +24,9 @@ _LATEX = str.maketrans(
 )  # fmt: skip
 COLUMNS = (
     "experiment", "task", "model", "fraction", "start", "metric", "best_mean", "best_sd",
-    "last_mean", "last_sd", "seeds", "low", "high", "difference", "difference_low",
-    "difference_high", "p_holm", "images_low", "images_high", "images_p_holm", "paper", "jobs",
-    "reason",
+    "last_mean", "last_sd", "validation_mean", "validation_sd", "seeds", "low", "high",
+    "difference", "difference_low", "difference_high", "p_holm", "images_low", "images_high",
+    "images_p_holm", "paper", "paper_is_of", "jobs", "reason",
 )  # fmt: skip
 
 
@@ -96,14 +96,15 @@ def comparison_table(
         lines.setdefault(key, {})[row["start"]] = row
     several = len({key[3] for key in lines}) > 1
     heads = ["", "task, metric", "network", *(["labels"] if several else [])]
-    heads += [LEGEND.get(start, start) for start in starts]
+    heads += [look(start).name for start in starts]
     papers = [s for s in starts if any(is_number(row.get("paper")) for row in rows
                                        if row["start"] == s)]  # fmt: skip
-    heads += [f"paper: {LEGEND.get(start, start)}" for start in papers]
+    heads += [f"paper: {look(start).name}" for start in papers]
     body = []
     for (experiment, task, model, fraction), cells in lines.items():
         first = next(iter(cells.values()))
-        line: list[Any] = [experiment, element("span", task, element("br"), first["metric"]), model]
+        metric = element("span", first["metric"], class_="head")
+        line: list[Any] = [experiment, element("span", task, element("br"), metric), model]
         line += [percent(fraction)] if several else []
         line += [_cell(cells.get(start), folders) for start in starts]
         line += [fixed((cells.get(start) or {}).get("paper"), 4) for start in papers]
@@ -120,11 +121,6 @@ def comparison_table(
 def _cell(row: Row | None, folders: Mapping[str, str]) -> Any:
     if row is None:
         return DASH
-    links = [
-        element("a", f"{number}", href=folders[job])
-        for number, job in enumerate(row["jobs"], start=1)
-        if job in folders
-    ]
     if not is_number(row["best"]["mean"]):
         return element("span", row["reason"] or "no figure", class_="reason")
     figure = spread(row["best"]["mean"], row["best"]["sd"], 4)
@@ -132,10 +128,20 @@ def _cell(row: Row | None, folders: Mapping[str, str]) -> Any:
     parts: list[Any] = [element("b", figure) if beats_random(row) else figure]
     if interval:
         parts += [element("br"), f"{fixed(interval[0])} to {fixed(interval[1])}"]
-    parts += [element("br"), "runs ", [[link, " "] for link in links]]
+    parts.append(run_links(row, folders))
     if row["reason"]:
-        parts += [element("br"), element("span", row["reason"], class_="reason")]
+        parts.append(element("span", row["reason"], class_="reason"))
     return element("span", parts)
+
+
+def run_links(row: Row, folders: Mapping[str, str]) -> Html | None:
+    """Numbered links to the runs behind a row; None if it has none."""
+    links = [
+        [element("a", f"{number}", href=folders[job]), " "]
+        for number, job in enumerate(row["jobs"], start=1)
+        if job in folders
+    ]
+    return element("span", "runs ", links, class_="runs") if links else None
 
 
 def difference_table(rows: Sequence[Row]) -> Html | None:
@@ -144,6 +150,7 @@ def difference_table(rows: Sequence[Row]) -> Html | None:
     Args:
         rows: Of `with_tests`.
     """
+    several = len({row["fraction"] for row in rows}) > 1
     body = []
     for row in rows:
         found = (row.get("difference") or {}).get("best")
@@ -157,33 +164,50 @@ def difference_table(rows: Sequence[Row]) -> Html | None:
         body.append(
             [
                 f"{row['experiment']} {row['task']}, {row['model']}",
-                percent(row["fraction"]),
-                LEGEND.get(row["start"], row["start"]),
+                *([percent(row["fraction"])] if several else []),
+                look(row["start"]).name,
                 signed(found["mean"], 4),
                 ends,
-                fixed(row["p"]),
-                fixed(row["p_holm"]),
+                _probability(row["p"]),
+                _probability(row["p_holm"]),
                 *_on_images(row),
             ]
         )
     if not body:
         return None
-    heads = (
-        "task and network", "labels", "start", "minus random", "95 % over seeds", "p", "p, Holm",
-        "95 % over test images", "p, Holm",
-    )  # fmt: skip
-    return table("Differences to random initialization, paired", heads, body, texts=3)
+    heads: list[Any] = ["task and network", *(["labels"] if several else []), "start"]
+    figures = (
+        "minus random",
+        "95 % over seeds",
+        "p",
+        "p, Holm",
+        "95 % over test images",
+        "p, Holm",
+    )
+    heads += [element("span", name, class_="head") for name in figures]
+    return table(
+        "Differences to random initialization, paired", heads, body, texts=3 if several else 2
+    )
 
 
 def _on_images(row: Row) -> tuple[str, str]:
     found = row.get("on_images")
     if not found:
         return DASH, DASH
-    return f"{signed(found['low'])} to {signed(found['high'])}", fixed(row["images_p_holm"])
+    return f"{signed(found['low'])} to {signed(found['high'])}", _probability(row["images_p_holm"])
 
 
-def plain_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Returns the rows as flat dicts with the keys `COLUMNS`, for CSV."""
+def _probability(value: Any) -> str:
+    return "< 0.001" if is_number(value) and value < 0.0005 else fixed(value)
+
+
+def plain_rows(rows: Sequence[Row], judged: str) -> list[dict[str, Any]]:
+    """Returns the rows as flat dicts with the keys `COLUMNS`, for CSV.
+
+    Args:
+        rows: Of `with_tests`.
+        judged: What the paper's figures are of, "test" or "validation".
+    """
     flat = []
     for row in rows:
         found = (row.get("difference") or {}).get("best") or {}
@@ -191,22 +215,22 @@ def plain_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
         by_image = row.get("on_images") or {}
         values = (
             *(row[key] for key in ("experiment", "task", "model", "fraction", "start", "metric")),
-            *(row[which][key] for which in ("best", "last") for key in ("mean", "sd")),
+            *(row[part][key] for part in ("best", "last", "validation") for key in ("mean", "sd")),
             " ".join(map(str, row["seeds"])), low, high, found.get("mean"), found.get("low"),
             found.get("high"), row["p_holm"], by_image.get("low"), by_image.get("high"),
-            row["images_p_holm"], row.get("paper"), " ".join(row["jobs"]),
-            row["reason"],
+            row["images_p_holm"], row.get("paper"), judged if is_number(row.get("paper")) else None,
+            " ".join(row["jobs"]), row["reason"],
         )  # fmt: skip
         flat.append(dict(zip(COLUMNS, values, strict=True)))
     return flat
 
 
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """Writes rows of `with_tests` as CSV."""
+def write_csv(path: Path, rows: Sequence[Row], judged: str = "test") -> None:
+    """Writes rows of `with_tests` as CSV; for `judged` see `plain_rows`."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    for row in plain_rows(rows):
+    for row in plain_rows(rows, judged):
         writer.writerow(["" if row[key] is None else row[key] for key in COLUMNS])
     path.write_text(text.getvalue(), encoding="utf-8")
 
@@ -217,7 +241,7 @@ def write_latex(path: Path, rows: Sequence[Row], starts: Sequence[str]) -> None:
     for row in rows:
         key = (row["task"], row["model"], f"{100 * row['fraction']:g}%")
         lines.setdefault(key, {})[row["start"]] = row
-    names = [escaped(LEGEND.get(start, start)) for start in starts]
+    names = [escaped(look(start).name) for start in starts]
     text = [
         r"\begin{tabular}{lll" + "r" * len(starts) + "}",
         r"\toprule",
@@ -232,11 +256,17 @@ def write_latex(path: Path, rows: Sequence[Row], starts: Sequence[str]) -> None:
 
 
 def _latex_cell(row: Row | None) -> str:
-    if row is None or not is_number(row["best"]["mean"]):
+    if row is None:
         return "--"
-    mean, sd = row["best"]["mean"], row["best"]["sd"]
-    figure = f"{mean:.4f}" + (rf" $\pm$ {sd:.4f}" if is_number(sd) else "")
+    figure = latex_figure(row["best"]["mean"], row["best"]["sd"])
     return rf"\textbf{{{figure}}}" if beats_random(row) else figure
+
+
+def latex_figure(mean: Any, sd: Any) -> str:
+    """Returns mean and deviation for LaTeX; "--" without a mean, the mean alone without an sd."""
+    if not is_number(mean):
+        return "--"
+    return f"{mean:.4f}" + (rf" $\pm$ {sd:.4f}" if is_number(sd) else "")
 
 
 def escaped(text: str) -> str:

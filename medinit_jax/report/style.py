@@ -1,6 +1,7 @@
 """The page's style sheet: one column, two color schemes, no fonts or files from elsewhere."""
 
-# The four starts use Okabe and Ito's colors (blue, vermilion, bluish green, reddish purple),
+# Starts of one figure differ in color or, within a group of the paper's, in shape (`looks`).
+# The four first starts use Okabe and Ito's colors (blue, vermilion, bluish green, reddish purple),
 # darkened or lightened until text in them has a contrast of 4.5 on the page's ground.
 CSS = """
 :root {
@@ -8,6 +9,7 @@ CSS = """
   --ground: #fcfbf9; --sheet: #ffffff; --ink: #1f2328; --soft: #5b6169; --rule: #e4e1db;
   --hyper: #0a63a8; --random: #b34700; --matched: #00735a; --untrained: #9a3d79;
   --rotnet: #7a5c00; --imagenet: #5d6470; --probe: #4c43b8;
+  --byol: #a3263f; --eyepacs: #0a6b85; --multitask: #4d6a00;
   --alarm: #9b1c1c; --alarm-ground: #fdf1ef; --shade: rgb(0 0 0 / .13);
   --sans: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
   --serif: Charter, "Iowan Old Style", "Source Serif 4", Georgia, "Times New Roman", serif;
@@ -17,6 +19,7 @@ CSS = """
     --ground: #15181c; --sheet: #1c2025; --ink: #e7e5e1; --soft: #a3a9b1; --rule: #31363d;
     --hyper: #6cb4f0; --random: #f2975c; --matched: #45c9a2; --untrained: #e39ac6;
     --rotnet: #d8b44a; --imagenet: #aab2bf; --probe: #a9a2ff;
+    --byol: #ff9aa8; --eyepacs: #5cc8e0; --multitask: #a8c957;
     --alarm: #ffb4a8; --alarm-ground: #3a1f1c; --shade: rgb(0 0 0 / .6);
   }
 }
@@ -51,7 +54,7 @@ ul.prose { padding-left: 20px; } ul.prose li { margin-bottom: 8px; }
 figure { margin: 18px 0 0; }
 figcaption { font-size: 15px; line-height: 1.5; color: var(--soft); max-width: 680px;
   margin-top: 8px; }
-svg { display: block; width: 100%; height: auto; overflow: visible; }
+svg { display: block; width: 100%; height: auto; overflow: visible; --c: var(--soft); }
 .narrow { display: none; }
 .panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr));
   gap: 30px 34px; margin-top: 12px; }
@@ -65,10 +68,15 @@ svg .tick, svg .label, svg .note { fill: var(--soft); }
 svg .row { font-size: 13.5px; } svg .value { font-weight: 600; font-size: 13.5px; }
 svg .value.small { font-size: 12.5px; }
 svg .halo { paint-order: stroke; stroke: var(--ground); stroke-width: 4px; stroke-linejoin: round; }
-.s-hyper { --c: var(--hyper); } .s-random { --c: var(--random); }
+.s-hyper, .s-swcl { --c: var(--hyper); } .s-random { --c: var(--random); }
 .s-matched { --c: var(--matched); } .s-untrained { --c: var(--untrained); }
 .s-rotnet { --c: var(--rotnet); } .s-imagenet { --c: var(--imagenet); }
-.s-probe { --c: var(--probe); }
+.s-probe, .s-odir { --c: var(--probe); }
+.s-simclr, [class*="s-swcl_no_"] { --c: var(--matched); }
+.s-swcl_image, [class*="s-swcl_only_"] { --c: var(--untrained); }
+.s-dino, .s-dino_official { --c: var(--rotnet); } .s-bit_s, .s-bit_m { --c: var(--imagenet); }
+.s-eyepacs, .s-swcl_t03, .s-swcl_t05 { --c: var(--eyepacs); }
+.s-byol { --c: var(--byol); } .s-multitask { --c: var(--multitask); }
 .t-train { --c: var(--ink); } .t-quiet { --c: var(--soft); } .t-val { --c: var(--hyper); }
 .grid { stroke: var(--rule); stroke-width: 1; } .axis { stroke: var(--soft); stroke-width: 1; }
 .zero { stroke: var(--ink); stroke-width: 1.2; }
@@ -76,9 +84,9 @@ svg .halo { paint-order: stroke; stroke: var(--ground); stroke-width: 4px; strok
 .event { stroke: var(--random); stroke-width: 1.2; stroke-dasharray: 2 3; }
 .line { fill: none; stroke: var(--c); stroke-width: 2; stroke-linejoin: round;
   stroke-linecap: round; }
-.line.s-hyper { stroke-width: 2.8; }
-.line.s-matched { stroke-dasharray: 8 5; stroke-linecap: butt; }
-.line.s-untrained { stroke-dasharray: 2 5; }
+.line.s-hyper, .line.s-swcl { stroke-width: 2.8; }
+.line.s-matched, .line.s-simclr { stroke-dasharray: 8 5; stroke-linecap: butt; }
+.line.s-untrained, .line.s-swcl_image { stroke-dasharray: 2 5; }
 .thin { fill: none; stroke: var(--c); stroke-width: 1.1; opacity: .55; }
 .faint { fill: none; stroke: var(--c); stroke-width: 1; opacity: .35; }
 .band { fill: var(--c); opacity: .11; }
@@ -118,6 +126,12 @@ details { margin: 14px 0; } summary { cursor: pointer; font-size: 15px; color: v
 .card img { display: block; width: 100%; height: auto; image-rendering: pixelated;
   border-radius: 3px; background: #000; }
 .views { display: grid; grid-template-columns: repeat(4, 1fr); gap: 8px; }
+.more { color: var(--soft); font-size: 12.5px; } td details { margin: 0; }
+td details summary { font-size: 12.5px; padding: 0; } td .runs { display: block;
+  min-width: 74px; max-width: 130px; margin-left: auto; white-space: normal; font-size: 12.5px; }
+.head { display: inline-block; white-space: normal; max-width: 92px; }
+h2 + .panel, h2 + .panels { margin-top: 20px; }
+.panel + p, .panels + p { margin-top: 16px; }
 td .reason { color: var(--soft); font-size: 12.5px; white-space: normal; }
 .maps { overflow-x: auto; } .maps table { width: auto; min-width: 0; }
 .maps td, .maps th { padding: 3px 6px 3px 0; border: 0; text-align: left; }

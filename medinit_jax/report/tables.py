@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from medinit_jax.downstream.metrics import Difference
+from medinit_jax.report.looks import look
 from medinit_jax.report.markup import (
     DASH,
     Html,
@@ -16,7 +17,6 @@ from medinit_jax.report.markup import (
     signed,
     spread,
 )
-from medinit_jax.report.starts import LEGEND
 from medinit_jax.report.training import SPLITS, network_figures, split_names
 from medinit_jax.report.verdict import NAMES, UNKNOWN, Comparison, curves, seed_values
 
@@ -188,7 +188,7 @@ def finetune_table(entries: Sequence[dict[str, Any]]) -> Html:
         [
             entry.get("network"),
             percent(entry.get("fraction")),
-            LEGEND.get(str(entry.get("start")), str(entry.get("start"))),
+            look(str(entry.get("start"))).name,
             plain(entry.get("learning_rate")),
             str(len(curves(entry))),
             spread(entry.get("final_mean"), entry.get("final_sd")),
@@ -210,7 +210,7 @@ def curve_tables(entries: Sequence[dict[str, Any]]) -> list[Html]:
         rows += [[f"seed {i}", *map(fixed, values)] for i, values in enumerate(curves(entry))]
         epochs = max(len(row) for row in rows) - 1
         rows = [row + [DASH] * (epochs + 1 - len(row)) for row in rows]
-        start = LEGEND.get(str(entry.get("start")), str(entry.get("start")))
+        start = look(str(entry.get("start"))).name
         caption = f"{entry.get('network')}, {percent(entry.get('fraction'))} of the labels, {start}"
         tables.append(table(caption, ["epoch", *range(1, epochs + 1)], rows))
     return tables
@@ -224,7 +224,7 @@ def probe_table(entries: Sequence[dict[str, Any]]) -> Html:
             entry.get("network"),
             percent(entry.get("fraction")),
             plain(entry.get("depth")),
-            LEGEND.get(str(entry.get("start")), str(entry.get("start"))),
+            look(str(entry.get("start"))).name,
             fixed(entry.get("mean")),
             fixed(entry.get("sd")),
             ", ".join(fixed(v) for v in seed_values(entry)) or DASH,

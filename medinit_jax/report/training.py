@@ -96,7 +96,7 @@ def training_figure(
         parts += axes(frame, bottom, ticks(*frame.y, 4), "" if accuracy else "step", "loss")
         if is_number(chance):
             parts.append(reference(frame, math.log(1 / chance)))
-        parts += _line(frame, steps, values, "t-train")
+        parts += noisy_line(frame, steps, values, "t-train")
         parts += _takeoff(frame, takeoff, True)
         parts += end_labels(frame, ends)
         top = frame.bottom + (46 if accuracy else 44)
@@ -113,7 +113,7 @@ def training_figure(
         for key, class_ in (("train/accuracy", "t-train"), ("val/accuracy", "t-val")):
             if key in keys:
                 steps, values = metrics[key]
-                parts += _line(frame, steps, values, class_)
+                parts += noisy_line(frame, steps, values, class_)
                 ends.append((_tail(values), key.split("/")[0], class_))
         parts += _takeoff(frame, takeoff, "train/loss" not in keys)
         parts += end_labels(frame, ends)
@@ -211,7 +211,8 @@ def _bar(frame: Frame, y: float, value: Any, height: float, class_: str) -> list
     ]
 
 
-def _line(frame: Frame, steps: np.ndarray, values: np.ndarray, class_: str) -> list[Html]:
+def noisy_line(frame: Frame, steps: np.ndarray, values: np.ndarray, class_: str) -> list[Html]:
+    """A line as it was logged and, where it has many points, smoothed on top."""
     if len(steps) <= 40:
         parts = [curve(frame, steps.tolist(), values.tolist(), f"line {class_}")]
         if len(steps) == 1:

@@ -75,6 +75,25 @@ def part(mapping: Any, key: str, kind: type) -> Any:
     return value if isinstance(value, kind) else kind()
 
 
+def images_of(summary: dict[str, Any]) -> list[tuple[str, int, str]]:
+    """Source, number and SHA-256 of the images that a run of any route says it has seen."""
+    data = part(summary, "data", dict)
+    named = [(part(one, "role", str), one) for one in part(summary, "sets", list)]
+    named += [("", one) for one in part(data, "parts", list)]
+    named += [(name, one) for name, one in data.items() if isinstance(one, dict)]
+    if "source" in data:
+        named.append(("", data))
+    return [
+        (
+            str(one["source"]) + (f" ({name})" if name else ""),
+            part(one, "count", int),
+            part(one, "sha256", str),
+        )
+        for name, one in named
+        if isinstance(one, dict) and one.get("source")
+    ]
+
+
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))

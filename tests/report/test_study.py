@@ -12,7 +12,8 @@ from scipy import stats
 from medinit_jax.core.errors import UsageError
 from medinit_jax.downstream.metrics import paired_difference
 from medinit_jax.report import study_figures, study_tables
-from medinit_jax.report.study import headline, write_study_report
+from medinit_jax.report.study import write_study_report
+from medinit_jax.report.study_reading import headline
 
 VOID = {"br", "col", "hr", "img", "link", "meta"}
 
@@ -50,7 +51,7 @@ def row(start, values, random=None, task="eyepacs_dr", fraction=1.0, **changes):
         "fraction": fraction, "modality": "fundus", "metric": "quadratic weighted kappa",
         "paper": {"random": 0.7433, "hyper": 0.7835}.get(start), "jobs": [f"job-{start}"],
         "seeds": list(range(len(values))), "learning_rate": 0.01, "diverged": 0, "seconds": 3.0,
-        "reason": "", "best": spread, "last": spread, "interval": [0.1, 0.2],
+        "reason": "", "best": spread, "last": spread, "validation": spread, "interval": [0.1, 0.2],
         "curve": [[1, 0.3, 0.01], [2, 0.5, 0.01]], "curves": [], "cam": None,
         "epochs_to_95": [1, None], "difference": difference, **changes,
     }  # fmt: skip
@@ -141,7 +142,7 @@ def test_one_seed_can_be_tested_over_images(tmp_path):
 
 def test_a_loss_is_called_one():
     rows = study_tables.with_tests([row("hyper", RANDOM, BETTER)])
-    assert "falls behind in 1" in headline(rows, {"seeds": [0, 1, 2, 3]})
+    assert "falls behind in 1" in headline(rows, {"study": "hyper_table2", "seeds": [0, 1, 2, 3]})
 
 
 def test_a_cell_without_a_run_says_why(tmp_path):

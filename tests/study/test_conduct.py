@@ -179,5 +179,10 @@ def test_the_command_line_takes_a_study(routes, tmp_path, capsys):
 
 
 def test_an_unknown_study_is_refused(study, routes, tmp_path):
-    with pytest.raises(UsageError, match="hyper_table2, hyper_fig2"):
-        run(study("hyper_fig5"), tmp_path / "study")
+    with pytest.raises(UsageError, match="'hyper_table2', 'hyper_fig2'.*'swcl_chain'"):
+        study("hyper_fig5")
+    config = study("hyper_fig4")
+    with config.unlocked():
+        config.study = "hyper_fig5"
+    with pytest.raises(UsageError, match="set it to one of: hyper_table2, hyper_fig2"):
+        run(config, tmp_path / "study")
