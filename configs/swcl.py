@@ -121,7 +121,6 @@ def _default(method: str) -> ConfigDict:
             "threshold": 0.4,
             "match": "all",
             "reduction": "mean",
-            "drop_empty": False,
             "temperature": 0.1,
             "base_temperature": 0.0,
             # Anchors scored at a time.
@@ -139,7 +138,7 @@ def _default(method: str) -> ConfigDict:
             "steps": 0,
             # Images; a pair of patches counts two.
             "batch": 496,
-            # Images over which batch statistics are taken; 0 = the batch, over all devices.
+            # Views over which batch statistics are taken; 0 = the batch, over all devices.
             "bn_group": 0,
             # First momentum of the averaged network of BYOL and DINO.
             "ema": 0.996,
@@ -159,6 +158,7 @@ def _default(method: str) -> ConfigDict:
             "warmup_epochs": 5.0,
             "momentum": 0.9,
             "nesterov": False,
+            # Of schedule=step: the rate is multiplied by `decay` after each of these epochs.
             "milestones": (),
             "decay": 0.1,
             "clip": 0.0,

@@ -39,7 +39,7 @@ class LoopConfig(NamedTuple):
     max_skipped: float = 0.02
 
 
-def resume(checkpoints: Checkpoints, state: TrainState, batches: Any = None) -> TrainState:
+def resume(checkpoints: Checkpoints, state: Any, batches: Any = None) -> Any:
     """Goes back to the newest checkpoint if there is one.
 
     Args:

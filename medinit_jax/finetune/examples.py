@@ -252,8 +252,8 @@ class Examples:
         names = hashlib.sha256("\n".join(self.ids).encode()).hexdigest()
         return {**self.records.describe(), "count": len(self), "ids_sha256": names}
 
-    def _key(self, index: int) -> tuple[str, int]:
-        return self.records.split, int(self.indices[index])
+    def _key(self, index: int) -> tuple[str, str, int]:
+        return self.records.name, self.records.split, int(self.indices[index])
 
     def _decoded(self, index: int, least: int = 0) -> tuple[np.ndarray, tuple[int, int]]:
         content = self.records.read(int(self.indices[index]), "image", encoded=True)

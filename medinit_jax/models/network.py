@@ -94,8 +94,8 @@ class Network(nn.Module):
             taps: Values of the program (see `Call.inputs`) to return pooled instead of logits.
 
         Returns:
-            Logits in float32, (batch, classes) of a classifier and (batch, height, width, classes)
-            of a segmentation network; with `taps` a tuple of (batch, channels) arrays.
+            Logits in at least float32, (batch, classes) of a classifier and (batch, height, width,
+            classes) of a segmentation network; with `taps` a tuple of (batch, channels) arrays.
         """
         values = [images.astype(self.dtype)]
         drop = self._drop if train and self.has_rng("dropout") else None
@@ -119,7 +119,7 @@ class Network(nn.Module):
         if taps:
             pooled = [values[i].astype(jnp.float32) for i in taps]
             return tuple(x.mean(tuple(range(1, x.ndim - 1))) for x in pooled)
-        return values[-1].astype(jnp.float32)
+        return values[-1].astype(at_least_float32(values[-1].dtype))
 
     def _drop(self, step, x):
         """Leaves out a share of the values and enlarges the others, Srivastava et al. 2014."""

@@ -28,15 +28,15 @@ class Look(NamedTuple):
 
     Attributes:
         recipe: Which views are drawn.
-        size: Side of the views in pixels, local ones in proportion; 0: the recipe's.
+        size: Side of the views in pixels, local ones in proportion.
         mean: Of red, green and blue in 0..1.
         std: Their deviations.
     """
 
     recipe: ViewRecipe
     size: int
-    mean: Sequence[float]
-    std: Sequence[float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 class ViewBatches:
@@ -58,6 +58,12 @@ class ViewBatches:
         if len(items) == 0:
             raise UsageError(
                 "There are no images to pretrain on; choose other sets in config.data."
+            )
+        there = len(items) * (2 if self.paired else 1)
+        if batch > there:
+            raise UsageError(
+                f"config.train.batch={batch}, but there are {there} images; lower it, so that none "
+                "is its own negative."
             )
         if batch < 1 or (self.paired and batch % 2):
             raise UsageError(

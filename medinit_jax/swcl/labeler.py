@@ -15,14 +15,12 @@ from rich.console import Console
 
 from medinit_jax.core.errors import UsageError
 from medinit_jax.core.workdir import claim_workdir
-from medinit_jax.data.draw import draw_missing
-from medinit_jax.data.prepared import manifest_of
-from medinit_jax.data.tasks import make_builder
 from medinit_jax.downstream.cam import has_cam
 from medinit_jax.finetune import FREE, announce
 from medinit_jax.finetune.examples import Cache, Examples, Records
 from medinit_jax.finetune.train import Tuning
 from medinit_jax.swcl.s4l import S4L, S4LBatches
+from medinit_jax.swcl.sources import open_splits
 from medinit_jax.swcl.triplet import TRIPLETS
 
 
@@ -47,6 +45,11 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
 class Labeling(Tuning):
     """One training of a labeler, see `finetune.train.Tuning`."""
 
+    def __init__(self, *args: Any, **options: Any):
+        """Prepares the training; raises UsageError unless the network makes maps."""
+        super().__init__(*args, **options)
+        check_labeler(self.network)
+
     def prepare(self) -> tuple[Any, S4L]:
         """Returns batches of labelled and unlabelled images, and S4L's objective."""
         config, s4l = self.config, self.config.s4l
@@ -62,6 +65,12 @@ class Labeling(Tuning):
         unlabelled = open_unlabelled(config, self.images, self.console)
         batches = S4LBatches(config, self.images, unlabelled)
         parts = config.train.accumulate
+        if s4l.unlabelled_batch % (parts * self.parallel.size):
+            raise UsageError(
+                f"config.s4l.unlabelled_batch={s4l.unlabelled_batch} does not divide into config."
+                f"train.accumulate={parts} parts on {self.parallel.size} device(s); make it a "
+                f"multiple of {parts * self.parallel.size}, or set config.train.devices=1."
+            )
         return batches, S4L(s4l.triplet, s4l.margin, s4l.weight, parts)
 
     def rates(self) -> dict[str, Any]:
@@ -82,30 +91,33 @@ def open_unlabelled(
         console: Where progress is shown.
 
     Raises:
-        UsageError: There are none, or some of them are images of the labelled task.
+        UsageError: There are none, or some of them are named twice or belong to the labelled task.
     """
     cache = Cache(config.data.cache_mb)
-    known = {f"{part.records.name}/{name}" for part in images.parts().values() for name in part.ids}
+    # Without the configuration: sets of several sizes or shares hold the same images.
+    known = {
+        f"{part.records.name.partition('/')[0]}/{name}"
+        for part in images.parts().values()
+        for name in part.ids
+    }
+    sets = open_splits("config.s4l.sets", config.s4l.sets, config.data.data_dir, console)
     found, shared = [], []
-    for name in filter(None, (part.strip() for part in config.s4l.sets.split(","))):
-        name, _, only = name.partition(":")
-        builder = make_builder(name, config.data.data_dir)
-        draw_missing(builder, name, console)
-        held = manifest_of(builder)["splits"]
-        for split in [only] if only else [split for split, count in held.items() if count]:
-            records = Records(builder, split)
-            rows = records.columns(["image_id"])
-            ids = [row["image_id"].decode() for row in rows]
-            shared += [one for one in ids if f"{records.name}/{one}" in known]
-            found.append(Examples(records, np.arange(len(rows)), {}, ids, ids, images.plan, cache))
+    for builder, split in sets:
+        records = Records(builder, split)
+        rows = records.columns(["image_id"])
+        ids = [row["image_id"].decode() for row in rows]
+        shared += [one for one in ids if f"{builder.name}/{one}" in known]
+        known |= {f"{builder.name}/{one}" for one in ids}
+        found.append(Examples(records, np.arange(len(rows)), {}, ids, ids, images.plan, cache))
     if not found:
         raise UsageError(
             "config.s4l.sets names no unlabelled images; name prepared sets, separated by commas."
         )
     if shared:
         raise UsageError(
-            f"{len(shared)} unlabelled images are images of the labelled task, too "
-            f"({', '.join(shared[:3])}); leave their set or split out of config.s4l.sets."
+            f"{len(shared)} unlabelled images are images of the labelled task or of another "
+            f"unlabelled set, too ({', '.join(shared[:3])}); leave their set or split out of "
+            "config.s4l.sets."
         )
     return found
 

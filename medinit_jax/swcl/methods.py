@@ -73,11 +73,13 @@ class Method(Protocol):
     Attributes:
         images: "pairs" of patches, or "whole" images.
         views: Views of each image.
+        local: Whether it takes local views, too.
         averaged: Whether an exponential average of encoder and heads takes part.
     """
 
     images: ClassVar[Literal["pairs", "whole"]]
     views: ClassVar[int]
+    local: ClassVar[bool]
     averaged: ClassVar[bool]
 
     def heads(self) -> dict[str, nn.Module]:
@@ -114,7 +116,6 @@ class Contrastive:
         base_temperature: See `supcon`; 0 takes that of the loss.
         match: See `supcon`.
         reduction: See `supcon`.
-        drop_empty: See `supcon`.
         chunk: See `supcon`.
     """
 
@@ -124,9 +125,9 @@ class Contrastive:
     base_temperature: float = 0.0
     match: str = "all"
     reduction: str = "mean"
-    drop_empty: bool = False
     chunk: int = 512
     views: ClassVar[int] = 2
+    local: ClassVar[bool] = False
     averaged: ClassVar[bool] = False
 
     @property
@@ -160,7 +161,6 @@ class Contrastive:
                 base_temperature=self.base_temperature or None,
                 match=self.match,
                 reduction=self.reduction,
-                drop_empty=self.drop_empty,
                 chunk=self.chunk,
             )
 
@@ -170,6 +170,7 @@ class Contrastive:
         value = parallel.sharded(loss)(z, labels)
         rows = z.shape[0] * z.shape[1]
         mean = value / rows if self.reduction == "sum" else value
+        mean *= (self.base_temperature or self.temperature) / self.temperature
         # Unlike the loss, they hold the matrix of all pairs.
         held = jax.lax.stop_gradient(z[:_FIGURED])
         figures = {
@@ -192,9 +193,10 @@ class Byol:
 
     hidden: int = 4096
     width: int = 256
-    head_norm: str = "gn_ws"
+    head_norm: Literal["gn_ws", "bn"] = "gn_ws"
     images: ClassVar[Literal["pairs", "whole"]] = "whole"
     views: ClassVar[int] = 2
+    local: ClassVar[bool] = False
     averaged: ClassVar[bool] = True
 
     def heads(self) -> dict[str, nn.Module]:
@@ -233,6 +235,7 @@ class Dino:
     official: bool = False
     images: ClassVar[Literal["pairs", "whole"]] = "whole"
     views: ClassVar[int] = 2
+    local: ClassVar[bool] = True
     averaged: ClassVar[bool] = True
 
     def heads(self) -> dict[str, nn.Module]:
@@ -246,7 +249,11 @@ class Dino:
         return jax.random.uniform(key, (self.prototypes,))
 
     def judge(self, own: Apply, target: Apply, seen: Seen, parallel: Parallel) -> Judged:
-        """Returns the loss and the teacher's entropy, which tells of a collapse."""
+        """Returns the loss and the teacher's entropy and information.
+
+        The information is the entropy of what it says on average, less that of what it says of a
+        view: 0 after a collapse, whether it then names all prototypes or always the same one.
+        """
         del parallel
         student = _per_view(own, "projection", seen.pooled)
         teacher = jax.lax.stop_gradient(_per_view(target, "projection", seen.target))
@@ -254,8 +261,12 @@ class Dino:
         loss = distillation.dino_loss(_by_view(student), _by_view(teacher), seen.memory, warmth)
         center = distillation.dino_center(seen.memory, _by_view(teacher))
         said = jax.nn.softmax((teacher - seen.memory) / warmth)
-        entropy = -(said * jnp.log(jnp.maximum(said, 1e-30))).sum(-1).mean()
-        return Judged(loss, {"teacher_entropy": entropy}, center)
+        entropy = _entropy(said).mean()
+        figures = {
+            "teacher_entropy": entropy,
+            "teacher_information": _entropy(said.mean((0, 1))) - entropy,
+        }
+        return Judged(loss, figures, center)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,6 +280,7 @@ class Multitask:
     position_weight: float = 0.1
     images: ClassVar[Literal["pairs", "whole"]] = "pairs"
     views: ClassVar[int] = 1
+    local: ClassVar[bool] = False
     averaged: ClassVar[bool] = False
 
     def heads(self) -> dict[str, nn.Module]:
@@ -297,7 +309,7 @@ class Multitask:
         return Judged(loss, figures, ())
 
 
-METHODS: dict[str, Callable[..., Any]] = {
+METHODS: dict[str, Any] = {
     "swcl": Contrastive,
     "swcl_image": Contrastive,
     "simclr": Contrastive,
@@ -316,6 +328,11 @@ def _per_view(apply: Apply, head: str, pooled: Any) -> jax.Array:
 def _by_view(rows: jax.Array) -> list[jax.Array]:
     """Divides (batch, views, D) into its views."""
     return [rows[:, view] for view in range(rows.shape[1])]
+
+
+def _entropy(shares: jax.Array) -> jax.Array:
+    """Returns the entropy in nats of distributions (..., K)."""
+    return -(shares * jnp.log(jnp.maximum(shares, 1e-30))).sum(-1)
 
 
 def _unit(rows: jax.Array) -> jax.Array:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import shlex
@@ -28,20 +27,20 @@ from medinit_jax.core.parallel import Parallel
 from medinit_jax.core.progress import Progress
 from medinit_jax.core.provenance import code_version, provenance
 from medinit_jax.core.workdir import write_json
-from medinit_jax.data.augment import NORMALIZATION
 from medinit_jax.data.pipeline import Batches
-from medinit_jax.data.views import RECIPES, ViewRecipe
 from medinit_jax.finetune.network import make_network
 from medinit_jax.finetune.starts import MODEL_FOLDER, make_start
 from medinit_jax.models.features import encoder_params, features
 from medinit_jax.models.statistics import initial_statistics
 from medinit_jax.swcl import sources
-from medinit_jax.swcl.batches import Look, ViewBatches
-from medinit_jax.swcl.methods import METHODS
+from medinit_jax.swcl.batches import ViewBatches
+from medinit_jax.swcl.settings import check_bn_group, make_look, make_method
 from medinit_jax.swcl.step import PretrainState, Recipe, compiled, first_state
 
-# Below this spread of unit features, or this distance from a collapse, a sentence says so.
+# Below this spread of unit features, or share of the information that a teacher could give, a
+# sentence says so.
 COLLAPSED = 0.05
+SILENT = 1e-3
 
 
 class Pretraining:
@@ -67,6 +66,7 @@ class Pretraining:
         self.config, self.workdir, self.console = config, workdir, console
         self.parallel = parallel or Parallel()
         self.method = make_method(config)
+        look = make_look(config, self.method)
         self.items = sources.open_items(config, self.method.images, console)
         train, data = config.train, config.data
         if train.batch % self.parallel.size or train.epochs < 1 or train.steps < 0:
@@ -76,8 +76,6 @@ class Pretraining:
                 "length; make the batch a multiple of the devices, epochs at least 1, steps 0 for "
                 "as many as the epochs have."
             )
-        mean, std = NORMALIZATION[data.normalization]
-        look = Look(_views(data.views, self.method), data.size, mean, std)
         self.batches = ViewBatches(self.items, look, train.batch, config.seed)
         self.steps_per_epoch = self.batches.steps_per_epoch
         self.total = train.steps or train.epochs * self.steps_per_epoch
@@ -100,20 +98,34 @@ class Pretraining:
             encoder,
             jnp.zeros((1, data.size, data.size, 3)),
         ).shape[-1]
-        optimizer = {**config.optim, "total_steps": self.total}
-        optimizer["warmup_steps"] = round(optimizer.pop("warmup_epochs") * self.steps_per_epoch)
-        optimizer["warmup_steps"] = min(optimizer["warmup_steps"], self.total - 1)
         self.recipe = Recipe(
             network,
             self.method,
             channels,
-            tuple(sorted(optimizer.items())),
+            self._optimizer(),
             self.steps_per_epoch,
             train.ema,
             train.bn_group,
             train.frozen_epochs,
         )
         self.step = compiled(self.recipe, self.parallel)
+        heads = self.first_state().statistics["heads"]
+        check_bn_group(config, look.recipe, bool(jax.tree.leaves((inner, heads))))
+
+    def _optimizer(self) -> tuple[tuple[str, Any], ...]:
+        """Returns the optimizer's settings, counted in steps."""
+        settings = {**self.config.optim, "total_steps": self.total}
+        epochs = settings.pop("warmup_epochs")
+        settings["warmup_steps"] = round(epochs * self.steps_per_epoch)
+        if not 0 <= settings["warmup_steps"] < self.total:
+            raise UsageError(
+                f"config.optim.warmup_epochs={epochs} are {settings['warmup_steps']} of "
+                f"{self.total} steps; set it to at least 0 and below the length of the training."
+            )
+        settings["milestones"] = tuple(
+            round(epoch * self.steps_per_epoch) for epoch in settings["milestones"]
+        )
+        return tuple(sorted(settings.items()))
 
     def first_state(self) -> PretrainState:
         """Returns the state before the first step."""
@@ -202,8 +214,6 @@ class Pretraining:
             shutil.rmtree(folder)
         held = jax.device_get(current)
         teacher = self.config.export == "teacher"
-        if teacher and not held.target:
-            raise UsageError(f"{self.config.method} has no teacher; set config.export=student.")
         params = held.target["params"] if teacher else held.train.params
         statistics = held.target["statistics"] if teacher else held.statistics
         tree = {"params": params["encoder"], "batch_stats": statistics["encoder"]}
@@ -222,41 +232,6 @@ class Pretraining:
         save_params(folder, tree, json.loads(json.dumps(metadata)), kind="model")
 
 
-def make_method(config: ml_collections.ConfigDict) -> Any:
-    """Returns the method that `config.method` names, with the settings of `config.loss`.
-
-    Raises:
-        UsageError: There is no such method, or it has no such setting.
-    """
-    if config.method not in METHODS:
-        raise UsageError(
-            f"config.method={config.method!r}; set it to one of: {', '.join(METHODS)}."
-        )
-    make = METHODS[config.method]
-    known = {field.name for field in dataclasses.fields(make)}
-    settings = {name: value for name, value in config.loss.items() if name in known}
-    if config.method in ("swcl", "swcl_image", "simclr"):
-        settings["labelled"] = config.method != "simclr"
-    return make(**settings)
-
-
-def _views(name: str, method: Any) -> ViewRecipe:
-    if name not in RECIPES:
-        raise UsageError(f"config.data.views={name!r}; set it to one of: {', '.join(RECIPES)}.")
-    recipe = RECIPES[name]
-    if len(recipe.views) != method.views or (recipe.local and not method.averaged):
-        fitting = [
-            other
-            for other, one in RECIPES.items()
-            if len(one.views) == method.views and (method.averaged or not one.local)
-        ]
-        raise UsageError(
-            f"config.data.views={name} has {len(recipe.views)} views and {len(recipe.local)} local "
-            f"ones, which the method does not take; set it to one of: {', '.join(fitting)}."
-        )
-    return recipe
-
-
 def _module(statistics: str) -> str:
     return statistics.removesuffix(".stats")
 
@@ -269,11 +244,11 @@ def _collapse_warning(last: Mapping[str, float], method: Any) -> str:
             f"The features of different images hardly differ (spread {spread:.3f} of 1), as after "
             "a collapse; lower config.optim.learning_rate or lengthen the warm-up."
         )
-    entropy = last.get("train/teacher_entropy")
-    top = math.log(getattr(method, "prototypes", 1) or 1)
-    if entropy is not None and (entropy > 0.999 * top or entropy < 1e-3):
+    information = last.get("train/teacher_information")
+    if information is not None and information < SILENT * math.log(method.prototypes):
         return (
-            f"The teacher says the same of all images (entropy {entropy:.3f} of {top:.3f}), as "
-            "after a collapse; change config.optim.learning_rate or the temperatures."
+            f"The teacher says the same of all images (entropy {last['train/teacher_entropy']:.3f} "
+            f"of {math.log(method.prototypes):.3f}), as after a collapse; lower "
+            "config.optim.learning_rate or lengthen the warm-up."
         )
     return ""

@@ -27,6 +27,7 @@ from medinit_jax.finetune.data import TaskImages
 from medinit_jax.finetune.examples import Examples
 from medinit_jax.finetune.step import Part, Recipe
 from medinit_jax.models.features import features
+from medinit_jax.models.ops import at_least_float32
 from medinit_jax.swcl.projection import unit_length
 from medinit_jax.swcl.triplet import TRIPLETS
 
@@ -66,7 +67,7 @@ class S4L:
         flat = part.images.reshape(count * views, *part.images.shape[2:])
         held = {"params": params, "batch_stats": statistics}
         found = features(recipe.network, held, flat, train=True)
-        pooled = found.pooled.astype(jnp.float32)
+        pooled = found.pooled.astype(at_least_float32(found.pooled.dtype))
         head = params[recipe.network.program.head]
         logits = pooled @ head["kernel"] + head["bias"]
         targets = {name: jnp.repeat(target, views) for name, target in part.targets.items()}
@@ -103,7 +104,7 @@ class S4LBatches:
             "s4l.unlabelled_batch": (self._unlabelled_batch, int(self._ends[-1])),
         }
         for key, (batch, count) in sizes.items():
-            if batch < 1 or batch % self._parts or batch > count:
+            if min(batch, self._parts) < 1 or batch % self._parts or batch > count:
                 raise UsageError(
                     f"config.{key}={batch} of {count} images does not divide into config.train."
                     f"accumulate={self._parts} parts, or is more than there are; change it."

@@ -9,6 +9,7 @@ import numpy as np
 from rich.console import Console
 
 from medinit_jax.core.errors import UsageError
+from medinit_jax.data.builders.base import Builder
 from medinit_jax.data.draw import draw_missing
 from medinit_jax.data.prepared import PreparedSource, manifest_of
 from medinit_jax.data.sources import cached
@@ -16,6 +17,7 @@ from medinit_jax.data.tasks import make_builder
 from medinit_jax.swcl.batches import Joined
 from medinit_jax.swcl.labels import label_columns
 from medinit_jax.swcl.patch_pairs import abnormality, one_sided, open_pairs
+from medinit_jax.swcl.settings import reads_threshold
 
 
 def open_items(config: ml_collections.ConfigDict, images: str, console: Console) -> Any:
@@ -39,16 +41,43 @@ def open_items(config: ml_collections.ConfigDict, images: str, console: Console)
         return open_pairs(data.patches, data.data_dir)
     if not data.sets:
         raise UsageError("config.data.sets is empty; name prepared sets, separated by commas.")
-    found = []
-    for name in filter(None, (part.strip() for part in data.sets.split(","))):
-        name, _, split = name.partition(":")
-        builder = make_builder(name, data.data_dir)
+    splits = open_splits("config.data.sets", data.sets, data.data_dir, console)
+    sources = [PreparedSource(builder, one, data.image_size, "crop") for builder, one in splits]
+    return Joined([cached(source, data.cache_mb / len(sources)) for source in sources])
+
+
+def open_splits(key: str, names: str, data_dir: str, console: Console) -> list[tuple[Builder, str]]:
+    """Opens prepared sets; phantoms that are missing are drawn.
+
+    Args:
+        key: The setting, for errors.
+        names: Sets, separated by commas, "NAME:SPLIT" for one split only.
+        data_dir: Where they are prepared.
+        console: Where progress is shown.
+
+    Returns:
+        Set and split of each that has images, in the order of their names.
+
+    Raises:
+        UsageError: A set or split is not there, has no images, or is named twice.
+    """
+    found: dict[tuple[str, str], tuple[Builder, str]] = {}
+    for name in filter(None, (part.strip() for part in names.split(","))):
+        name, _, only = name.partition(":")
+        builder = make_builder(name, data_dir)
         draw_missing(builder, name, console)
-        splits = [split] if split else [s for s, n in manifest_of(builder)["splits"].items() if n]
-        for one in splits:
-            source = PreparedSource(builder, one, data.image_size, "crop")
-            found.append(cached(source, data.cache_mb / len(splits)))
-    return Joined(found)
+        held = {split: n for split, n in manifest_of(builder)["splits"].items() if n}
+        if not held or (only and only not in held):
+            raise UsageError(
+                f"{key} names {name}{':' * bool(only)}{only}, which has no images; its splits are "
+                f"{', '.join(held) or 'all empty'}."
+            )
+        for split in [only] if only else held:
+            place = str(builder.data_path), split
+            if place in found:
+                raise UsageError(f"{key} names the split {split} of {name} twice; name it once.")
+            found[place] = builder, split
+    return list(found.values())
 
 
 def label_table(config: ml_collections.ConfigDict, items: Any) -> dict[str, np.ndarray]:
@@ -84,7 +113,7 @@ def label_table(config: ml_collections.ConfigDict, items: Any) -> dict[str, np.n
 
 
 def threshold_warning(config: ml_collections.ConfigDict, items: Any) -> str:
-    """Returns a warning where the threshold tells no patches apart; "" if it does."""
-    if config.method == "swcl_image":
+    """Returns a warning where the threshold counts and tells no patches apart; else ""."""
+    if not reads_threshold(config):
         return ""
     return one_sided(items.table.scores, config.loss.threshold)

@@ -15,13 +15,12 @@ import optax
 from medinit_jax.core import optim, state
 from medinit_jax.core.compiler import jit
 from medinit_jax.core.parallel import Parallel
+from medinit_jax.finetune.layers import DECAYED
 from medinit_jax.models.features import features
 from medinit_jax.models.network import Network
+from medinit_jax.models.ops import at_least_float32
 from medinit_jax.swcl.distillation import ema, momentum
 from medinit_jax.swcl.methods import Apply, Method, Seen
-
-# Leaves that weight decay shrinks; scales and biases are left alone.
-DECAYED = ("kernel", "embedding")
 
 
 @flax.struct.dataclass
@@ -61,8 +60,8 @@ class Recipe(NamedTuple):
         optimizer: Items of `core.optim.create`'s configuration, with `total_steps`.
         steps_per_epoch: Steps that show every image once.
         ema: First momentum of the average.
-        bn_group: Images over which batch statistics are taken; 0: the whole batch, over all
-            devices.
+        bn_group: Views over which batch statistics of encoder and heads are taken; 0: those of the
+            whole batch, over all devices.
         frozen_epochs: Epochs in which the last layer of the heads stays as it is.
     """
 
@@ -141,10 +140,10 @@ def compiled(recipe: Recipe, parallel: Parallel) -> Callable[..., Any]:
                 aims, _ = _encode(recipe, target["params"], target["statistics"], images[:1])
                 aims = jax.lax.stop_gradient(aims)
             moved = dict(statistics["heads"])
-            own = _heads(heads, params, moved)
+            own = _heads(recipe, heads, params, moved)
             # An average of parameters needs statistics, but never moves those of training.
             other = (
-                _heads(heads, target["params"], dict(target["statistics"]["heads"]))
+                _heads(recipe, heads, target["params"], dict(target["statistics"]["heads"]))
                 if target
                 else own
             )
@@ -163,13 +162,18 @@ def compiled(recipe: Recipe, parallel: Parallel) -> Callable[..., Any]:
         (value, (figures, memory, statistics)), gradient = jax.value_and_grad(loss, has_aux=True)(
             current.train.params
         )
-        gradient = _without_last_layer(recipe, gradient, current.step)
-        train, metrics = state.apply_gradients(current.train, gradient, optimizer, value)
+
+        def update(gradient: Any, own: Any, params: Any = None):
+            updates, own = optimizer.update(gradient, own, params)
+            return _without_last_layer(recipe, updates, current.step), own
+
+        held = optax.GradientTransformation(optimizer.init, update)  # pyright: ignore
+        train, metrics = state.apply_gradients(current.train, gradient, held, value)
         taken = metrics["skipped"] == 0
-        statistics, memory = jax.tree.map(
+        statistics, target, memory = jax.tree.map(
             lambda new, old: jnp.where(taken, new, old),
-            (statistics, memory),
-            (current.statistics, current.memory),
+            (statistics, target, memory),
+            (current.statistics, current.target, current.memory),
         )
         metrics = {
             "train/loss": value,
@@ -216,17 +220,22 @@ def _features(recipe: Recipe, params: Any, statistics: Any, images: jax.Array):
         found = features(
             recipe.network, {"params": params, "batch_stats": statistics}, images, train=True
         )
-        return found.pooled.astype(jnp.float32), found.batch_stats
+        return found.pooled.astype(at_least_float32(found.pooled.dtype)), found.batch_stats
 
-    group = recipe.bn_group
-    if not statistics or not group or group >= images.shape[0]:
-        return run(images)
-    groups = images.reshape(-1, group, *images.shape[1:])
-    pooled, moved = jax.vmap(run)(groups)
-    return pooled.reshape(images.shape[0], -1), jax.tree.map(lambda x: x.mean(0), moved)
+    return _in_groups(run, images, recipe.bn_group) if statistics else run(images)
 
 
-def _heads(heads: Mapping[str, Any], params: Any, statistics: dict[str, Any]) -> Apply:
+def _in_groups(run: Callable[[jax.Array], Any], rows: jax.Array, group: int):
+    """Runs rows -> (rows, statistics) on each group, and averages the groups' statistics."""
+    if not group:
+        return run(rows)
+    found, moved = jax.vmap(run)(rows.reshape(-1, group, *rows.shape[1:]))
+    return found.reshape(len(rows), *found.shape[2:]), jax.tree.map(lambda x: x.mean(0), moved)
+
+
+def _heads(
+    recipe: Recipe, heads: Mapping[str, Any], params: Any, statistics: dict[str, Any]
+) -> Apply:
     """Returns (head, rows) -> rows; batch statistics of heads move in `statistics`."""
 
     def apply(name: str, rows: jax.Array) -> Any:
@@ -234,21 +243,29 @@ def _heads(heads: Mapping[str, Any], params: Any, statistics: dict[str, Any]) ->
         if not statistics[name]:
             return heads[name].apply(held, rows)
         held["batch_stats"] = statistics[name]
-        found, new = heads[name].apply(held, rows, train=True, mutable=["batch_stats"])
-        statistics[name] = new["batch_stats"]
+
+        def run(rows):
+            found, new = heads[name].apply(held, rows, train=True, mutable=["batch_stats"])
+            return found, new["batch_stats"]
+
+        found, statistics[name] = _in_groups(run, rows, recipe.bn_group)
         return found
 
     return apply
 
 
-def _without_last_layer(recipe: Recipe, gradient: Any, step: jax.Array) -> Any:
-    """Leaves the heads' last layer as it is in the first epochs (official DINO)."""
+def _without_last_layer(recipe: Recipe, updates: Any, step: jax.Array) -> Any:
+    """Leaves the heads' last layer as it is in the first epochs (official DINO).
+
+    It is the update that is left out, not the gradient: decay would go on, and moments that had
+    only seen zeros would give the first steps afterwards the wrong length.
+    """
     if not recipe.frozen_epochs:
-        return gradient
+        return updates
     frozen = step < recipe.frozen_epochs * recipe.steps_per_epoch
 
     def keep(path, value):
         last = any(getattr(key, "key", "").endswith("last_layer") for key in path)
         return jnp.where(frozen, jnp.zeros_like(value), value) if last else value
 
-    return jax.tree_util.tree_map_with_path(keep, gradient)
+    return jax.tree_util.tree_map_with_path(keep, updates)
