@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import ml_collections
-import numpy as np
 from rich.console import Console
 
 from medinit_jax.core.errors import UsageError
@@ -20,7 +19,7 @@ from medinit_jax.finetune import FREE, announce
 from medinit_jax.finetune.examples import Cache, Examples, Records
 from medinit_jax.finetune.train import Tuning
 from medinit_jax.swcl.s4l import S4L, S4LBatches
-from medinit_jax.swcl.sources import open_splits
+from medinit_jax.swcl.sources import Firsts, open_splits
 from medinit_jax.swcl.triplet import TRIPLETS
 
 
@@ -91,7 +90,7 @@ def open_unlabelled(
         console: Where progress is shown.
 
     Raises:
-        UsageError: There are none, or some of them are named twice or belong to the labelled task.
+        UsageError: There are none, a split is named twice, or some belong to the labelled task.
     """
     cache = Cache(config.data.cache_mb)
     # Without the configuration: sets of several sizes or shares hold the same images.
@@ -102,22 +101,23 @@ def open_unlabelled(
     }
     sets = open_splits("config.s4l.sets", config.s4l.sets, config.data.data_dir, console)
     found, shared = [], []
+    firsts = Firsts(console)
     for builder, split in sets:
         records = Records(builder, split)
-        rows = records.columns(["image_id"])
-        ids = [row["image_id"].decode() for row in rows]
+        names = [row["image_id"].decode() for row in records.columns(["image_id"])]
+        kept = firsts.of(builder, split, names)
+        ids = [names[i] for i in kept]
         shared += [one for one in ids if f"{builder.name}/{one}" in known]
-        known |= {f"{builder.name}/{one}" for one in ids}
-        found.append(Examples(records, np.arange(len(rows)), {}, ids, ids, images.plan, cache))
+        if ids:
+            found.append(Examples(records, kept, {}, ids, ids, images.plan, cache))
     if not found:
         raise UsageError(
             "config.s4l.sets names no unlabelled images; name prepared sets, separated by commas."
         )
     if shared:
         raise UsageError(
-            f"{len(shared)} unlabelled images are images of the labelled task or of another "
-            f"unlabelled set, too ({', '.join(shared[:3])}); leave their set or split out of "
-            "config.s4l.sets."
+            f"{len(shared)} unlabelled images are images of the labelled task, too "
+            f"({', '.join(shared[:3])}); leave their set or split out of config.s4l.sets."
         )
     return found
 

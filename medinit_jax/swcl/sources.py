@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
@@ -12,7 +13,7 @@ from medinit_jax.core.errors import UsageError
 from medinit_jax.data.builders.base import Builder
 from medinit_jax.data.draw import draw_missing
 from medinit_jax.data.prepared import PreparedSource, manifest_of
-from medinit_jax.data.sources import cached
+from medinit_jax.data.sources import Subset, cached
 from medinit_jax.data.tasks import make_builder
 from medinit_jax.swcl.batches import Joined
 from medinit_jax.swcl.labels import label_columns
@@ -42,8 +43,45 @@ def open_items(config: ml_collections.ConfigDict, images: str, console: Console)
     if not data.sets:
         raise UsageError("config.data.sets is empty; name prepared sets, separated by commas.")
     splits = open_splits("config.data.sets", data.sets, data.data_dir, console)
-    sources = [PreparedSource(builder, one, data.image_size, "crop") for builder, one in splits]
-    return Joined([cached(source, data.cache_mb / len(sources)) for source in sources])
+    firsts, parts = Firsts(console), []
+    for builder, split in splits:
+        source = PreparedSource(builder, split, data.image_size, "crop")
+        kept = firsts.of(builder, split, source.columns(["image_id"])["image_id"])
+        whole = len(kept) == len(source)
+        parts.append(source if whole else Subset(source, kept, "without repeats"))
+    return Joined([cached(part, data.cache_mb / len(parts)) for part in parts])
+
+
+class Firsts:
+    """Knows which images of sets came before, so that none counts twice.
+
+    EyePACS, for one, has a split `sample` of photographs that are in `train`, too.
+    """
+
+    def __init__(self, console: Console):
+        """Begins with none; what is left out is shown on the console."""
+        self._console = console
+        self._seen: set[str] = set()
+
+    def of(self, builder: Builder, split: str, names: Sequence[str]) -> np.ndarray:
+        """Returns the numbers of the images that did not come before, int64.
+
+        Args:
+            builder: Their set. Configurations of one set hold the same images.
+            split: Their split.
+            names: Of all images of the split.
+        """
+        whole = [f"{builder.name}/{name}" for name in names]
+        kept = [i for i, name in enumerate(whole) if name not in self._seen]
+        self._seen.update(whole)
+        if len(kept) < len(names):
+            self._console.print(
+                f"{len(names) - len(kept)} of {len(names)} images of {builder.name} {split} came "
+                "before and are left out.",
+                highlight=False,
+                soft_wrap=True,
+            )
+        return np.array(kept, np.int64)
 
 
 def open_splits(key: str, names: str, data_dir: str, console: Console) -> list[tuple[Builder, str]]:
