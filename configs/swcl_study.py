@@ -90,6 +90,8 @@ def get_config(study: str) -> ConfigDict:
         for size in config.sizes.values():
             size.seeds, size.fractions, size.shares = 3, (0.1,), ConfigDict()
         config.sizes.mini.swcl.train.steps = 640
+        # A tenth of the labels makes few updates an epoch.
+        config.sizes.mini.classification.train.update({"epochs": 40, "validate_every": 5})
     return config
 
 
