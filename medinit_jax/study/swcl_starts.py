@@ -55,6 +55,7 @@ def encoder(plan: Plan, cell: Cell, method: str, loss: Mapping[str, Any]) -> Job
     config["model"]["name"] = name
     update(config["model"], plain(plan.size.encoders.get(name, {})))
     config["seed"] = plan.config.first_seed
+    config["init"]["start"] = _drawn(cell)
     if _takes_patches(method):
         config["data"]["patches"] = f"{REFERENCE}{patches(plan).id}"
     facts = {**_facts(cell.start), "model": name}
@@ -77,6 +78,11 @@ def supervised(plan: Plan, cell: Cell, which: str) -> Job:
     update(config["model"], plain(plan.size.encoders.get(name, {})))
     config["seed"] = plan.config.first_seed
     return Job("finetune", f"{which} {name}", config, {**_facts(which), "model": name})
+
+
+def _drawn(cell: Cell) -> str:
+    """Returns the random start of a cell's encoder: SWCL's code leaves BiT as PyTorch starts it."""
+    return "torch_default" if encoder_of(cell.model).endswith("_bit") else "random"
 
 
 def _takes_patches(method: str) -> bool:
@@ -124,9 +130,7 @@ def _bit(which: str) -> Rule:
 
 def _random(plan: Plan, cell: Cell, ids: list[str]) -> dict[str, Any]:
     del plan, ids
-    # SWCL's code leaves its BiT networks as PyTorch starts them.
-    plain_torch = encoder_of(cell.model).endswith("_bit")
-    return {"init": {"start": "torch_default" if plain_torch else "random", "path": ""}}
+    return {"init": {"start": _drawn(cell), "path": ""}}
 
 
 RULES: dict[str, Rule] = {
