@@ -257,7 +257,7 @@ class Dino:
         del parallel
         student = _per_view(own, "projection", seen.pooled)
         teacher = jax.lax.stop_gradient(_per_view(target, "projection", seen.target))
-        warmth = distillation.teacher_temperature(jnp.floor(seen.epoch))
+        warmth = distillation.teacher_temperature(jnp.floor(seen.epoch)).astype(seen.memory.dtype)
         loss = distillation.dino_loss(_by_view(student), _by_view(teacher), seen.memory, warmth)
         center = distillation.dino_center(seen.memory, _by_view(teacher))
         said = jax.nn.softmax((teacher - seen.memory) / warmth)
