@@ -18,10 +18,11 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from medinit_jax.data.decode import decode
 from medinit_jax.data.paired import PairAugmentation, augment_pair
-from medinit_jax.data.views import Views, two_views
+from medinit_jax.data.views import RECIPES, make_views
 
 SIZE = 224
-VIEWS, PAIR = Views(), PairAugmentation()
+RECIPE, PAIR = RECIPES["simclr_orig"], PairAugmentation()
+VIEWS = RECIPE.views[0]
 Pair = tuple[np.ndarray, np.ndarray]
 
 
@@ -41,7 +42,7 @@ def ours() -> Side:
     """Returns this package's side; the JPEG with a mask is decoded at a half."""
 
     def views(jpeg: bytes, number: int) -> np.ndarray:
-        return two_views(decode(jpeg), VIEWS, SIZE, np.random.default_rng(number))
+        return make_views(decode(jpeg), RECIPE, np.random.default_rng(number), SIZE)[0]
 
     def pair(jpeg: bytes, png: bytes, number: int) -> Pair:
         image = decode(jpeg, at_least=SIZE, headroom=1)

@@ -9,12 +9,14 @@ import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+import cv2
 import numpy as np
 from PIL import Image
 
+from medinit_jax.data.augment import halved
 from medinit_jax.data.color import CHANGES
 
-Interpolation = Literal["bilinear", "bicubic"]
+Interpolation = Literal["fast", "bilinear", "bicubic"]
 _RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -37,7 +39,7 @@ class View(NamedTuple):
     box: tuple[int, int, int, int]
     mirrored: bool
     changes: tuple[tuple[str, float], ...]
-    interpolation: Interpolation = "bilinear"
+    interpolation: Interpolation = "fast"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +59,8 @@ class Views:
         blur: Probability of a Gaussian blur.
         sigma: Lowest and highest deviation of the blur, in pixels of the view.
         solarize: Probability that what is brighter than the middle is inverted.
-        interpolation: How crops are resized, without aliasing.
+        interpolation: How crops are resized, without aliasing: "fast" halves them first as often
+            as that leaves enough; "bilinear" and "bicubic" weigh all pixels, as Pillow does.
     """
 
     area: tuple[float, float] = (0.08, 1.0)
@@ -72,7 +75,7 @@ class Views:
     blur: float = 0.5
     sigma: tuple[float, float] = (0.1, 2.0)
     solarize: float = 0.0
-    interpolation: Interpolation = "bilinear"
+    interpolation: Interpolation = "fast"
 
     def draw(self, rng: np.random.Generator, height: int, width: int) -> View:
         """Draws a view of an image of `height` x `width` pixels."""
@@ -146,7 +149,7 @@ def dino(local: int = 8) -> ViewRecipe:
     return ViewRecipe((first, second), local=(part,) * local)
 
 
-_STILL = Views(area=(0.8, 1.0), jitter=0.0, gray=0.0, blur=0.0)
+_STILL = Views(area=(0.8, 1.0), jitter=0.0, gray=0.0, blur=0.0, interpolation="bilinear")
 _LABELER = dataclasses.replace(
     _STILL, jitter=0.8, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1
 )
@@ -183,13 +186,19 @@ def take_view(image: np.ndarray, view: View, size: int) -> np.ndarray:
         uint8 (size, size, 3).
     """
     top, left, height, width = view.box
-    crop = Image.fromarray(image[top : top + height, left : left + width])
-    result = np.array(crop.resize((size, size), _RESAMPLING[view.interpolation]))
+    result = _resized(image[top : top + height, left : left + width], size, view.interpolation)
     if view.mirrored:
-        result = np.ascontiguousarray(result[:, ::-1])
+        result = cv2.flip(result, 1)
     for name, amount in view.changes:
         result = CHANGES[name](result, amount)
     return result
+
+
+def _resized(crop: np.ndarray, size: int, interpolation: Interpolation) -> np.ndarray:
+    if interpolation == "fast":
+        return cv2.resize(halved(crop, size), (size, size), interpolation=cv2.INTER_LINEAR)
+    resampling = _RESAMPLING[interpolation]
+    return np.array(Image.fromarray(crop).resize((size, size), resampling))
 
 
 def make_views(

@@ -147,7 +147,7 @@ def _means(
     """
     values = []
     for group in _by_seed(found).values():
-        held = [functools.reduce(operator.getitem, keys, summary) for summary in group]
+        held: list[Any] = [functools.reduce(operator.getitem, keys, one) for one in group]
         if len(group) == folds:
             known = [value for value in held if value is not None]
             values.append(sum(known) / folds if len(known) == folds else None)
