@@ -57,7 +57,8 @@ class Labeling(Tuning):
             raise UsageError(
                 f"config.s4l.triplet={s4l.triplet!r}; set it to one of: {', '.join(TRIPLETS)}."
             )
-        if self.images.kind != "classification" or len(self.images.heads) != 1:
+        heads = self.images.heads
+        if self.images.kind != "classification" or [one.kind for one in heads] != ["softmax"]:
             raise UsageError(
                 f"{config.task} is no single classification; a labeler tells normal from abnormal: "
                 "set config.labels=abnormal."
@@ -91,23 +92,17 @@ def open_unlabelled(
         console: Where progress is shown.
 
     Raises:
-        UsageError: There are none, or some of them are named twice or belong to the labelled task.
+        UsageError: There are none, or some of them are images of the labelled task.
     """
     cache = Cache(config.data.cache_mb)
-    # Without the configuration: sets of several sizes or shares hold the same images.
-    known = {
-        f"{part.records.name.partition('/')[0]}/{name}"
-        for part in images.parts().values()
-        for name in part.ids
-    }
+    known = {f"{part.records.name}/{name}" for part in images.parts().values() for name in part.ids}
     sets = open_splits("config.s4l.sets", config.s4l.sets, config.data.data_dir, console)
     found, shared = [], []
     for builder, split in sets:
         records = Records(builder, split)
         rows = records.columns(["image_id"])
         ids = [row["image_id"].decode() for row in rows]
-        shared += [one for one in ids if f"{builder.name}/{one}" in known]
-        known |= {f"{builder.name}/{one}" for one in ids}
+        shared += [one for one in ids if f"{records.name}/{one}" in known]
         found.append(Examples(records, np.arange(len(rows)), {}, ids, ids, images.plan, cache))
     if not found:
         raise UsageError(
@@ -115,9 +110,8 @@ def open_unlabelled(
         )
     if shared:
         raise UsageError(
-            f"{len(shared)} unlabelled images are images of the labelled task or of another "
-            f"unlabelled set, too ({', '.join(shared[:3])}); leave their set or split out of "
-            "config.s4l.sets."
+            f"{len(shared)} unlabelled images are images of the labelled task, too "
+            f"({', '.join(shared[:3])}); leave their set or split out of config.s4l.sets."
         )
     return found
 
