@@ -56,7 +56,8 @@ class Labeling(Tuning):
             raise UsageError(
                 f"config.s4l.triplet={s4l.triplet!r}; set it to one of: {', '.join(TRIPLETS)}."
             )
-        if self.images.kind != "classification" or len(self.images.heads) != 1:
+        heads = self.images.heads
+        if self.images.kind != "classification" or [one.kind for one in heads] != ["softmax"]:
             raise UsageError(
                 f"{config.task} is no single classification; a labeler tells normal from abnormal: "
                 "set config.labels=abnormal."
@@ -93,12 +94,7 @@ def open_unlabelled(
         UsageError: There are none, a split is named twice, or some belong to the labelled task.
     """
     cache = Cache(config.data.cache_mb)
-    # Without the configuration: sets of several sizes or shares hold the same images.
-    known = {
-        f"{part.records.name.partition('/')[0]}/{name}"
-        for part in images.parts().values()
-        for name in part.ids
-    }
+    known = {f"{part.records.name}/{name}" for part in images.parts().values() for name in part.ids}
     sets = open_splits("config.s4l.sets", config.s4l.sets, config.data.data_dir, console)
     found, shared = [], []
     firsts = Firsts(console)
@@ -107,7 +103,7 @@ def open_unlabelled(
         names = [row["image_id"].decode() for row in records.columns(["image_id"])]
         kept = firsts.of(builder, split, names)
         ids = [names[i] for i in kept]
-        shared += [one for one in ids if f"{builder.name}/{one}" in known]
+        shared += [one for one in ids if f"{records.name}/{one}" in known]
         if ids:
             found.append(Examples(records, kept, {}, ids, ids, images.plan, cache))
     if not found:

@@ -67,16 +67,18 @@ class Firsts:
         """Returns the numbers of the images that did not come before, int64.
 
         Args:
-            builder: Their set. Configurations of one set hold the same images.
+            builder: Their set.
             split: Their split.
             names: Of all images of the split.
         """
-        whole = [f"{builder.name}/{name}" for name in names]
+        # Other configurations may call other images by the same name, as the phantoms do.
+        own = f"{builder.name}/{builder.builder_config.name}"
+        whole = [f"{own}/{name}" for name in names]
         kept = [i for i, name in enumerate(whole) if name not in self._seen]
         self._seen.update(whole)
         if len(kept) < len(names):
             self._console.print(
-                f"{len(names) - len(kept)} of {len(names)} images of {builder.name} {split} came "
+                f"{len(names) - len(kept)} of {len(names)} images of {own} {split} came "
                 "before and are left out.",
                 highlight=False,
                 soft_wrap=True,
