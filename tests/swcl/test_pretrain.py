@@ -1,6 +1,7 @@
 """Pretraining as a whole: what it leaves, that it resumes exactly, what it hands on and refuses."""
 
 import json
+import shutil
 import signal
 
 import jax
@@ -140,6 +141,18 @@ def test_a_finished_run_is_not_run_again(ran, data_dir, capsys):
         swcl.run(configured("multitask", data_dir, "--config.seed=3"), workdir)
 
 
+def test_a_run_that_ended_before_its_summary_writes_it(ran, data_dir, tmp_path):
+    """Killed after the last step: nothing is trained again, and the same is written."""
+    whole = ran("byol")
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run" / "summary.json").unlink()
+    shutil.rmtree(tmp_path / "run" / "model")
+    swcl.run(configured("byol", data_dir), tmp_path / "run")
+    assert curve(tmp_path / "run") == curve(whole)
+    equal(*(load_params(w / "model", "model")[0] for w in (whole, tmp_path / "run")))
+    assert summary_of(tmp_path / "run")["last"] == summary_of(whole)["last"]
+
+
 @pytest.mark.parametrize("export", ["student", "teacher"])
 def test_either_network_of_byol_is_exported(ran, data_dir, tmp_path, export):
     """The last steps of a finished run are not trained again, but written anew."""
@@ -216,6 +229,7 @@ REFUSED = [
     ("simclr", "train.batch=6", "does not divide among 4 device"),
     ("simclr", "train.batch=400", "batch=400, but there are 20 images"),
     ("simclr", "train.epochs=0", "are no length"),
+    ("simclr", "train.log_every=0", "config.train.log_every=0 and checkpoint_every=500"),
     ("simclr", "train.dtype=half", "config.train.dtype='half'"),
     ("simclr", "model.name=unet", "is no network for classification"),
     ("simclr", "init.start=encoder", "needs config.init.path"),

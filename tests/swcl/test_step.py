@@ -213,13 +213,26 @@ def test_byol_is_the_formula_of_the_paper(group):
 
     value, params = descended(recipe, jax.jit(loss), state)
     moved = [pooled_of(state.train.params, state.statistics, part)[1] for part in rows]
-    found, metrics = compiled(recipe, parallel)(state, *batch_of(recipe, 1))
+    kept = jax.tree.map(jnp.copy, state)
+    found, metrics = compiled(recipe, parallel)(kept, *batch_of(recipe, 1))
     # The average's momentum is a number of single precision.
     np.testing.assert_allclose(metrics["train/loss"], value, 1e-6)
     agree(jax.device_get(found.train.params), jax.device_get(params), 1e-6)
     agree(jax.device_get(found.target), jax.device_get(target), 1e-6)
     mean = jax.tree.map(lambda *parts: sum(parts) / len(parts), *moved)
     agree(jax.device_get(found.statistics["encoder"]), jax.device_get(mean))
+    # Running statistics of the heads are moved by the network that learns, once a step.
+    first = state.train.params["heads"]["projection"]["projection_network.out.0"]
+    pooled = [pooled_of(state.train.params, state.statistics, part)[0] for part in rows]
+    groups = np.array([linear(first, part) for part in pooled])
+    old, new = (
+        x.statistics["heads"]["projection"]["projection_network.out.1.stats"]
+        for x in (state, found)
+    )
+    wanted = 0.9 * old["mean"] + 0.1 * groups.mean((0, 1))
+    np.testing.assert_allclose(new["mean"], wanted, 0, 1e-9)
+    wanted = 0.9 * old["var"] + 0.1 * groups.var(1, ddof=1).mean(0)
+    np.testing.assert_allclose(new["var"], wanted, 0, 1e-9)
 
 
 def test_the_average_follows_by_hand_for_three_steps():
