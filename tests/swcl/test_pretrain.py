@@ -63,7 +63,10 @@ def equal(a, b):
         np.testing.assert_array_equal(a[name], b[name], name)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant",
+    [v if v in ("swcl", "byol") else pytest.param(v, marks=pytest.mark.slow) for v in VARIANTS],
+)
 def test_what_a_run_leaves(ran, data_dir, variant):
     workdir = ran(variant)
     summary, config = summary_of(workdir), configured(variant, data_dir)
@@ -100,7 +103,9 @@ def test_figures_of_the_methods_are_logged(ran):
     assert summary_of(ran("swcl"))["last"]["positives"] > 1
 
 
-@pytest.mark.parametrize("variant", ["swcl", "byol", "dino_official"])
+@pytest.mark.parametrize(
+    "variant", ["swcl", "byol", pytest.param("dino_official", marks=pytest.mark.slow)]
+)
 def test_stopped_and_resumed_equals_uninterrupted(ran, data_dir, tmp_path, variant):
     """Interrupted in the second step: state, curve and encoder follow bit by bit."""
     config = configured(variant, data_dir)

@@ -102,12 +102,26 @@ def on_one_device(method, bn_group=0, local=0):
     return after(recipe_of(method, bn_group=bn_group), 1, local=local)
 
 
-@pytest.mark.parametrize("devices", [2, 4])
+SLOW = pytest.mark.slow
+# Each is compiled anew, which is what takes the time.
+DAILY = (("swcl", 4), ("byol_bn", 4), ("dino", 2))
+
+
 @pytest.mark.parametrize(
-    ("method", "bn_group", "local"),
-    [("swcl", 0, 0), ("simclr", 0, 0), ("byol", 0, 0), ("byol_bn", 4, 0), ("dino", 0, 2),
-     ("multitask", 0, 0)],
-)  # fmt: skip
+    ("method", "bn_group", "local", "devices"),
+    [
+        pytest.param(*setting, devices, marks=[] if (setting[0], devices) in DAILY else SLOW)
+        for setting in (
+            ("swcl", 0, 0),
+            ("simclr", 0, 0),
+            ("byol", 0, 0),
+            ("byol_bn", 4, 0),
+            ("dino", 0, 2),
+            ("multitask", 0, 0),
+        )
+        for devices in (2, 4)
+    ],
+)
 def test_a_step_is_the_same_on_any_devices(method, bn_group, local, devices):
     """Plain gradient descent, so that the new parameters tell the gradient."""
     wanted = on_one_device(method, bn_group, local)
@@ -177,7 +191,7 @@ def test_swcl_is_the_formula_of_the_paper():
     assert metrics["train/positives"] == pytest.approx((4 * 7 + 4 * 3) / 8)
 
 
-@pytest.mark.parametrize("group", [0, 8])
+@pytest.mark.parametrize("group", [0, pytest.param(8, marks=pytest.mark.slow)])
 def test_byol_is_the_formula_of_the_paper(group):
     """The second step, whose target has moved; batch statistics of heads by hand."""
     recipe = recipe_of("byol_bn", bn_group=group)
