@@ -147,11 +147,11 @@ def _mini() -> dict:
         },
         "classification": {
             "data": {"size": 64},
-            "train": {"epochs": 8, "batch": 16, "validate_every": 2},
+            "train": {"epochs": 4, "batch": 16, "validate_every": 2},
         },
         "segmentation": {
             "data": {"size": 48},
-            "train": {"epochs": 6, "batch": 4, "validate_every": 3},
+            "train": {"epochs": 4, "batch": 4, "validate_every": 2},
         },
     }  # fmt: skip
     config["labeler"] |= {
@@ -162,10 +162,10 @@ def _mini() -> dict:
     }
     config["swcl"] |= {
         # As many updates for every method, as in the paper (39,800).
-        "train": {"steps": 320, "batch": 128, "log_every": 20, "checkpoint_every": 100},
+        "train": {"steps": 160, "batch": 128, "log_every": 20, "checkpoint_every": 100},
         "optim": {"warmup_epochs": 0.5},
     }
-    config["supervised"] |= {"train": {"epochs": 8, "batch": 32, "devices": 1}}
+    config["supervised"] |= {"train": {"epochs": 4, "batch": 32, "devices": 1}}
     return config
 
 
