@@ -120,5 +120,5 @@ def ema(teacher: Any, student: Any, keep: float | jax.Array) -> Any:
 
 
 def _gap(a, b):
-    a, b = unit(wide(a)), unit(wide(b))
+    a, b = unit(a), unit(b)
     return ((a - b) ** 2).sum(-1)

@@ -26,6 +26,7 @@ from medinit_jax.swcl.projection import (
     TaskHeads,
 )
 from medinit_jax.swcl.supcon import collapse, contrastive_figures, gathered_supcon
+from medinit_jax.swcl.vectors import unit
 
 # Images of a batch that figures are computed of.
 _FIGURED = 512
@@ -219,7 +220,7 @@ class Byol:
         aims = jax.lax.stop_gradient(_per_view(target, "projection", seen.target))
         loss = distillation.byol_loss(_by_view(predicted), _by_view(aims))
         rows = jax.lax.stop_gradient(projected).reshape(-1, projected.shape[-1])
-        return Judged(loss, {"spread": _spread(_unit(rows))}, ())
+        return Judged(loss, {"spread": _spread(unit(rows))}, ())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -333,10 +334,6 @@ def _by_view(rows: jax.Array) -> list[jax.Array]:
 def _entropy(shares: jax.Array) -> jax.Array:
     """Returns the entropy in nats of distributions (..., K)."""
     return -(shares * jnp.log(jnp.maximum(shares, 1e-30))).sum(-1)
-
-
-def _unit(rows: jax.Array) -> jax.Array:
-    return rows / jnp.maximum(jnp.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
 
 
 def _spread(rows: jax.Array) -> jax.Array:

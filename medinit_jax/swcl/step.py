@@ -18,9 +18,9 @@ from medinit_jax.core.parallel import Parallel
 from medinit_jax.finetune.layers import DECAYED
 from medinit_jax.models.features import features
 from medinit_jax.models.network import Network
-from medinit_jax.models.ops import at_least_float32
 from medinit_jax.swcl.distillation import ema, momentum
 from medinit_jax.swcl.methods import Apply, Method, Seen
+from medinit_jax.swcl.vectors import wide
 
 
 @flax.struct.dataclass
@@ -220,7 +220,7 @@ def _features(recipe: Recipe, params: Any, statistics: Any, images: jax.Array):
         found = features(
             recipe.network, {"params": params, "batch_stats": statistics}, images, train=True
         )
-        return found.pooled.astype(at_least_float32(found.pooled.dtype)), found.batch_stats
+        return wide(found.pooled), found.batch_stats
 
     return _in_groups(run, images, recipe.bn_group) if statistics else run(images)
 
