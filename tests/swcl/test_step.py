@@ -187,8 +187,7 @@ def test_byol_is_the_formula_of_the_paper(group):
     (images,), _ = batch_of(recipe, 1)
     keep = 1 - (1 - 0.9) * (math.cos(math.pi / 10) + 1) / 2
     mix = lambda t, s: keep * t + (1 - keep) * s  # noqa: E731
-    own = {"params": state.train.params, "statistics": state.statistics}
-    target = jax.tree.map(mix, state.target, own)
+    theirs = jax.tree.map(mix, state.target["params"], state.train.params)
     size = group or 2 * BATCH
     rows = images.reshape(-1, size, SIDE, SIDE, 3)
 
@@ -203,7 +202,7 @@ def test_byol_is_the_formula_of_the_paper(group):
         pooled = jnp.concatenate([pooled_of(params, statistics, part)[0] for part in rows])
         return head(params["heads"]["projection"], "projection_network", pooled)
 
-    aims = unit(projected(target["params"], target["statistics"])).reshape(BATCH, 2, -1)
+    aims = unit(projected(theirs, state.target["statistics"])).reshape(BATCH, 2, -1)
 
     def loss(params):
         said = projected(params, state.statistics)
@@ -213,13 +212,17 @@ def test_byol_is_the_formula_of_the_paper(group):
 
     value, params = descended(recipe, jax.jit(loss), state)
     moved = [pooled_of(state.train.params, state.statistics, part)[1] for part in rows]
+    seen = [pooled_of(theirs, state.target["statistics"], part)[1] for part in rows]
     found, metrics = compiled(recipe, parallel)(state, *batch_of(recipe, 1))
     # The average's momentum is a number of single precision.
     np.testing.assert_allclose(metrics["train/loss"], value, 1e-6)
     agree(jax.device_get(found.train.params), jax.device_get(params), 1e-6)
-    agree(jax.device_get(found.target), jax.device_get(target), 1e-6)
-    mean = jax.tree.map(lambda *parts: sum(parts) / len(parts), *moved)
-    agree(jax.device_get(found.statistics["encoder"]), jax.device_get(mean))
+    agree(jax.device_get(found.target["params"]), jax.device_get(theirs), 1e-6)
+    for statistics, parts in ((found.statistics, moved), (found.target["statistics"], seen)):
+        mean = jax.tree.map(lambda *parts: sum(parts) / len(parts), *parts)
+        agree(jax.device_get(statistics["encoder"]), jax.device_get(mean), 1e-6)
+    norm = found.target["statistics"]["heads"]["projection"]["projection_network.out.1.stats"]
+    assert jax.tree.all(jax.tree.map(lambda x: jnp.ptp(x) > 0, norm))
 
 
 def test_the_average_follows_by_hand_for_three_steps():
@@ -227,7 +230,7 @@ def test_the_average_follows_by_hand_for_three_steps():
     recipe = recipe_of("byol_bn")
     step = compiled(recipe, Parallel(jax.devices()[:1]))
     state = state_of(recipe)
-    own = [jax.device_get((state.train.params, state.statistics))]
+    own = [jax.device_get(state.train.params)]
     wanted = own[0]
     for number in range(3):
         state, _ = step(state, *batch_of(recipe, number))
@@ -235,8 +238,8 @@ def test_the_average_follows_by_hand_for_three_steps():
             keep = 1 - 0.1 * (math.cos(math.pi * number / 10) + 1) / 2
             mix = lambda t, s, k=keep: k * t + (1 - k) * s  # noqa: E731
             wanted = jax.tree.map(mix, wanted, own[number])
-        agree(jax.device_get((state.target["params"], state.target["statistics"])), wanted, 1e-6)
-        own.append(jax.device_get((state.train.params, state.statistics)))
+        agree(jax.device_get(state.target["params"]), wanted, 1e-6)
+        own.append(jax.device_get(state.train.params))
     gap = np.abs(jax.tree.leaves(wanted)[0] - jax.tree.leaves(own[-1])[0]).max()
     assert gap > 1e-4
 
@@ -354,3 +357,18 @@ def test_weight_decay_shrinks_kernels_alone(method):
     for (path, decays), leaf in zip(mask, jax.tree.leaves(params), strict=True):
         # Scales and biases have one dimension, all else at least two.
         assert decays == (leaf.ndim > 1), path
+
+
+def test_the_averages_statistics_are_of_its_own_features():
+    """After a hundred steps an average that hardly moved knows what it normalizes."""
+    recipe = recipe_of("byol_bn")._replace(ema=0.9999)
+    step = compiled(recipe, Parallel(jax.devices()[:1]))
+    state, (images, labels) = state_of(recipe), batch_of(recipe)
+    for _ in range(100):
+        state, _ = step(state, images, labels)
+    held = {"params": state.target["params"]["encoder"]}
+    statistics = {"batch_stats": state.target["statistics"]["encoder"]}
+    rows = images[0].reshape(-1, SIDE, SIDE, 3)
+    trained = features(NETWORK, held | statistics, rows, train=True).pooled
+    judged = features(NETWORK, held | statistics, rows).pooled
+    np.testing.assert_allclose(trained.mean(0), judged.mean(0), 0.05)
