@@ -41,7 +41,6 @@ def get_config(variant: str = "swcl") -> ConfigDict:
     if variant in ("simclr", "byol", "dino", "dino_official"):
         config.train.epochs = 200
         config.optim.warmup_epochs = 10.0
-        config.data.size = 224
     if variant == "multitask":
         config.data.views = "ft_cls"
     if variant == "dino_official":

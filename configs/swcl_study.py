@@ -77,8 +77,8 @@ def get_config(study: str) -> ConfigDict:
             "patches": _variant("patches", ""),
             "swcl": {method: _variant("swcl", method) for method in METHODS},
             "supervised": {
-                "odir": _supervised("medinit_oia_odir/default"),
-                "eyepacs": _supervised("medinit_eyepacs/pretrain448"),
+                "odir": _supervised("medinit_oia_odir/default", 100),
+                "eyepacs": _supervised("medinit_eyepacs/pretrain448", 40),
             },
         }
     )
@@ -107,12 +107,12 @@ def _finetune(task: str) -> dict:
     return config.to_dict()
 
 
-def _supervised(task: str) -> dict:
-    """Returns a network that learns normal and abnormal eyes: 100 epochs are our choice."""
+def _supervised(task: str, epochs: int) -> dict:
+    """Returns a network that learns normal and abnormal eyes; all numbers are our choice."""
     config = _variant("finetune", task)
     config["labels"], config["metric"] = "abnormal", "AUC"
     config["data"]["recipe"] = "sup_pre"
-    config["train"] |= {"epochs": 100, "batch": 64}
+    config["train"] |= {"epochs": epochs, "batch": 64}
     config["optim"] |= {
         "name": "adamw", "learning_rate": 1e-3, "weight_decay": 1e-4, "schedule": "cosine",
     }  # fmt: skip
