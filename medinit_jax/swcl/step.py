@@ -19,7 +19,7 @@ from medinit_jax.finetune.layers import DECAYED
 from medinit_jax.models.features import features
 from medinit_jax.models.network import Network
 from medinit_jax.swcl.distillation import ema, momentum
-from medinit_jax.swcl.methods import Apply, Method, Seen
+from medinit_jax.swcl.method import Apply, Method, Seen
 from medinit_jax.swcl.vectors import wide
 
 
