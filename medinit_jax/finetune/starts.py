@@ -242,7 +242,7 @@ def _from_file(
         raise UsageError(
             f"Nothing in {init.path} fits the encoder of this network (the file has {example}; the "
             f"network has {', '.join(_wanted(network, only)[:3])}); choose the same network "
-            "(config.model.name) or another file."
+            "(config.model, its width too) or another file."
         )
     # Statistics come along with the norm that they belong to, never alone.
     modules = {name.rsplit("/", 1)[0] for name in taken}
