@@ -19,6 +19,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from medinit_jax.core.config import unknown_variant
+
 STUDIES = ("swcl_table2", "swcl_table3", "swcl_compare", "swcl_chain")
 TASKS = (
     "messidor", "idrid", "refuge_cls", "drive_seg", "chase_seg", "stare_seg", "refuge_seg",
@@ -44,6 +46,8 @@ METHODS = ("swcl", "swcl_image", "multitask", "simclr", "byol", "dino", "dino_of
 
 def get_config(study: str) -> ConfigDict:
     """Returns a study; see the head of this file."""
+    if study not in STUDIES:
+        raise unknown_variant(study, STUDIES)
     config = ConfigDict()
     config.route = "study"
     config.study = study
