@@ -69,6 +69,7 @@ def supervised(plan: Plan, cell: Cell, which: str) -> Job:
     config["model"]["name"] = name
     update(config["model"], plain(plan.size.encoders.get(name, {})))
     config["seed"] = plan.config.first_seed
+    config["init"]["start"] = _drawn(cell)
     return Job("finetune", f"{which} {name}", config, {**_facts(which), "model": name})
 
 

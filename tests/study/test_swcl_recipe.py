@@ -52,3 +52,13 @@ def test_a_study_of_real_sets_is_planned_and_reported(tmp_path):
     summary = json.loads((tmp_path / "study" / "summary.json").read_text())
     assert summary["size"] == "real" and summary["jobs_open"] > 3 and summary["notes"] == []
     assert (tmp_path / "study" / "report.html").is_file()
+
+
+@pytest.mark.parametrize(("size", "drawn"), [("real", "torch_default"), ("mini", "random")])
+def test_every_encoder_starts_as_its_network_does_at_random(size, drawn):
+    """A BiT network as PyTorch leaves it, a ResNet as torchvision does."""
+    command = ["test", f"--config={STUDY}:swcl_table2", f"--config.size={size}"]
+    plan = make_plan(read_command_line(command).config)
+    jobs = [job for job in plan.preparatory() if job.kind in ("swcl", "finetune")]
+    assert len(jobs) == 8
+    assert {job.config["init"]["start"] for job in jobs} == {drawn}
