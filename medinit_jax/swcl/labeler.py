@@ -57,7 +57,8 @@ class Labeling(Tuning):
             raise UsageError(
                 f"config.s4l.triplet={s4l.triplet!r}; set it to one of: {', '.join(TRIPLETS)}."
             )
-        if self.images.kind != "classification" or len(self.images.heads) != 1:
+        heads = self.images.heads
+        if self.images.kind != "classification" or [one.kind for one in heads] != ["softmax"]:
             raise UsageError(
                 f"{config.task} is no single classification; a labeler tells normal from abnormal: "
                 "set config.labels=abnormal."

@@ -85,6 +85,11 @@ class Pretraining:
             self.one_sided = sources.threshold_warning(config, self.items)
         if self.one_sided:
             console.print(f"WARNING: {self.one_sided}", soft_wrap=True)
+        if min(train.log_every, train.checkpoint_every) < 1:
+            raise UsageError(
+                f"config.train.log_every={train.log_every} and checkpoint_every="
+                f"{train.checkpoint_every} are steps between two of them; set them to at least 1."
+            )
         network = make_network(config.model, data.size, 2, "classification", train.dtype)
         self.start = make_start(config, network, console)
         self.statistics = self.start.statistics or initial_statistics(network.program)
@@ -109,7 +114,7 @@ class Pretraining:
             train.frozen_epochs,
         )
         self.step = compiled(self.recipe, self.parallel)
-        heads = self.first_state().statistics["heads"]
+        heads = jax.eval_shape(self.first_state).statistics["heads"]
         check_bn_group(config, look.recipe, bool(jax.tree.leaves((inner, heads))))
 
     def _optimizer(self) -> tuple[tuple[str, Any], ...]:

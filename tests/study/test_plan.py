@@ -166,3 +166,17 @@ def test_names_of_tasks():
 def test_plans_are_plain_json(study, tmp_path):
     for job in plan(study("hyper_fig3")).known(tmp_path):
         assert json.loads(json.dumps(job.config)) == job.config
+
+
+@pytest.mark.parametrize("size", ["mini", "phantom", "real"])
+@pytest.mark.parametrize("name", ["hyper_table2", "hyper_fig2", "hyper_fig3", "hyper_fig4"])
+def test_every_study_plans_at_every_size(study, tmp_path, name, size):
+    config = study(name, f"--config.size={size}")
+    assert config.is_locked
+    found = plan(config)
+    jobs = found.known(tmp_path)
+    assert jobs and any(not found.absent(cell) for cell in found.cells)
+    seen = set()
+    for job in jobs:
+        assert seen.issuperset(job.needs)
+        seen.add(job.id)
