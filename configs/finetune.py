@@ -32,7 +32,7 @@ def get_config(task: str = "phantom_aptos_dr") -> ConfigDict:
     name = next((t for t in (*FIRST_PAPER, *SECOND_PAPER) if known.startswith(t)), "")
     segmentation = name.endswith("_seg")
     if name in SECOND_PAPER:
-        _second_paper(config, segmentation)
+        second_paper(config, segmentation)
     elif segmentation:
         config.data.recipe = "hyper512seg"
         config.model.name = "unet"
@@ -174,7 +174,8 @@ def _default(task: str) -> ConfigDict:
     return config
 
 
-def _second_paper(config: ConfigDict, segmentation: bool) -> None:
+def second_paper(config: ConfigDict, segmentation: bool) -> None:
+    """Sets the recipe of the second paper; DRIVE, which both have, is the first's by its name."""
     config.optim.nesterov = True
     config.optim.schedule = "constant"
     config.optim.learning_rate = 0.1

@@ -29,10 +29,11 @@ MODALITIES = ("fundus", "ct", "xray")
 
 def get_config(study: str = "hyper_table2") -> ConfigDict:
     """Returns a study; see the head of this file."""
-    if study.startswith("swcl_"):
-        return _module("swcl_study").get_config(study).lock()
+    of_swcl = _module("swcl_study")
+    if study in of_swcl.STUDIES:
+        return of_swcl.get_config(study).lock()
     if study not in STUDIES:
-        raise unknown_variant(study, (*STUDIES, *_module("swcl_study").STUDIES))
+        raise unknown_variant(study, (*STUDIES, *of_swcl.STUDIES))
     config = ConfigDict()
     config.route = "study"
     config.study = study

@@ -41,7 +41,6 @@ def get_config(variant: str = "swcl") -> ConfigDict:
     if variant in ("simclr", "byol", "dino", "dino_official"):
         config.train.epochs = 200
         config.optim.warmup_epochs = 10.0
-        config.data.size = 224
     if variant == "multitask":
         config.data.views = "ft_cls"
     if variant == "dino_official":
@@ -49,6 +48,7 @@ def get_config(variant: str = "swcl") -> ConfigDict:
         config.loss.official = True
         config.loss.prototypes = 65_536
         config.data.views = "dino_official"
+        # Of all gradients together; the official code clips those of every tensor by themselves.
         config.optim.clip = 3.0
         config.train.frozen_epochs = 1
     return config.lock()
@@ -101,9 +101,11 @@ def _default(method: str) -> ConfigDict:
             # Pairs of patches: the workdir of configs/patches.py, retinal_swap/NAME, or a folder in
             # the layout of SWCL's authors.
             "patches": "",
-            # Whole images: prepared sets, separated by commas, "NAME:SPLIT" for one split only.
+            # Whole images, for methods that see no patches: prepared sets, separated by commas,
+            # "NAME:SPLIT" for one split only.
             "sets": "",
-            # Side of the whole images from which views are drawn, and of the views, in pixels.
+            # Side of the whole images from which views are drawn (patches are as they are), and of
+            # the views, in pixels.
             "image_size": 448,
             "size": 224,
             # A recipe of data.views.

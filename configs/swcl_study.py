@@ -19,6 +19,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from medinit_jax.core.config import unknown_variant
+
 STUDIES = ("swcl_table2", "swcl_table3", "swcl_compare", "swcl_chain")
 TASKS = (
     "messidor", "idrid", "refuge_cls", "drive_seg", "chase_seg", "stare_seg", "refuge_seg",
@@ -44,6 +46,8 @@ METHODS = ("swcl", "swcl_image", "multitask", "simclr", "byol", "dino", "dino_of
 
 def get_config(study: str) -> ConfigDict:
     """Returns a study; see the head of this file."""
+    if study not in STUDIES:
+        raise unknown_variant(study, STUDIES)
     config = ConfigDict()
     config.route = "study"
     config.study = study
@@ -72,13 +76,13 @@ def get_config(study: str) -> ConfigDict:
     )
     config.base = ConfigDict(
         {
-            "finetune": {task: _variant("finetune", task) for task in TASKS},
+            "finetune": {task: _finetune(task) for task in TASKS},
             "labeler": _variant("labeler", "paper"),
             "patches": _variant("patches", ""),
             "swcl": {method: _variant("swcl", method) for method in METHODS},
             "supervised": {
-                "odir": _supervised("medinit_oia_odir/default"),
-                "eyepacs": _supervised("medinit_eyepacs/pretrain448"),
+                "odir": _supervised("medinit_oia_odir/default", 100),
+                "eyepacs": _supervised("medinit_eyepacs/pretrain448", 40),
             },
         }
     )
@@ -95,12 +99,24 @@ def get_config(study: str) -> ConfigDict:
     return config
 
 
-def _supervised(task: str) -> dict:
-    """Returns a network that learns normal and abnormal eyes: 100 epochs are our choice."""
+def _finetune(task: str) -> dict:
+    """Returns the fine-tuning of a task; DRIVE as in the paper of these tables, not in the first's.
+
+    `aptos_dr` is no task of that paper, and keeps the first's.
+    """
+    beside = _beside("finetune")
+    config = beside.get_config(task).unlock()
+    if task == "drive_seg":
+        beside.second_paper(config, segmentation=True)
+    return config.to_dict()
+
+
+def _supervised(task: str, epochs: int) -> dict:
+    """Returns a network that learns normal and abnormal eyes; all numbers are our choice."""
     config = _variant("finetune", task)
     config["labels"], config["metric"] = "abnormal", "AUC"
     config["data"]["recipe"] = "sup_pre"
-    config["train"] |= {"epochs": 100, "batch": 64}
+    config["train"] |= {"epochs": epochs, "batch": 64}
     config["optim"] |= {
         "name": "adamw", "learning_rate": 1e-3, "weight_decay": 1e-4, "schedule": "cosine",
     }  # fmt: skip

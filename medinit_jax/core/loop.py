@@ -99,9 +99,16 @@ def run(
         The last state.
 
     Raises:
-        UsageError: more than `max_skipped` of the steps were not finite.
+        UsageError: more than `max_skipped` of the steps were not finite, or `config` has a number
+            of steps below 1.
         KeyboardInterrupt: a signal came; the checkpoint is saved.
     """
+    for name in ("log_every", "checkpoint_every"):
+        if getattr(config, name) < 1:
+            raise UsageError(
+                f"config.train.{name}={getattr(config, name)} is no number of steps; set it to at "
+                "least 1."
+            )
     step = first = int(state.step)
     skipped_before = int(state.skipped)
     end = config.total_steps if stop_after is None else min(config.total_steps, step + stop_after)
@@ -163,7 +170,7 @@ def _check_skipped(
         latest = "; ".join(describe(index) for index in here[-5:])
         raise UsageError(
             f"Training was aborted at step {step}: {count} steps were not finite, more than "
-            f"{limit:.0%} (architectures of the last ones: {latest}); lower the learning rate or "
+            f"{limit:.0%} (the last ones: {latest}); lower the learning rate or "
             "the clip norm of the optimizer."
         )
 

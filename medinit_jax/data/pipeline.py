@@ -200,7 +200,14 @@ class Batches(Iterator[dict[str, Any]]):
                 is the faster way for images in memory. Processes are spawned, never forked.
             prefetch: Batches made ahead, by each worker.
             start: First step.
+
+        Raises:
+            UsageError: The number of workers is negative.
         """
+        if workers < 0:
+            raise UsageError(
+                f"config.data.workers={workers} is no number of processes; set it to 0 or more."
+            )
         self.source, self._workers, self._prefetch = batches, workers, prefetch
         self._step = start
         self._iterator: Any = None

@@ -38,13 +38,6 @@ def starts(size: int, window: int) -> list[int]:
     return [*range(0, size - window, stride), size - window]
 
 
-def stitch(
-    run: Callable[[np.ndarray], Any], image: np.ndarray, window: int, batch: int
-) -> np.ndarray:
-    """Returns the logits of one image, see `predict_images`."""
-    return next(predict_images(run, [image], window, batch))
-
-
 def predict_images(
     run: Callable[[np.ndarray], Any], images: Iterable[np.ndarray], window: int, batch: int
 ) -> Iterator[np.ndarray]:
@@ -106,21 +99,3 @@ def _windows(images: Iterable[np.ndarray], window: int) -> Iterator[tuple[_Piece
             top, left = place
             piece = _Piece(number, top, left, place == places[-1], (height, width))
             yield piece, padded[top : top + window, left : left + window]
-
-
-def resize_logits(logits: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Returns logits (H, W, classes) at another size, bilinear between centers of pixels."""
-    if logits.shape[:2] == tuple(size):
-        return logits
-    # Without smoothing, as PyTorch's interpolate with align_corners=False.
-    return np.asarray(
-        jax.image.scale_and_translate(
-            logits,
-            (*size, logits.shape[-1]),
-            (0, 1),
-            np.array([s / n for s, n in zip(size, logits.shape, strict=False)], np.float32),
-            np.zeros(2, np.float32),
-            "linear",
-            antialias=False,
-        )
-    )

@@ -67,6 +67,8 @@ def make_start(config: ml_collections.ConfigDict, network: Network, console: Con
         raise UsageError(
             f"config.init.start={init.start} needs config.init.path: {_PATHS[init.start]}."
         )
+    if init.start == "encoder":
+        _refuse_another(config.model.name, init.path)
     key = jax.random.key(fold_seed(config.seed, "start"))
     start = STARTS[init.start](init, network, key)
     record = start.record
@@ -149,12 +151,30 @@ def _hyper(init: ml_collections.ConfigDict, network: Network, key: jax.Array) ->
     return Start(params, None, _record(init.start, init.path, network, taken, left, only))
 
 
+def _model_folder(path: str) -> Path:
+    """Returns the `model/` folder of a workdir, or what is one already."""
+    folder = Path(path)
+    return folder / MODEL_FOLDER if (folder / MODEL_FOLDER).is_dir() else folder
+
+
+def _refuse_another(name: str, path: str) -> None:
+    """Raises UsageError if a folder's encoder is another network's.
+
+    Names and shapes of a smaller network can all be found in a larger one, whose features they are
+    not: a ResNet-18 fits into a ResNet-34.
+    """
+    _, metadata = load_params(_model_folder(path), "model")
+    held = metadata.get("model", {}).get("name", name)
+    if zoo.encoder_of(held) != zoo.encoder_of(name):
+        raise UsageError(
+            f"{path} holds a {held}, and config.model.name={name} has another encoder; choose the "
+            "same network, or another start."
+        )
+
+
 def _encoder(init: ml_collections.ConfigDict, network: Network, key: jax.Array) -> Start:
     """The encoder of a network that another run trained, with its batch statistics."""
-    folder = Path(init.path)
-    if (folder / MODEL_FOLDER).is_dir():
-        folder = folder / MODEL_FOLDER
-    tree, _ = load_params(folder, "model")
+    tree, _ = load_params(_model_folder(init.path), "model")
     found = {f"{m}/{leaf}": v for m, leaves in tree["params"].items() for leaf, v in leaves.items()}
     statistics = {
         f"{m}/{leaf}": v
@@ -222,7 +242,7 @@ def _from_file(
         raise UsageError(
             f"Nothing in {init.path} fits the encoder of this network (the file has {example}; the "
             f"network has {', '.join(_wanted(network, only)[:3])}); choose the same network "
-            "(config.model.name) or another file."
+            "(config.model, its width too) or another file."
         )
     # Statistics come along with the norm that they belong to, never alone.
     modules = {name.rsplit("/", 1)[0] for name in taken}

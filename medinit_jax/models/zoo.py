@@ -98,6 +98,13 @@ def build(
     return Network(builder(name, input_shape, num_classes, **options))
 
 
+def encoder_of(name: str) -> str:
+    """Returns the name of a network's encoder: "resnet18" of "unet_resnet18" and of "resnet18"."""
+    for prefix in _DECODERS:
+        name = name.removeprefix(prefix)
+    return name
+
+
 def _builder(name: str) -> Builder | None:
     """Returns the builder of a name: a key of `MODELS`, or a decoder on any classifier."""
     for prefix, builder in _DECODERS.items():

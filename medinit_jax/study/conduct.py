@@ -201,7 +201,7 @@ def collect(plan: Plan, jobs_dir: Path, workdir: Path) -> dict[str, Any]:
 
 def _folder_notes(plan: Plan) -> list[str]:
     """Says of images given as a folder whether those of the evaluation are among them."""
-    if plan.config.size != "real":
+    if plan.config.size != "real" or "images" not in plan.config:
         return []
     known = (
         "evaluation images included, as in the paper"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import ml_collections
 
+from medinit_jax.core.errors import UsageError
 from medinit_jax.data.tasks import TASKS
 from medinit_jax.study.plan import Cell, size_of
 
@@ -73,7 +74,15 @@ def compare(config: ml_collections.ConfigDict) -> list[Cell]:
 
 
 def chain(config: ml_collections.ConfigDict) -> list[Cell]:
-    """Returns one task, fine-tuned from SWCL and from random initialization."""
+    """Returns one task, fine-tuned from SWCL and from random initialization.
+
+    Raises:
+        UsageError: There is no such task.
+    """
+    if config.task not in config.base.finetune:
+        raise UsageError(
+            f"config.task={config.task!r}; set it to one of: {', '.join(config.base.finetune)}."
+        )
     encoder = size_of(config).encoder
     return [
         Cell(

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from medinit_jax.models.zoo import encoder_of
 from medinit_jax.study.hyper_starts import IMAGENET
 from medinit_jax.study.job import REFERENCE, Job
 from medinit_jax.study.plan import Cell, Plan, Rule, plain, update
-
-_DECODERS = ("deeplabv3plus_", "unet_")
 
 
 def labeler(plan: Plan) -> Job:
@@ -29,13 +28,6 @@ def patches(plan: Plan) -> Job:
     # Each labeler's patches have a place of their own among the prepared sets.
     config["name"] = own.id
     return Job("patches", "patches", config, _facts("patches"))
-
-
-def encoder_of(model: str) -> str:
-    """Returns the name of the encoder of a network: "resnet18" of "deeplabv3plus_resnet18"."""
-    for prefix in _DECODERS:
-        model = model.removeprefix(prefix)
-    return model
 
 
 def encoder(plan: Plan, cell: Cell, method: str, loss: Mapping[str, Any]) -> Job:
@@ -77,6 +69,7 @@ def supervised(plan: Plan, cell: Cell, which: str) -> Job:
     config["model"]["name"] = name
     update(config["model"], plain(plan.size.encoders.get(name, {})))
     config["seed"] = plan.config.first_seed
+    config["init"]["start"] = _drawn(cell)
     return Job("finetune", f"{which} {name}", config, {**_facts(which), "model": name})
 
 

@@ -49,7 +49,7 @@ class ViewBatches:
         seed: Of order and draws.
 
     Raises:
-        UsageError: There are no images, or a batch holds no pair.
+        UsageError: There are no images, or a batch has more of them, fewer than 2, or half a pair.
     """
 
     def __init__(self, items: Any, look: Look, batch: int, seed: int):
@@ -65,9 +65,14 @@ class ViewBatches:
                 f"config.train.batch={batch}, but there are {there} images; lower it, so that none "
                 "is its own negative."
             )
-        if batch < 1 or (self.paired and batch % 2):
+        if self.paired and batch % 2:
             raise UsageError(
                 f"config.train.batch={batch} patches are no pairs of eyes; set it to an even one."
+            )
+        if batch < 2:
+            raise UsageError(
+                f"config.train.batch={batch} leaves an image nothing that it could differ from; "
+                "set it to at least 2."
             )
 
     def __len__(self) -> int:

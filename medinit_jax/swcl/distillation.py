@@ -109,16 +109,12 @@ def momentum(step: int | jax.Array, total: int, base: float = 0.996) -> jax.Arra
 
 
 def ema(teacher: Any, student: Any, keep: float | jax.Array) -> Any:
-    """Returns keep * teacher + (1 - keep) * student of two pytrees of floats.
-
-    Batch statistics belong into the trees as well: a teacher with its first statistics and new
-    weights normalizes by what it never saw.
-    """
+    """Returns keep * teacher + (1 - keep) * student of two pytrees of floats."""
     return jax.tree.map(
         lambda t, s: t + (1 - jnp.asarray(keep, t.dtype)) * (s - t), teacher, student
     )
 
 
 def _gap(a, b):
-    a, b = unit(wide(a)), unit(wide(b))
+    a, b = unit(a), unit(b)
     return ((a - b) ** 2).sum(-1)

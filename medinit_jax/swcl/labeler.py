@@ -14,12 +14,13 @@ from rich.console import Console
 
 from medinit_jax.core.errors import UsageError
 from medinit_jax.core.workdir import claim_workdir
+from medinit_jax.data.tasks import make_builder
 from medinit_jax.downstream.cam import has_cam
 from medinit_jax.finetune import FREE, announce
 from medinit_jax.finetune.examples import Cache, Examples, Records
 from medinit_jax.finetune.train import Tuning
 from medinit_jax.swcl.s4l import S4L, S4LBatches
-from medinit_jax.swcl.sources import Firsts, open_splits
+from medinit_jax.swcl.sources import Firsts, open_splits, source_name
 from medinit_jax.swcl.triplet import TRIPLETS
 
 
@@ -94,7 +95,8 @@ def open_unlabelled(
         UsageError: There are none, a split is named twice, or some belong to the labelled task.
     """
     cache = Cache(config.data.cache_mb)
-    known = {f"{part.records.name}/{name}" for part in images.parts().values() for name in part.ids}
+    labelled = source_name(make_builder(config.task, config.data.data_dir))
+    known = {name for part in images.parts().values() for name in part.ids}
     sets = open_splits("config.s4l.sets", config.s4l.sets, config.data.data_dir, console)
     found, shared = [], []
     firsts = Firsts(console)
@@ -103,7 +105,8 @@ def open_unlabelled(
         names = [row["image_id"].decode() for row in records.columns(["image_id"])]
         kept = firsts.of(builder, split, names)
         ids = [names[i] for i in kept]
-        shared += [one for one in ids if f"{records.name}/{one}" in known]
+        if source_name(builder) == labelled:
+            shared += known.intersection(ids)
         if ids:
             found.append(Examples(records, kept, {}, ids, ids, images.plan, cache))
     if not found:
@@ -113,7 +116,7 @@ def open_unlabelled(
     if shared:
         raise UsageError(
             f"{len(shared)} unlabelled images are images of the labelled task, too "
-            f"({', '.join(shared[:3])}); leave their set or split out of config.s4l.sets."
+            f"({', '.join(sorted(shared)[:3])}); leave their set or split out of config.s4l.sets."
         )
     return found
 

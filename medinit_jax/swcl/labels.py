@@ -50,16 +50,3 @@ def label_columns(scheme: str, position: Any, abnormality: Any, patient: Any) ->
             "np.unique(patients, return_inverse=True) first."
         )
     return narrow
-
-
-def encode(columns: Any) -> np.ndarray:
-    """Numbers different rows from 0, for logs and for losses that take one integer.
-
-    Args:
-        columns: int (n, L).
-
-    Returns:
-        int32 (n,): equal if and only if the rows are.
-    """
-    _, inverse = np.unique(np.asarray(columns), axis=0, return_inverse=True)
-    return inverse.reshape(-1).astype(np.int32)

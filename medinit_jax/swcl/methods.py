@@ -6,8 +6,7 @@ A method is a frozen dataclass, so that a compiled step can depend on it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -16,6 +15,7 @@ import optax
 
 from medinit_jax.core.parallel import Parallel
 from medinit_jax.swcl import distillation
+from medinit_jax.swcl.method import Apply, Judged, Seen
 from medinit_jax.swcl.patch_geometry import POSITIONS
 from medinit_jax.swcl.projection import (
     PREDICTOR,
@@ -26,80 +26,10 @@ from medinit_jax.swcl.projection import (
     TaskHeads,
 )
 from medinit_jax.swcl.supcon import collapse, contrastive_figures, gathered_supcon
+from medinit_jax.swcl.vectors import unit
 
 # Images of a batch that figures are computed of.
 _FIGURED = 512
-
-Apply = Callable[[str, jax.Array], jax.Array]
-
-
-class Seen(NamedTuple):
-    """What a method gets of a batch.
-
-    Attributes:
-        pooled: Float (batch, views, channels), the encoder's features.
-        target: The same of the averaged encoder; None without one.
-        labels: {name: int32 (batch, ...)}.
-        step: int32 (), steps taken before.
-        epoch: Float (), the same in epochs.
-        memory: What the method's last step left, such as a center.
-    """
-
-    pooled: jax.Array
-    target: jax.Array | None
-    labels: Mapping[str, jax.Array]
-    step: jax.Array
-    epoch: jax.Array
-    memory: Any
-
-
-class Judged(NamedTuple):
-    """What a method makes of a batch.
-
-    Attributes:
-        loss: Float32 ().
-        figures: Scalars for the log.
-        memory: For the next step.
-    """
-
-    loss: jax.Array
-    figures: dict[str, jax.Array]
-    memory: Any
-
-
-class Method(Protocol):
-    """A way to pretrain.
-
-    Attributes:
-        images: "pairs" of patches, or "whole" images.
-        views: Views of each image.
-        local: Whether it takes local views, too.
-        averaged: Whether an exponential average of encoder and heads takes part.
-    """
-
-    images: ClassVar[Literal["pairs", "whole"]]
-    views: ClassVar[int]
-    local: ClassVar[bool]
-    averaged: ClassVar[bool]
-
-    def heads(self) -> dict[str, nn.Module]:
-        """Returns the heads: the first on features, each other one on what the one before gives."""
-        ...
-
-    def memory(self, key: jax.Array) -> Any:
-        """Returns what the first step finds in `Seen.memory`."""
-        ...
-
-    def judge(self, own: Apply, target: Apply, seen: Seen, parallel: Parallel) -> Judged:
-        """Returns loss and figures.
-
-        Args:
-            own: (head, rows (n, channels)) -> rows, with the heads that learn.
-            target: The same with the averaged ones.
-            seen: The batch.
-            parallel: Devices, over which the batch lies split.
-        """
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,7 +149,7 @@ class Byol:
         aims = jax.lax.stop_gradient(_per_view(target, "projection", seen.target))
         loss = distillation.byol_loss(_by_view(predicted), _by_view(aims))
         rows = jax.lax.stop_gradient(projected).reshape(-1, projected.shape[-1])
-        return Judged(loss, {"spread": _spread(_unit(rows))}, ())
+        return Judged(loss, {"spread": _spread(unit(rows))}, ())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -333,10 +263,6 @@ def _by_view(rows: jax.Array) -> list[jax.Array]:
 def _entropy(shares: jax.Array) -> jax.Array:
     """Returns the entropy in nats of distributions (..., K)."""
     return -(shares * jnp.log(jnp.maximum(shares, 1e-30))).sum(-1)
-
-
-def _unit(rows: jax.Array) -> jax.Array:
-    return rows / jnp.maximum(jnp.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
 
 
 def _spread(rows: jax.Array) -> jax.Array:

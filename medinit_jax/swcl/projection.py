@@ -20,19 +20,14 @@ import jax.numpy as jnp
 from medinit_jax.arch.program import EPSILON, Step
 from medinit_jax.core.errors import UsageError
 from medinit_jax.models.network import Leaves, Statistics, normalize_moving
-from medinit_jax.models.ops import PRIMITIVES, at_least_float32, standardized
+from medinit_jax.models.ops import PRIMITIVES, standardized
+from medinit_jax.swcl.vectors import unit, wide
 
 PROJECTION = "projection_network"
 PREDICTOR = "predictor_network"
 HEAD_NORMS = ("gn_ws", "bn")
 GROUPS = 16
 KERNEL_EPSILON = 1e-10
-
-
-def unit_length(x: jax.Array) -> jax.Array:
-    """Scales vectors (..., channels) to length 1, at least in float32; zeros stay zeros."""
-    wide = x.astype(at_least_float32(x.dtype))
-    return wide * jax.lax.rsqrt(jnp.maximum(jnp.square(wide).sum(-1, keepdims=True), 1e-24))
 
 
 def uniform_by_inputs(inputs: int) -> nn.initializers.Initializer:
@@ -88,7 +83,7 @@ class MlpHead(nn.Module):
             pooled: Float (batch, channels).
         """
         y = Linear(self.hidden or pooled.shape[-1], name=f"{PROJECTION}.out.0")(pooled)
-        return unit_length(Linear(self.features, name=f"{PROJECTION}.out.2")(nn.relu(y)))
+        return unit(Linear(self.features, name=f"{PROJECTION}.out.2")(nn.relu(y)))
 
 
 class ByolHead(nn.Module):
@@ -142,7 +137,7 @@ class ByolHead(nn.Module):
             y = normalize_moving(y, leaves, moved, moving, EPSILON)
         last = Linear(self.features, standardized=grouped, name=f"{self.module}.out.3")
         y = last(nn.relu(y))
-        return y.astype(at_least_float32(y.dtype))
+        return wide(y)
 
 
 class DinoHead(nn.Module):
@@ -181,8 +176,8 @@ class DinoHead(nn.Module):
             layer = Linear(width, deviation=0.02, name=f"{PROJECTION}.out.{2 * number}")
             y = layer(activate(y) if number else y)
         directions = _Directions(self.prototypes, name=f"{PROJECTION}.last_layer")(self.bottleneck)
-        y = unit_length(y).astype(pooled.dtype) @ directions.astype(pooled.dtype)
-        return y.astype(at_least_float32(y.dtype))
+        y = unit(y).astype(pooled.dtype) @ directions.astype(pooled.dtype)
+        return wide(y)
 
 
 class _Directions(nn.Module):
@@ -193,7 +188,7 @@ class _Directions(nn.Module):
     @nn.compact
     def __call__(self, channels: int) -> jax.Array:
         shape = (channels, self.prototypes)
-        return unit_length(self.param("kernel", uniform_by_inputs(channels), shape).T).T
+        return unit(self.param("kernel", uniform_by_inputs(channels), shape).T).T
 
 
 class TaskHeads(nn.Module):
@@ -212,8 +207,7 @@ class TaskHeads(nn.Module):
         Args:
             pooled: Float (batch, channels).
         """
-        wide = at_least_float32(pooled.dtype)
         return {
-            task: Linear(classes, name=f"out.{task}.0")(pooled).astype(wide)
+            task: wide(Linear(classes, name=f"out.{task}.0")(pooled))
             for task, classes in self.tasks.items()
         }

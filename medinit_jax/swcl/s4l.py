@@ -27,9 +27,8 @@ from medinit_jax.finetune.data import TaskImages
 from medinit_jax.finetune.examples import Examples
 from medinit_jax.finetune.step import Part, Recipe
 from medinit_jax.models.features import features
-from medinit_jax.models.ops import at_least_float32
-from medinit_jax.swcl.projection import unit_length
 from medinit_jax.swcl.triplet import TRIPLETS
+from medinit_jax.swcl.vectors import unit, wide
 
 # Names the use of the seed: order of the unlabelled images, and the draws of one view of each.
 _LABELLED, _UNLABELLED = 4, 5
@@ -67,14 +66,14 @@ class S4L:
         flat = part.images.reshape(count * views, *part.images.shape[2:])
         held = {"params": params, "batch_stats": statistics}
         found = features(recipe.network, held, flat, train=True)
-        pooled = found.pooled.astype(at_least_float32(found.pooled.dtype))
+        pooled = wide(found.pooled)
         head = params[recipe.network.program.head]
         logits = pooled @ head["kernel"] + head["bias"]
         targets = {name: jnp.repeat(target, views) for name, target in part.targets.items()}
         totals = {name: total * views for name, total in part.totals.items()}
         value = predictions.loss(recipe.heads, logits, targets, part.weights, totals)
         identities = jnp.repeat(jnp.arange(count, dtype=jnp.int32), views)
-        triplet = TRIPLETS[self.triplet](unit_length(pooled), identities, self.margin)
+        triplet = TRIPLETS[self.triplet](unit(pooled), identities, self.margin)
         return value + self.weight / self.parts * triplet, found.batch_stats
 
 

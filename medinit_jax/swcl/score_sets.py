@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,8 +10,6 @@ from rich.console import Console
 
 from medinit_jax.core.errors import UsageError
 from medinit_jax.data.builders.base import Builder
-from medinit_jax.data.builders.phantom import PhantomConfig
-from medinit_jax.data.builders.table import TableConfig
 from medinit_jax.data.draw import draw_missing
 from medinit_jax.data.prepared import PreparedSource, manifest_of
 from medinit_jax.data.tasks import make_builder
@@ -20,12 +17,12 @@ from medinit_jax.swcl.batches import Joined
 from medinit_jax.swcl.patch_geometry import EYES
 from medinit_jax.swcl.patch_plan import Eye
 from medinit_jax.swcl.score_model import CLASSES
+from medinit_jax.swcl.sources import plain_name, source_name
 
 ROLES = ("labelled", "unlabelled")
 _LABEL = "abnormal"
 # OIA-ODIR's patients are numbers; its builder sets this in front of them.
 _PREFIX = "odir_"
-_NO_NAME = re.compile(r"[_/\s]+")
 _LISTED = 5
 
 
@@ -86,16 +83,6 @@ def open_sets(config: ml_collections.ConfigDict, console: Console) -> Photograph
     return Photographs(eyes, left_out, Joined(images), described)
 
 
-def source_name(builder: Builder) -> str:
-    """Returns what the names of patches call a set, as "eyepacs", "oia-odir", "odir-phantom"."""
-    config, name = builder.builder_config, builder.name.removeprefix("medinit_")
-    if isinstance(config, PhantomConfig):
-        name = f"{config.task}-phantom"
-    elif isinstance(config, TableConfig):
-        name = f"table-{config.name}"
-    return _NO_NAME.sub("-", name)
-
-
 def _names(text: str) -> list[str]:
     return [name for name in (part.strip() for part in text.split(",")) if name]
 
@@ -135,7 +122,7 @@ def _eyes(
                 left_out.append(f"{source} {name}: in another split, too")
                 continue
             seen.add(name)
-            patient = _NO_NAME.sub("-", original.removeprefix(_PREFIX))
+            patient = plain_name(original.removeprefix(_PREFIX))
             if originals.setdefault(patient, original) != original:
                 raise UsageError(
                     f"The patients {originals[patient]} and {original} of {source} would both be "

@@ -28,18 +28,28 @@ _PLAIN = {
     "train.ema": Recipe._field_defaults["ema"],
     "train.frozen_epochs": Recipe._field_defaults["frozen_epochs"],
 }  # fmt: skip
+_RANGES = {
+    "loss.temperature": (lambda x: x > 0, "more than 0"),
+    "loss.base_temperature": (lambda x: x >= 0, "more than 0, or to 0 for the loss's temperature"),
+    "loss.position_weight": (lambda x: x >= 0, "0 or more"),
+    "loss.prototypes": (lambda x: x >= 2, "2 or more"),
+    "train.ema": (lambda x: 0 <= x <= 1, "a share between 0 and 1"),
+    "train.frozen_epochs": (lambda x: x >= 0, "0 or more"),
+}
 
 
 def make_method(config: ml_collections.ConfigDict) -> Any:
     """Returns the method that `config.method` names, with the settings of `config.loss`.
 
     Raises:
-        UsageError: There is no such method, or a setting was changed that it does not read.
+        UsageError: There is no such method, it does not read a setting that was changed, or a
+            number is out of its range.
     """
     if config.method not in METHODS:
         raise UsageError(
             f"config.method={config.method!r}; set it to one of: {', '.join(METHODS)}."
         )
+    _check_numbers(config)
     make = METHODS[config.method]
     known = {field.name for field in dataclasses.fields(make)}
     settings = {name: value for name, value in config.loss.items() if name in known}
@@ -62,6 +72,14 @@ def make_method(config: ml_collections.ConfigDict) -> Any:
     if config.export not in EXPORTS:
         raise UsageError(f"config.export={config.export!r}; set it to one of: student, teacher.")
     return method
+
+
+def _check_numbers(config: ml_collections.ConfigDict) -> None:
+    """Raises UsageError for numbers by which a loss has no value, or nothing is learned."""
+    for name, (fits, wanted) in _RANGES.items():
+        part, key = name.split(".")
+        if not fits(config[part][key]):
+            raise UsageError(f"config.{name}={config[part][key]}; set it to {wanted}.")
 
 
 def _read(config: ml_collections.ConfigDict, method: Any) -> set[str]:

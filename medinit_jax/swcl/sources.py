@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ from rich.console import Console
 
 from medinit_jax.core.errors import UsageError
 from medinit_jax.data.builders.base import Builder
+from medinit_jax.data.builders.phantom import PhantomConfig
+from medinit_jax.data.builders.table import TableConfig
 from medinit_jax.data.draw import draw_missing
 from medinit_jax.data.prepared import PreparedSource, manifest_of
 from medinit_jax.data.sources import Subset, cached
@@ -19,6 +22,8 @@ from medinit_jax.swcl.batches import Joined
 from medinit_jax.swcl.labels import label_columns
 from medinit_jax.swcl.patch_pairs import abnormality, one_sided, open_pairs
 from medinit_jax.swcl.settings import reads_threshold
+
+_NO_NAME = re.compile(r"[_/\s]+")
 
 
 def open_items(config: ml_collections.ConfigDict, images: str, console: Console) -> Any:
@@ -71,14 +76,12 @@ class Firsts:
             split: Their split.
             names: Of all images of the split.
         """
-        # Other configurations may call other images by the same name, as the phantoms do.
-        own = f"{builder.name}/{builder.builder_config.name}"
-        whole = [f"{own}/{name}" for name in names]
+        whole = [f"{source_name(builder)}/{name}" for name in names]
         kept = [i for i, name in enumerate(whole) if name not in self._seen]
         self._seen.update(whole)
         if len(kept) < len(names):
             self._console.print(
-                f"{len(names) - len(kept)} of {len(names)} images of {own} {split} came "
+                f"{len(names) - len(kept)} of {len(names)} images of {builder.name} {split} came "
                 "before and are left out.",
                 highlight=False,
                 soft_wrap=True,
@@ -118,6 +121,25 @@ def open_splits(key: str, names: str, data_dir: str, console: Console) -> list[t
                 raise UsageError(f"{key} names the split {split} of {name} twice; name it once.")
             found[place] = builder, split
     return list(found.values())
+
+
+def source_name(builder: Builder) -> str:
+    """Returns what the names of patches call a set, as "eyepacs", "oia-odir", "odir-phantom".
+
+    Sets of one name hold the same images, if in other sizes or shares; those of others never do:
+    every twin, and every table, counts its images anew.
+    """
+    config, name = builder.builder_config, builder.name.removeprefix("medinit_")
+    if isinstance(config, PhantomConfig):
+        name = f"{config.task}-phantom"
+    elif isinstance(config, TableConfig):
+        name = f"table-{config.name}"
+    return plain_name(name)
+
+
+def plain_name(text: str) -> str:
+    """Returns a name with dashes in the place of what parts the names of patches."""
+    return _NO_NAME.sub("-", text)
 
 
 def label_table(config: ml_collections.ConfigDict, items: Any) -> dict[str, np.ndarray]:

@@ -18,9 +18,9 @@ from medinit_jax.core.parallel import Parallel
 from medinit_jax.finetune.layers import DECAYED
 from medinit_jax.models.features import features
 from medinit_jax.models.network import Network
-from medinit_jax.models.ops import at_least_float32
 from medinit_jax.swcl.distillation import ema, momentum
-from medinit_jax.swcl.methods import Apply, Method, Seen
+from medinit_jax.swcl.method import Apply, Method, Seen
+from medinit_jax.swcl.vectors import wide
 
 
 @flax.struct.dataclass
@@ -30,7 +30,7 @@ class PretrainState:
     Attributes:
         train: Parameters {"encoder", "heads"}, optimizer and counts.
         statistics: Running batch statistics of encoder and heads, likewise.
-        target: Averaged {"params", "statistics"}; {} where the method needs none.
+        target: Averaged {"params"} with "statistics" of its own; {} where the method needs none.
         memory: What the method remembers.
     """
 
@@ -135,18 +135,14 @@ def compiled(recipe: Recipe, parallel: Parallel) -> Callable[..., Any]:
 
         def loss(params):
             pooled, statistics = _encode(recipe, params, current.statistics, images)
-            aims = None
-            if method.averaged:
-                aims, _ = _encode(recipe, target["params"], target["statistics"], images[:1])
-                aims = jax.lax.stop_gradient(aims)
             moved = dict(statistics["heads"])
-            own = _heads(recipe, heads, params, moved)
-            # An average of parameters needs statistics, but never moves those of training.
-            other = (
-                _heads(recipe, heads, target["params"], dict(target["statistics"]["heads"]))
-                if target
-                else own
-            )
+            own = other = _heads(recipe, heads, params, moved)
+            aims, theirs = None, {}
+            if method.averaged:
+                aims, theirs = _encode(recipe, target["params"], target["statistics"], images[:1])
+                aims, theirs = jax.lax.stop_gradient((aims, theirs))
+                theirs["heads"] = dict(theirs["heads"])
+                other = _heads(recipe, heads, target["params"], theirs["heads"])
             seen = Seen(
                 pooled,
                 aims,
@@ -157,11 +153,13 @@ def compiled(recipe: Recipe, parallel: Parallel) -> Callable[..., Any]:
             )
             judged = method.judge(own, other, seen, parallel)
             statistics = {**statistics, "heads": moved}
-            return judged.loss, (judged.figures, judged.memory, statistics)
+            return judged.loss, (judged.figures, judged.memory, statistics, theirs)
 
-        (value, (figures, memory, statistics)), gradient = jax.value_and_grad(loss, has_aux=True)(
-            current.train.params
-        )
+        (value, (figures, memory, statistics, theirs)), gradient = jax.value_and_grad(
+            loss, has_aux=True
+        )(current.train.params)
+        if method.averaged:
+            target = {**target, "statistics": theirs}
 
         def update(gradient: Any, own: Any, params: Any = None):
             updates, own = optimizer.update(gradient, own, params)
@@ -189,18 +187,18 @@ def compiled(recipe: Recipe, parallel: Parallel) -> Callable[..., Any]:
 def _averaged(recipe: Recipe, current: PretrainState) -> Any:
     """Moves the average towards the parameters before a step; before the first they are equal.
 
-    Batch statistics are averaged too, which networks with batch normalization need.
+    Its batch statistics are no average: it gathers its own from the batches that it sees, so that
+    they fit its features however short the training is.
 
     Source: SWCL's code, for parameters; it has no batch normalization.
     """
     if not recipe.method.averaged:
         return {}
     rate = momentum(current.step, recipe.total_steps, recipe.ema)
-    own = {"params": current.train.params, "statistics": current.statistics}
-    moved = ema(current.target, own, rate)
-    return jax.tree.map(
-        lambda new, old: jnp.where(current.step > 0, new, old), moved, current.target
-    )
+    held = current.target["params"]
+    moved = ema(held, current.train.params, rate)
+    params = jax.tree.map(lambda new, old: jnp.where(current.step > 0, new, old), moved, held)
+    return {**current.target, "params": params}
 
 
 def _encode(recipe: Recipe, params: Any, statistics: Any, images: tuple[jax.Array, ...]):
@@ -220,7 +218,7 @@ def _features(recipe: Recipe, params: Any, statistics: Any, images: jax.Array):
         found = features(
             recipe.network, {"params": params, "batch_stats": statistics}, images, train=True
         )
-        return found.pooled.astype(at_least_float32(found.pooled.dtype)), found.batch_stats
+        return wide(found.pooled), found.batch_stats
 
     return _in_groups(run, images, recipe.bn_group) if statistics else run(images)
 

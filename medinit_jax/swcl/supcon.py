@@ -142,7 +142,7 @@ def contrastive_figures(
     Source: Wang & Isola (arXiv 2005.10242), Eq. 4 and 5, with exponents 2 and 2.
     """
     _check(z, labels, match=match)
-    rows = _flat(unit(wide(z)))
+    rows = _flat(unit(z))
     columns = jnp.tile(_columns(labels, z.shape[0]), (z.shape[1], 1))
     size, length = columns.shape
     other = ~jnp.eye(size, dtype=bool)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from medinit_jax.models.ops import at_least_float32
+
 
 def wide(x: jax.Array) -> jax.Array:
     """Returns floats as float32, or as what they are if that is wider."""
-    return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
+    return x.astype(at_least_float32(x.dtype))
 
 
 def unit(x: jax.Array) -> jax.Array:
-    """Scales vectors (..., d) to length 1; zero vectors stay zero, with a finite gradient."""
+    """Scales vectors (..., d), made `wide`, to length 1; zeros stay, with a finite gradient."""
+    x = wide(x)
     return x * jax.lax.rsqrt(jnp.maximum((x * x).sum(-1, keepdims=True), 1e-24))

@@ -217,6 +217,13 @@ def test_too_many_skipped_steps_abort_with_the_architectures(tmp_path):
     assert "learning rate" in message and "\n" not in message
 
 
+@pytest.mark.parametrize("name", ["log_every", "checkpoint_every"])
+def test_a_number_of_steps_is_at_least_one(name):
+    every = loop.LoopConfig(3, 1, 1)._replace(**{name: 0})
+    with pytest.raises(UsageError, match=f"config.train.{name}=0 is no number of steps"):
+        loop.run(None, None, every, writer=None, progress=None)  # pyright: ignore
+
+
 def test_the_count_of_skipped_steps_survives_a_resume(tmp_path):
     run = Run(tmp_path / "run", total=60)
     run(broken_at(3, 4), stop_after=10)

@@ -149,3 +149,8 @@ def test_evaluation_draws_depend_on_seed_and_image_only():
 def test_working_size():
     options = dataclasses.replace(PLAIN, size=8)
     assert BatchSource(source(), options)[0]["image"].shape == (4, 8, 8, 3)
+
+
+def test_a_negative_number_of_workers_is_refused():
+    with pytest.raises(UsageError, match="config.data.workers=-1 is no number of processes"):
+        Batches([], -1)  # pyright: ignore[reportArgumentType]

@@ -73,23 +73,3 @@ def test_the_last_batch_is_filled_up():
 
     list(windows.predict_images(run, [np.ones((8, 12, 1), np.float32)] * 2, 8, 3))
     assert shapes == [(3, 8, 8, 1)] * 2
-
-
-def test_resized_logits_equal_linear_interpolation_between_centers():
-    logits = np.arange(4, dtype=np.float32).reshape(1, 4, 1)
-    # Centers of eight pixels over four: at 0.25, 0.75, ... less a half.
-    expected = np.interp((np.arange(8) + 0.5) / 2 - 0.5, np.arange(4), np.arange(4))
-    found = windows.resize_logits(logits, (1, 8))[0, :, 0]
-    np.testing.assert_allclose(found, expected, atol=1e-6)
-    assert windows.resize_logits(logits, (1, 4)) is logits
-
-
-@pytest.mark.torch
-def test_resized_logits_equal_pytorchs():
-    torch = pytest.importorskip("torch")
-    x = np.random.default_rng(0).normal(size=(9, 7, 2)).astype(np.float32)
-    expected = torch.nn.functional.interpolate(
-        torch.from_numpy(x.transpose(2, 0, 1)[None].copy()), (20, 5), mode="bilinear"
-    )
-    found = windows.resize_logits(x, (20, 5))
-    np.testing.assert_allclose(found, expected.numpy()[0].transpose(1, 2, 0), atol=1e-5)

@@ -160,3 +160,15 @@ def test_normalization_follows_the_modality():
 def test_what_means_nothing_is_refused(arguments, key):
     with pytest.raises(UsageError, match=key):
         make_plan(*arguments)
+
+
+@pytest.mark.torch
+def test_logits_are_resized_as_by_pytorch():
+    torch = pytest.importorskip("torch")
+    x = np.random.default_rng(0).normal(size=(9, 7, 2)).astype(np.float32)
+    expected = torch.nn.functional.interpolate(
+        torch.from_numpy(x.transpose(2, 0, 1)[None].copy()), (20, 5), mode="bilinear"
+    )
+    plan = recipes.make_plan("swcl384", "segmentation", "fundus")
+    found = recipes.to_native(x, (20, 5), plan)
+    np.testing.assert_allclose(found, expected.numpy()[0].transpose(1, 2, 0), atol=1e-5)

@@ -115,6 +115,19 @@ def test_an_encoder_starts_a_classifier(segmenter, network, data_dir, tmp_path):
     assert said
 
 
+def test_an_encoder_of_another_network_is_refused(network, data_dir, tmp_path):
+    """All names and shapes of a ResNet-18 are in a ResNet-34, whose features they are not."""
+    other = make_network({"name": "resnet34"}, 32, 3, "classification")
+    start, _ = started(data_dir, other, "random")
+    held = {"params": jax.device_get(start.params)}
+    for name in ("resnet34", "unet_resnet34"):
+        save_params(tmp_path / name, held, {"model": {"name": name}}, kind="model")
+        with pytest.raises(UsageError, match=f"holds a {name}, and config.model.name=resnet18"):
+            started(data_dir, network, "encoder", tmp_path / name)
+    save_params(tmp_path / "own", held, {"model": {"name": "unet_resnet18"}}, kind="model")
+    assert started(data_dir, network, "encoder", tmp_path / "own")[0].record["taken"]
+
+
 def test_what_fits_in_part_is_listed(network, data_dir, tmp_path):
     state = torch_state(network.program)
     state["conv1.weight"] = state["conv1.weight"][:, :1]

@@ -157,14 +157,14 @@ def test_bad_input_is_a_sentence(data_dir, tmp_path, change, words):
         Tuning(tiny("classification", data_dir, change), tmp_path, Console(file=io.StringIO()))
 
 
-def test_a_start_that_fits_nothing_is_refused(tuned, data_dir, tmp_path):
+def test_a_start_of_another_encoder_is_refused(tuned, data_dir, tmp_path):
     config = tiny(
         "segmentation",
         data_dir,
         "--config.init.start=encoder",
         f"--config.init.path={tuned['classification']}",
     )
-    with pytest.raises(UsageError, match="fits the encoder of this network"):
+    with pytest.raises(UsageError, match="config.model.name=.* has another encoder"):
         Tuning(config, tmp_path, Console(file=io.StringIO()))
 
 

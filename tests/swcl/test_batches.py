@@ -193,6 +193,9 @@ def test_what_makes_no_batches_is_refused(pairs):
         ViewBatches(Joined([]), look(), 4, 0)
     with pytest.raises(UsageError, match="batch=5 patches are no pairs"):
         ViewBatches(pairs, look(), 5, 0)
+    for items, batch in ((whole(4), 1), (whole(4), 0), (pairs, 0), (pairs, -2)):
+        with pytest.raises(UsageError, match=f"batch={batch} leaves an image nothing"):
+            ViewBatches(items, look(), batch, 0)
     with pytest.raises(UsageError, match="batch=8, but there are 7 images"):
         ViewBatches(whole(7), look(), 8, 0)
     with pytest.raises(UsageError, match="batch=18, but there are 16 images"):

@@ -8,7 +8,7 @@ import pytest
 from oracles import swcl
 
 from medinit_jax.core.errors import UsageError
-from medinit_jax.swcl.labels import SCHEMES, encode, label_columns
+from medinit_jax.swcl.labels import SCHEMES, label_columns
 from medinit_jax.swcl.patch_geometry import POSITIONS
 
 
@@ -35,7 +35,6 @@ def test_patches_are_equal_where_the_authors_integers_are(scheme):
     assert columns.dtype == np.int32 and columns.shape == (50, len(SCHEMES[scheme]))
     theirs = held[f"lab_{scheme}"].T.reshape(-1)
     np.testing.assert_array_equal(equal(columns), theirs[:, None] == theirs[None])
-    np.testing.assert_array_equal(equal(encode(columns)[:, None]), equal(columns))
 
 
 def test_numbers_of_positions_and_of_abnormality_are_the_authors():
@@ -53,12 +52,7 @@ def test_columns_by_hand():
 def test_patients_of_small_sets_do_not_collide():
     """The authors' patient + pairs * abnormality takes both of these for 6, with 5 pairs."""
     columns = label_columns("abnormality-patient", [0, 0], [0, 1], [6, 1])
-    assert encode(columns).tolist() == [0, 1]
-
-
-def test_codes_are_dense():
-    codes = encode([[3, 1], [-2, 9], [3, 1], [3, 0]])
-    assert codes.dtype == np.int32 and codes.tolist() == [2, 0, 2, 1]
+    assert equal(columns).tolist() == [[True, False], [False, True]]
 
 
 def test_errors_say_what_to_do():

@@ -30,8 +30,8 @@ from medinit_jax.swcl.projection import (
     Linear,
     MlpHead,
     TaskHeads,
-    unit_length,
 )
+from medinit_jax.swcl.vectors import unit
 
 POOLED = np.random.default_rng(0).normal(size=(6, 32)).astype(np.float32)
 HEADS = {
@@ -157,9 +157,9 @@ def test_widths_types_and_gradients(name):
 
 
 def test_vectors_of_length_one_and_of_length_zero():
-    y = unit_length(jnp.array([[3.0, 4.0], [0.0, 0.0]]))
+    y = unit(jnp.array([[3.0, 4.0], [0.0, 0.0]]))
     np.testing.assert_allclose(y, [[0.6, 0.8], [0, 0]], rtol=1e-6)
-    gradient = jax.grad(lambda x: unit_length(x)[:, 0].sum())(jnp.zeros((1, 2)))
+    gradient = jax.grad(lambda x: unit(x)[:, 0].sum())(jnp.zeros((1, 2)))
     assert np.isfinite(gradient).all()
     y = MlpHead(8).apply(started(MlpHead(8)), POOLED)
     np.testing.assert_allclose(jnp.square(y).sum(-1), 1, rtol=1e-5)
