@@ -82,17 +82,6 @@ def auc_interval(
     return float(low), float(high)
 
 
-def weighted_roc_auc(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike) -> float:
-    """Area under the ROC curve of weighted samples, ties half; NaN where a class has no weight.
-
-    Args:
-        labels: (n,) integers, 1 positive and 0 negative.
-        scores: (n,) floats.
-        weights: (n,) floats, at least 0.
-    """
-    return ranked_roc_auc(labels, scores)(np.asarray(weights, np.float64))
-
-
 def ranked_roc_auc(labels: ArrayLike, scores: ArrayLike) -> Callable[[np.ndarray], float]:
     """Ranks samples once, for many areas under their ROC curve with other weights.
 
