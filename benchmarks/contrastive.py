@@ -78,11 +78,15 @@ def cubic(z: jax.Array, identities: jax.Array, margin: float = 0.5) -> jax.Array
     return losses.sum() / pairs.sum().astype(z.dtype)
 
 
+def numbered(labels: np.ndarray) -> np.ndarray:
+    """Returns one integer for each label (n, columns), as plain PyTorch code compares them."""
+    return np.unique(labels, axis=0, return_inverse=True)[1].reshape(-1)
+
+
 def contrastive(views: int, repeats: int) -> dict[str, Any]:
     """Times ours against PyTorch."""
     z, labels = batch(views)
-    # One integer for each label, as that code compares them.
-    numbers = torch.from_numpy(np.unique(labels, axis=0, return_inverse=True)[1].reshape(-1))
+    numbers = torch.from_numpy(numbered(labels))
     leaf = torch.from_numpy(z.copy()).requires_grad_()
     compiled = jax.jit(jax.value_and_grad(supcon))
     given = jnp.asarray(z), jnp.asarray(labels)

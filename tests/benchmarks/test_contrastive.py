@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medinit_jax.swcl.labels import encode
 from medinit_jax.swcl.supcon import supcon
 from medinit_jax.swcl.triplet import semi_hard
 
@@ -27,7 +26,7 @@ def contrastive():
 def test_pytorch_computes_the_same(contrastive):
     z, labels = contrastive.batch(64)
     leaf = torch.from_numpy(z.copy()).requires_grad_()
-    loss = contrastive.torch_supcon(leaf, torch.from_numpy(encode(labels)))
+    loss = contrastive.torch_supcon(leaf, torch.from_numpy(contrastive.numbered(labels)))
     loss.backward()
     value, gradient = jax.value_and_grad(supcon)(z, labels)
     np.testing.assert_allclose(value, loss.item(), 1e-5)
