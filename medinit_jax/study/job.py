@@ -72,7 +72,7 @@ class Job:
 
     def is_done(self, jobs_dir: Path) -> bool:
         """Tells whether the file that is written last is there."""
-        return (self.folder(jobs_dir) / DONE[self.kind]).is_file()
+        return (self.folder(jobs_dir) / DONE.get(self.kind, "summary.json")).is_file()
 
     def disagreement(self, jobs_dir: Path) -> str:
         """Returns what keeps the job's folder from being this job's; "" if nothing does."""
