@@ -153,7 +153,11 @@ def test_the_twenty_networks_cover_the_design_space():
     assert len({s for p in programs for s in signatures(p)}) < 100
 
 
-@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: f"{pair[0]}-{pair[1]}")
+@pytest.mark.parametrize(
+    "pair",
+    [*PAIRS[:2], *(pytest.param(pair, marks=pytest.mark.slow) for pair in PAIRS[2:])],
+    ids=lambda pair: f"{pair[0]}-{pair[1]}",
+)
 def test_the_tape_has_the_gradient_of_the_plain_loss(wide, theta, pair):
     theta, programs = double(theta), [network(i) for i in pair]
     losses, accuracies, gradient = by_tape(theta, programs, *example())

@@ -65,7 +65,7 @@ def equal(a, b):
 
 @pytest.mark.parametrize(
     "variant",
-    [v if v in ("swcl", "byol") else pytest.param(v, marks=pytest.mark.slow) for v in VARIANTS],
+    [v if v == "swcl" else pytest.param(v, marks=pytest.mark.slow) for v in VARIANTS],
 )
 def test_what_a_run_leaves(ran, data_dir, variant):
     workdir = ran(variant)
@@ -89,6 +89,7 @@ def test_what_a_run_leaves(ran, data_dir, variant):
     assert all(np.abs(s["mean"]).max() > 0 for s in tree["batch_stats"].values())
 
 
+@pytest.mark.slow
 def test_figures_of_the_methods_are_logged(ran):
     names = {
         "swcl": {"positives", "alignment", "uniformity", "spread", "collapse_distance"},
@@ -104,7 +105,8 @@ def test_figures_of_the_methods_are_logged(ran):
 
 
 @pytest.mark.parametrize(
-    "variant", ["swcl", "byol", pytest.param("dino_official", marks=pytest.mark.slow)]
+    "variant",
+    ["swcl", *(pytest.param(v, marks=pytest.mark.slow) for v in ("byol", "dino_official"))],
 )
 def test_stopped_and_resumed_equals_uninterrupted(ran, data_dir, tmp_path, variant):
     """Interrupted in the second step: state, curve and encoder follow bit by bit."""

@@ -104,7 +104,7 @@ def on_one_device(method, bn_group=0, local=0):
 
 SLOW = pytest.mark.slow
 # Each is compiled anew, which is what takes the time.
-DAILY = (("swcl", 4), ("byol_bn", 4), ("dino", 2))
+DAILY = (("swcl", 4), ("byol_bn", 4))
 
 
 @pytest.mark.parametrize(
