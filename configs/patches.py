@@ -48,7 +48,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.mask = "background"
     # Score from which a patch counts as abnormal, in summary and report alone.
     config.threshold = 0.4
-    # "prepared": retinal_swap/NAME; "authors": labels.csv and a file for every patch.
+    # "prepared": retinal_swap/NAME in data_dir; "workdir": the same in the workdir, where no other
+    # run can have taken the name; "authors": labels.csv and a file for every patch.
     config.layout = "prepared"
     config.name = "default"
     # Of JPEG; 0 = PNG.

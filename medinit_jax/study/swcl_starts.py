@@ -25,8 +25,8 @@ def patches(plan: Plan) -> Job:
     update(config, plain(plan.size.patches))
     own = labeler(plan)
     config["labeler"] = f"{REFERENCE}{own.id}"
-    # Each labeler's patches have a place of their own among the prepared sets.
-    config["name"] = own.id
+    # In the job's own folder: a labeler that is trained again gives other patches.
+    config["layout"] = "workdir"
     return Job("patches", "patches", config, _facts("patches"))
 
 

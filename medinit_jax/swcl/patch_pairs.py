@@ -78,7 +78,9 @@ def _written_by(workdir: Path) -> tuple[str, str]:
             f"{workdir} is no finished run of configs/patches.py; run that to its end first, or "
             f"name retinal_swap/NAME or a folder of patches."
         ) from error
-    # A folder of files lies in the workdir, wherever that was moved to.
+    # What lies in the workdir does so wherever that was moved to.
+    if data_dir == ".":
+        return place, str(workdir)
     return (place, data_dir) if data_dir else (str(workdir / place), "")
 
 

@@ -37,7 +37,7 @@ from medinit_jax.swcl.score_model import Score, Settings, rows
 from medinit_jax.swcl.score_sets import Photographs
 from medinit_jax.swcl.score_stream import Stream, batches, padded
 
-LAYOUTS = ("prepared", "authors")
+LAYOUTS = ("prepared", "workdir", "authors")
 # In the workdir, for the layout of the authors.
 FOLDER = "patches"
 # Photographs that the report shows with their maps.
@@ -95,12 +95,14 @@ def run(
         place = _write(config, workdir, plan, stream, origin, console)
         panels = _panels(plan, read, score, batch)
     shown = str(workdir / place) if config.layout == "authors" else place
-    table = open_pairs(shown, config.data_dir).table
+    inside = config.layout == "workdir"
+    table = open_pairs(shown, str(workdir) if inside else config.data_dir).table
     write_figures(workdir, _by_trust(table, plan), panels, config.crop, config.threshold)
     warning = one_sided(table.scores, config.threshold)
     summary = {
         "place": place,
-        "data_dir": config.data_dir if config.layout == "prepared" else "",
+        # "." is the workdir itself, which may be moved.
+        "data_dir": {"prepared": config.data_dir, "workdir": "."}.get(config.layout, ""),
         **_figures(table, plan, photographs, config.threshold),
         "labeler": {
             "path": str(config.labeler),
@@ -139,7 +141,7 @@ def _check(config: ml_collections.ConfigDict) -> None:
     if config.layout not in LAYOUTS or config.mask not in MASKS:
         raise UsageError(
             f"config.layout={config.layout!r} and config.mask={config.mask!r}; set the layout to "
-            f"{' or '.join(LAYOUTS)}, the mask to {' or '.join(MASKS)}."
+            f"{', '.join(LAYOUTS[:-1])} or {LAYOUTS[-1]}, the mask to {' or '.join(MASKS)}."
         )
     if not 0 < config.crop <= config.image_size:
         raise UsageError(
@@ -201,8 +203,9 @@ def _write(
         "report": report,
     }
     try:
-        if config.layout == "prepared":
-            write_prepared(config.data_dir, config.name, plan, stream, **options)
+        if config.layout != "authors":
+            data_dir = config.data_dir if config.layout == "prepared" else str(workdir)
+            write_prepared(data_dir, config.name, plan, stream, **options)
             return f"retinal_swap/{config.name}"
         write_files(workdir / FOLDER, plan, stream, **options)
         return FOLDER

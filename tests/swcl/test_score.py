@@ -203,6 +203,17 @@ def test_a_set_that_is_there_is_not_scored_again(done, labeler, data_dir, tmp_pa
     assert not (tmp_path / "other").exists()
 
 
+def test_a_set_in_the_workdir_shares_no_name_and_moves_with_it(done, labeler, data_dir, tmp_path):
+    config = config_of(labeler, data_dir, "--config.name=whole", "--config.layout=workdir")
+    score.run(config, tmp_path / "run", one_device())
+    (tmp_path / "run").rename(tmp_path / "moved")
+    found, wanted = open_pairs(str(tmp_path / "moved")), open_pairs(str(done[1]))
+    assert len(found) == len(wanted) > 0
+    np.testing.assert_array_equal(found.table.scores, wanted.table.scores)
+    np.testing.assert_array_equal(found[3]["left"], wanted[3]["left"])
+    assert found.describe()["sha256"] == wanted.describe()["sha256"]
+
+
 def test_the_devices_share_the_work(done, labeler, data_dir, tmp_path):
     config = config_of(labeler, data_dir, "--config.name=shared", "--config.batch=3")
     summary = score.run(config, tmp_path / "shared", Parallel())
@@ -274,7 +285,7 @@ def test_main_stops_with_130_and_errors_are_sentences(labeler, data_dir, monkeyp
     [
         (["--config.labeler="], "config.labeler is empty"),
         (["--config.crop=65"], "config.crop=65 does not fit into config.image_size=64"),
-        (["--config.layout=files"], "set the layout to prepared or authors"),
+        (["--config.layout=files"], "set the layout to prepared, workdir or authors"),
         (["--config.mask=dark"], "the mask to background or none"),
         (["--config.threshold=1.5"], "threshold of abnormality is 1.5"),
         (["--config.batch=7"], "set the batch to 1 to 6 photographs"),
