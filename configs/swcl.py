@@ -48,6 +48,8 @@ def get_config(variant: str = "swcl") -> ConfigDict:
         config.loss.official = True
         config.loss.prototypes = 65_536
         config.data.views = "dino_official"
+        config.optim.weight_decay = 0.04
+        config.optim.weight_decay_end = 0.4
         # Of all gradients together; the official code clips those of every tensor by themselves.
         config.optim.clip = 3.0
         config.train.frozen_epochs = 1
@@ -156,6 +158,8 @@ def _default(method: str) -> ConfigDict:
             "name": "adamw",
             "learning_rate": 1e-3,
             "weight_decay": 1e-4,
+            # Weight decay goes there along a cosine, from the first update on; 0 = it stays.
+            "weight_decay_end": 0.0,
             "schedule": "cosine",
             "warmup_epochs": 5.0,
             "momentum": 0.9,

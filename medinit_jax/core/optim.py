@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import optax
 
@@ -67,6 +68,39 @@ def _choose(table: dict[str, Any], key: str, name: str) -> Any:
     return table[name]
 
 
+def create_decay(config: ml_collections.ConfigDict) -> float | optax.Schedule:
+    """Returns weight decay: a number, or a cosine from the first update to the last.
+
+    Args:
+        config: `weight_decay`, `total_steps`, and `weight_decay_end`, to which it goes (absent or
+            0: it stays as it is).
+
+    Returns:
+        The decay, or step -> decay.
+
+    Raises:
+        UsageError: One of them is negative.
+
+    Source:
+        Caron et al., Emerging Properties in Self-Supervised Vision Transformers (arXiv 2104.14294),
+        section 3.2: from 0.04 to 0.4.
+    """
+    first, last = config.weight_decay, config.get("weight_decay_end", 0.0)
+    if min(first, last) < 0:
+        raise UsageError(
+            f"The config has weight_decay={first} and weight_decay_end={last}; set them to at "
+            "least 0."
+        )
+    if not last:
+        return first
+
+    def decay(step: jax.Array) -> jax.Array:
+        share = jnp.minimum(step / config.total_steps, 1.0)
+        return last + (first - last) * (1 + jnp.cos(jnp.pi * share)) / 2
+
+    return _promoting(decay)
+
+
 def create_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
     """Returns the learning rate as a function of the step.
 
@@ -107,7 +141,7 @@ def create(
     gradient term for `adam` and `sgd`, as in PyTorch. Adam's moments are 0.9 and 0.999.
 
     Args:
-        config: the keys of `create_schedule`, `name` (adamw, adam, sgd), `weight_decay` (0 = none)
+        config: the keys of `create_schedule`, those of `create_decay`, `name` (adamw, adam, sgd)
             and `clip`, the largest global norm of the gradient (0 = no clipping); for sgd also
             `momentum` (0.9) and `nesterov` (False).
         decay_mask: params -> pytree of bool, which of them decay; None = all.
@@ -116,16 +150,16 @@ def create(
         The optimizer, and step -> learning rate.
 
     Raises:
-        UsageError: an unknown name, or a schedule that makes no sense.
+        UsageError: an unknown name, or a schedule or decay that makes no sense.
 
     Source:
         Loshchilov and Hutter, Decoupled Weight Decay Regularization (AdamW).
     """
     schedule = create_schedule(config)
     build = _choose(OPTIMIZERS, "name", config.name)
-    decay = optax.identity()
-    if config.weight_decay:
-        decay = optax.add_decayed_weights(config.weight_decay, decay_mask)
+    shrink, decay = create_decay(config), optax.identity()
+    if shrink:
+        decay = optax.add_decayed_weights(shrink, decay_mask)
     clip = optax.clip_by_global_norm(config.clip) if config.clip else optax.identity()
     chain = optax.chain(clip, build(config, decay), optax.scale_by_learning_rate(schedule))
     return optax.GradientTransformation(chain.init, _promoting(chain.update)), schedule

@@ -79,6 +79,30 @@ def test_decay_mask_leaves_the_rest_alone():
     np.testing.assert_allclose(updates["bias"], 0.0)
 
 
+def test_weight_decay_goes_along_a_cosine_as_in_dino():
+    config = make_config(weight_decay=0.04, weight_decay_end=0.4, total_steps=4, warmup_steps=2)
+    decay = optim.create_decay(config)
+    # 0.4 - 0.18 * (1 + cos(pi * t / 4)) for t = 0..4; the warm-up of the rate leaves it alone.
+    expected = [0.04, 0.4 - 0.18 * (1 + 2**-0.5), 0.22, 0.4 - 0.18 * (1 - 2**-0.5), 0.4, 0.4]
+    np.testing.assert_allclose([decay(i) for i in range(6)], expected, rtol=1e-6)
+    assert optim.create_decay(make_config(weight_decay=0.04)) == 0.04
+
+
+@pytest.mark.parametrize(("first", "name"), [(0.5, "adamw"), (0.0, "adamw"), (0.5, "sgd")])
+def test_every_update_has_its_own_decay(first, name):
+    """Without a gradient an update is rate times decay times the parameter."""
+    config = make_config(
+        name=name, weight_decay=first, weight_decay_end=1.0, total_steps=2, momentum=0.0
+    )
+    optimizer, _ = optim.create(config, lambda params: {"kernel": True, "bias": False})
+    params = {"kernel": jnp.ones(()), "bias": jnp.ones(())}
+    state = optimizer.init(params)
+    for decay in (first, (first + 1) / 2, 1.0):
+        updates, state = optimizer.update(jax.tree.map(jnp.zeros_like, params), state, params)
+        np.testing.assert_allclose(updates["kernel"], -0.1 * decay, rtol=1e-6, atol=1e-8)
+        assert updates["bias"] == 0
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -88,6 +112,8 @@ def test_decay_mask_leaves_the_rest_alone():
         ({"schedule": "step", "milestones": (4,), "decay": 0.0}, ["decay=0.0"]),
         ({"warmup_steps": 10}, ["warmup_steps=10", "total_steps=10"]),
         ({"total_steps": 0}, ["total_steps=0"]),
+        ({"weight_decay": -0.1}, ["weight_decay=-0.1", "at least 0"]),
+        ({"weight_decay_end": -0.1}, ["weight_decay_end=-0.1", "at least 0"]),
     ],
 )
 def test_a_wrong_value_is_named(change, words):
