@@ -127,7 +127,7 @@ def _drawn(pixels: int) -> dict:
     """Returns the sets that labeler, patches and encoders see, drawn at a size."""
     odir, eyepacs = f"phantom_odir_{pixels}px", f"phantom_eyepacs_dr_{pixels}px_x0.25"
     seen = round(pixels * 384 / 448)
-    whole = {"sets": f"{odir},{eyepacs}", "image_size": pixels, "size": pixels // 2}
+    whole = {"sets": f"{odir},{eyepacs}", "image_size": pixels}
     return {
         "phantom": True,
         "pixels": pixels,
@@ -135,7 +135,8 @@ def _drawn(pixels: int) -> dict:
         "patches": {
             "labelled": odir, "unlabelled": eyepacs, "image_size": pixels, "crop": pixels // 2,
         },
-        "swcl": {"data": whole},
+        "swcl": {"data": {"size": pixels // 2}},
+        "whole": {"data": whole},
         "supervised": {"data": {"size": pixels}},
         "supervised_on": {"odir": {"task": odir}, "eyepacs": {"task": eyepacs}},
     }  # fmt: skip
@@ -189,7 +190,7 @@ def _mini() -> dict:
 def _phantom() -> dict:
     config = _mini()
     drawn = _drawn(128)
-    for part in ("labeler", "patches", "swcl"):
+    for part in ("labeler", "patches", "swcl", "whole"):
         for key, value in drawn[part].items():
             config[part][key] = (
                 {**config[part].get(key, {}), **value} if isinstance(value, dict) else value
@@ -235,7 +236,8 @@ def _real() -> dict:
         "hyper": {},
         "labeler": {},
         "patches": {"labelled": odir, "unlabelled": eyepacs},
-        "swcl": {"data": {"sets": f"{odir},{eyepacs}"}},
+        "swcl": {},
+        "whole": {"data": {"sets": f"{odir},{eyepacs}"}},
         "methods": {},
         "supervised": {},
         "supervised_on": {"odir": {}, "eyepacs": {}},

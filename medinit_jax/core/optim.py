@@ -60,11 +60,26 @@ def _step(config: ml_collections.ConfigDict, steps: int) -> optax.Schedule:
 
 
 SCHEDULES = {"cosine": _cosine, "constant": _constant, "step": _step}
+# What only one of them reads: where it is not chosen, these keys have to be as they are here.
+_ONLY = {
+    "name": {"sgd": {"momentum": 0.9, "nesterov": False}},
+    "schedule": {"step": {"milestones": (), "decay": 0.1}},
+}
 
 
-def _choose(table: dict[str, Any], key: str, name: str) -> Any:
+def _choose(table: dict[str, Any], key: str, config: ml_collections.ConfigDict) -> Any:
+    """Returns what a key names; refuses settings that something else of the table reads."""
+    name = config[key]
     if name not in table:
         raise UsageError(f"The config has {key}={name!r}; set it to one of {', '.join(table)}.")
+    for reader, settings in _ONLY[key].items():
+        for other, plain in settings.items():
+            # A list is what JSON makes of a tuple.
+            if name != reader and type(plain)(config.get(other, plain)) != plain:
+                raise UsageError(
+                    f"The config changes optim.{other}, which does nothing with "
+                    f"optim.{key}={name}; leave it at {plain!r}, or set optim.{key}={reader}."
+                )
     return table[name]
 
 
@@ -115,8 +130,8 @@ def create_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
         step -> learning rate.
 
     Raises:
-        UsageError: an unknown schedule, a warm-up that leaves no step, or a step schedule without
-            milestones or a positive decay.
+        UsageError: an unknown schedule, a warm-up that leaves no step, a step schedule without
+            milestones or a positive decay, or these two changed under another schedule.
     """
     warmup, total = config.warmup_steps, config.total_steps
     if not 0 <= warmup < total:
@@ -124,7 +139,7 @@ def create_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
             f"The config has warmup_steps={warmup} and total_steps={total}; "
             "set warmup_steps to at least 0 and below total_steps."
         )
-    body = _choose(SCHEDULES, "schedule", config.schedule)(config, total - warmup)
+    body = _choose(SCHEDULES, "schedule", config)(config, total - warmup)
     if not warmup:
         return _promoting(body)
     ramp = optax.linear_schedule(0.0, config.learning_rate, warmup)
@@ -150,13 +165,14 @@ def create(
         The optimizer, and step -> learning rate.
 
     Raises:
-        UsageError: an unknown name, or a schedule or decay that makes no sense.
+        UsageError: an unknown name, a schedule or decay that makes no sense, or momentum settings
+            changed under another optimizer than sgd.
 
     Source:
         Loshchilov and Hutter, Decoupled Weight Decay Regularization (AdamW).
     """
     schedule = create_schedule(config)
-    build = _choose(OPTIMIZERS, "name", config.name)
+    build = _choose(OPTIMIZERS, "name", config)
     shrink, decay = create_decay(config), optax.identity()
     if shrink:
         decay = optax.add_decayed_weights(shrink, decay_mask)

@@ -264,6 +264,18 @@ REFUSED = [
     ("byol", "train.frozen_epochs=1", "config.train.frozen_epochs=1 does nothing"),
     ("simclr", "loss.scheme=position", "config.loss.scheme='position' does nothing"),
     ("simclr", "data.patches=runs/patches", "config.data.patches='runs/patches' does nothing"),
+    (
+        "swcl",
+        f"data.sets={ODIR}",
+        "config.data.sets='phantom_odir.*' does nothing .*at ''",
+    ),
+    ("multitask", "data.image_size=24", "config.data.image_size=24 does nothing .*at 448"),
+    (
+        "swcl",
+        "optim.nesterov=True",
+        "changes optim.nesterov, .*name=adamw; leave it at False",
+    ),
+    ("simclr", "optim.milestones=(1,)", "changes optim.milestones, .*schedule=cosine; leave it at"),
     ("swcl_image", "loss.threshold=0.3", "config.loss.threshold=0.3 does nothing"),
     ("multitask", "loss.scheme=position", "config.loss.scheme='position' does nothing"),
 ]
