@@ -26,7 +26,7 @@ from medinit_jax.data.builders.oia_odir import MedinitOiaOdir
 from medinit_jax.data.prepare import prepare
 from medinit_jax.data.prepared import PreparedSource
 from medinit_jax.data.tasks import make_builder
-from medinit_jax.downstream.cam import lesion_probability, run_with_map
+from medinit_jax.downstream.cam import run_with_map, upsample_aligned
 from medinit_jax.finetune.tuned import load_model
 from medinit_jax.swcl import patch_plan, patch_store, score, score_model, score_stream
 from medinit_jax.swcl.cam_scores import foreground
@@ -108,7 +108,8 @@ def scores_of(labeler, image):
     last = run_with_map(model.network, model.params, model.statistics, jax.numpy.asarray(shown))[1]
     kernel = np.asarray(model.params[model.network.program.head]["kernel"], np.float64)
     maps = np.asarray(last[0], np.float64) @ kernel
-    lesions = lesion_probability(maps[..., 1], maps[..., 0], (SIDE, SIDE))
+    normal, abnormal = (upsample_aligned(maps[..., k], (SIDE, SIDE)) for k in (0, 1))
+    lesions = 1 / (1 + np.exp(normal - abnormal))
     lesions = lesions * np.asarray(foreground(shown, model.plan.mean, model.plan.std))[0]
     return {
         cut: lesions[top : top + CROP, left : left + CROP].mean()
