@@ -236,7 +236,7 @@ REFUSED = [
     ("simclr", "train.batch=6", "does not divide among 4 device"),
     ("simclr", "train.batch=400", "batch=400, but there are 20 images"),
     ("simclr", "train.epochs=0", "are no length"),
-    ("simclr", "train.log_every=0", "config.train.log_every=0 and checkpoint_every=500"),
+    ("simclr", "train.log_every=0", "config.train.log_every=0 is no number of steps"),
     ("simclr", "train.dtype=half", "config.train.dtype='half'"),
     ("simclr", "model.name=unet", "is no network for classification"),
     ("simclr", "init.start=encoder", "needs config.init.path"),
