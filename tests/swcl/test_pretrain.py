@@ -316,6 +316,22 @@ def test_photographs_without_labels_are_refused_for_swcl_image(data_dir, tmp_pat
         Pretraining(config, tmp_path, quiet())
 
 
+def test_a_start_of_another_encoder_is_refused(ran, data_dir, tmp_path):
+    start = ("--config.init.start=encoder", f"--config.init.path={ran('swcl')}")
+    config = configured("swcl", data_dir, *start, "--config.model.name=resnet18")
+    with pytest.raises(UsageError, match="config.model.name=resnet18 has another encoder"):
+        Pretraining(config, tmp_path, quiet())
+
+
+def test_patches_on_one_side_of_the_threshold_are_a_warning(data_dir, tmp_path):
+    console = quiet()
+    run = Pretraining(
+        configured("swcl", data_dir, "--config.loss.threshold=1.0"), tmp_path, console
+    )
+    assert run.one_sided.startswith("All 16 patches lie below the threshold 1.0")
+    assert "WARNING: All 16 patches" in console.file.getvalue()
+
+
 def test_a_collapse_is_said():
     assert "(spread 0.010 of 1)" in _collapse_warning({"train/spread": 0.01}, Byol())
     assert _collapse_warning({"train/spread": 0.3}, Byol()) == ""

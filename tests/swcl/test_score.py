@@ -24,7 +24,7 @@ from medinit_jax.data.prepared import PreparedSource
 from medinit_jax.data.tasks import make_builder
 from medinit_jax.downstream.cam import run_with_map, upsample_aligned
 from medinit_jax.finetune.tuned import load_model
-from medinit_jax.swcl import patch_plan, patch_store, score
+from medinit_jax.swcl import patch_plan, patch_store, score, score_stream
 from medinit_jax.swcl.cam_scores import foreground
 from medinit_jax.swcl.patch_geometry import CUTS, boxes, cut_patch, named
 from medinit_jax.swcl.patch_pairs import open_pairs
