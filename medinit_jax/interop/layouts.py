@@ -216,8 +216,8 @@ def to_state(
     if beside and not LAYOUTS[layout].beside:
         fit = ", ".join(other for other, held in LAYOUTS.items() if held.beside)
         raise UsageError(
-            f"The layout {layout!r} has no place for {', '.join(beside)}; leave them out, or choose "
-            f"{fit}."
+            f"The layout {layout!r} has no place for {', '.join(beside)}; leave them out, or "
+            f"choose {fit}."
         )
     state: dict[str, np.ndarray] = {}
     for module, leaf, _, places in parameter_places(program, names, _shapes(params)):
