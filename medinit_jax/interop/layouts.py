@@ -259,7 +259,7 @@ def from_state(
             norms, which are looked for too.
 
     Raises:
-        UsageError: There is no such layout, or it cannot hold the network.
+        UsageError: There is no such layout, or it can hold neither the network nor its encoder.
     """
     best, most = None, (-1, -1)
     for own, names in _candidates(name, program, layout, heads):
@@ -275,6 +275,8 @@ def _candidates(
 ) -> Iterator[tuple[str, Names]]:
     """Yields (layout, names) of all states that could hold the network or its encoder."""
     classifier, family = zoo.encoder_of(name), family_of(name)
+    if layout != AUTO:
+        find_layout(layout)
     for own in LAYOUTS if layout == AUTO else (layout,):
         if _holds(name, program, own):
             yield own, names_of(name, program, own, heads)
