@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from oracles import swcl
 from reference_weights import held_keys
+from state_trees import assert_same, tree
 
 from medinit_jax.core.errors import UsageError
 from medinit_jax.interop.layouts import (
@@ -49,14 +50,6 @@ SMALL_BIT = bit.bit(bit.Variant((1, 2), width=8), (32, 32, 3), 5)
 SMALL_RESNET = resnet.resnet(resnet.Variant((1, 1), False), (32, 32, 3), 5, width=8)
 
 
-def tree(flat):
-    nested = {}
-    for name, value in flat.items():
-        module, leaf = name.rsplit("/", 1)
-        nested.setdefault(module, {})[leaf] = value
-    return nested
-
-
 def values(program, seed=0):
     """Parameters and statistics, at random."""
     rng = np.random.default_rng(seed)
@@ -71,14 +64,6 @@ def values(program, seed=0):
         }
         for held in shapes
     )
-
-
-def assert_same(a, b):
-    assert {k: (v.shape, v.dtype) for k, v in a.items()} == {
-        k: (v.shape, v.dtype) for k, v in b.items()
-    }
-    for name in a:
-        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
 def heads_of(keys):
