@@ -1,5 +1,6 @@
 """Networks of torchvision, timm and segmentation-models-pytorch: loading, logits, round trips."""
 
+import functools
 import importlib.util
 
 import jax
@@ -178,7 +179,7 @@ VGG = vgg.Variant((1, 1, 1, 1, 1), "bn", (8, 8, 16, 16, 16), hidden=12)
 CONVNEXT = convnext.Variant((1, 1, 2, 1), (8, 16, 24, 32))
 DENSENET = densenet.Variant((2, 3), growth=8, stem=16)
 VIT = vit.Variant(24, 2, 3)
-BIT = bit.Variant((1, 2), width=32)
+BIT = bit.Variant((1, 2))
 
 
 def small_vgg(models):
@@ -233,8 +234,12 @@ def small_members():
         "resnetv2_50x1_bit": (
             bit.bit(BIT, SHAPE, CLASSES),
             {
-                "timm": lambda: made(
-                    "resnetv2_50x1_bit", layers=(1, 2), channels=(128, 256), stem_chs=32
+                "timm": lambda: timm.models.ResNetV2(
+                    layers=BIT.depths,
+                    channels=(256, 512),
+                    num_classes=CLASSES,
+                    stem_type="fixed",
+                    conv_layer=functools.partial(timm.layers.StdConv2d, eps=1e-8),
                 )
             },
         ),
