@@ -26,7 +26,8 @@ VITS = {"vit_tiny_patch16_224": (3, 192), "vit_small_patch16_224": (6, 384)}
 # Ours: timm's.
 TIMM = {
     **{name: name for name in zoo.CLASSIFIERS if name.startswith(("resnet", "vgg", "vit"))},
-    "regnet_x_400mf": "regnetx_004",
+    # Another network than regnetx_004, whose last stage is narrower.
+    "regnet_x_400mf": "regnetx_004_tv",
     "regnet_x_1_6gf": "regnetx_016",
     "regnet_y_400mf": "regnety_004",
     "regnet_y_1_6gf": "regnety_016",
@@ -41,7 +42,7 @@ SMP = {
     "densenet121": "densenet121",
     "mobilenet_v2": "mobilenet_v2",
     "efficientnet_b0": "timm-efficientnet-b0",
-    "regnet_x_400mf": "tu-regnetx_004",
+    "regnet_x_400mf": "tu-regnetx_004_tv",
     "regnet_x_1_6gf": "tu-regnetx_016",
     "regnet_y_400mf": "tu-regnety_004",
     "regnet_y_1_6gf": "tu-regnety_016",
