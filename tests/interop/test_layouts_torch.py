@@ -164,7 +164,8 @@ def check(name, program, nets):
         # Out: ours are loaded strictly, say the same, and are read back as they were.
         params, statistics = drawn(program)
         state = to_state(name, program, params, statistics, layout)
-        net.load_state_dict(in_torch(state), strict=True)
+        # Strict by default; one encoder does not take the word.
+        net.load_state_dict(in_torch(state))
         assert error(net, layout, params, statistics) < 1e-4
         found = from_state(name, program, state, layout)
         own = {module: params[module] for module in tree(found.params)}
