@@ -7,7 +7,6 @@ import functools
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -20,9 +19,10 @@ from medinit_jax.arch import flax_model, flax_trace
 from medinit_jax.arch.dataflow import Tensor, Traced, check_part, inside
 from medinit_jax.arch.graph import ancestors, build_graph
 from medinit_jax.arch.program import OWN_INIT
-from medinit_jax.core.checkpoint import INITIALIZER_FOLDER, METADATA_FILE, load_params
+from medinit_jax.core.checkpoint import METADATA_FILE, load_params
 from medinit_jax.core.errors import UsageError
 from medinit_jax.core.provenance import fingerprint
+from medinit_jax.hyper.asset import opened
 from medinit_jax.hyper.hypernetwork import HyperInitializer, Theta, from_config
 from medinit_jax.hyper.starts import Transfer
 from medinit_jax.hyper.written import Coverage, advice, coverage, write
@@ -51,7 +51,9 @@ def load(path: str | os.PathLike[str], modality: str = "") -> Initializer:
     """Loads a trained hyper-initializer.
 
     Args:
-        path: Its folder, or the workdir of the run that trained it.
+        path: Its folder, the workdir of the run that trained it, a release as a .zip, or the name
+            of a release that `python -m medinit_jax.release install` put into the cache. What
+            lies at this path comes before what is installed under this name.
         modality: What it has to be trained on, such as "fundus"; "" takes any.
 
     Returns:
@@ -60,17 +62,15 @@ def load(path: str | os.PathLike[str], modality: str = "") -> Initializer:
     Raises:
         UsageError: If there is none, it is damaged, or it was trained on another modality.
     """
-    folder = Path(path)
-    if not (folder / METADATA_FILE).is_file() and (folder / INITIALIZER_FOLDER).is_dir():
-        folder = folder / INITIALIZER_FOLDER
-    theta, metadata = load_params(folder)
-    if "hyper" not in metadata:
+    with opened(path) as folder:
+        theta, metadata = load_params(folder)
+    if not isinstance(metadata, dict) or "hyper" not in metadata:
         raise UsageError(
-            f"{folder / METADATA_FILE} does not describe a hypernetwork; check the path."
+            f"The {METADATA_FILE} of {path} does not describe a hypernetwork; check the path."
         )
     if modality and metadata.get("modality") != modality:
         raise UsageError(
-            f"{folder} was trained on {metadata.get('modality')!r} images, not on {modality!r}; "
+            f"{path} was trained on {metadata.get('modality')!r} images, not on {modality!r}; "
             "load another one, or leave modality out to use it all the same."
         )
     return Initializer(from_config(metadata["hyper"]), theta, metadata, fingerprint(theta))

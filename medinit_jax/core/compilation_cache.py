@@ -9,18 +9,20 @@ import jax
 from medinit_jax.core.errors import UsageError
 
 
-def directory(path: str | os.PathLike[str] | None = None) -> Path:
-    """Returns where compiled programs are kept.
+def root(path: str | os.PathLike[str] | None = None) -> Path:
+    """Returns the folder of all that the package keeps between runs.
 
     Args:
-        path: the cache's root, as `config.cache_dir`; None or "" = the environment's
+        path: the folder, as `config.cache_dir`; None or "" = the environment's
             MEDINIT_CACHE_DIR, or ~/.cache/medinit_jax.
-
-    Returns:
-        The folder `xla` in that root.
     """
-    root = path or os.environ.get("MEDINIT_CACHE_DIR") or "~/.cache/medinit_jax"
-    return Path(root).expanduser().absolute() / "xla"
+    chosen = path or os.environ.get("MEDINIT_CACHE_DIR") or "~/.cache/medinit_jax"
+    return Path(chosen).expanduser().absolute()
+
+
+def directory(path: str | os.PathLike[str] | None = None) -> Path:
+    """Returns where compiled programs are kept: the folder `xla` in `root(path)`."""
+    return root(path) / "xla"
 
 
 def in_use() -> Path | None:
