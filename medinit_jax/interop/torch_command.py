@@ -55,12 +55,14 @@ def run(options: argparse.Namespace) -> None:
     """
     # All that needs no model is looked at first: making one may take minutes.
     out, shapes = _target(options.out), [_shape(text) for text in options.example]
+    from medinit_jax.api import load
     from medinit_jax.interop.torch import initialize, torch
 
-    initializer = _load(options)
-    torch.manual_seed(options.seed)
-    model = made(options.factory)
-    example = tuple(torch.zeros(shape) for shape in shapes)
+    initializer = load(options.initializer, options.modality)
+    model = made(options.factory, options.seed)
+    # In the model's own precision and place, whatever the factory chose.
+    first = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(0))
+    example = tuple(torch.zeros(s, dtype=first.dtype, device=first.device) for s in shapes)
     print(
         initialize(
             model,
@@ -76,11 +78,12 @@ def run(options: argparse.Namespace) -> None:
     print(f"Written: {out}")
 
 
-def made(factory: str) -> Any:
+def made(factory: str, seed: int) -> Any:
     """Returns what the user's factory makes.
 
     Args:
         factory: `MODULE:FUNCTION` or `FILE.py:FUNCTION`.
+        seed: Of PyTorch's generator when it is called.
 
     Returns:
         A `torch.nn.Module`.
@@ -111,10 +114,12 @@ def made(factory: str) -> Any:
             f"{factory} is of type {type(function).__name__} and cannot be called; name a function "
             "or class that makes a model."
         )
+    # Only now: importing may draw numbers too, and happens once in a process.
+    torch.manual_seed(seed)
     try:
         model = function()
     # Whatever the user's code raises, the sentence has to say where.
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(
             f"{factory}() failed: {_told(error)}; it is called without arguments."
         ) from error
@@ -147,22 +152,17 @@ def _imported(place: str) -> Any:
         return importlib.import_module(place)
     except UsageError:
         raise
-    except Exception as error:
+    # A script that reads a command line ends the process where it cannot.
+    except (Exception, SystemExit) as error:
         remedy = "name a module that Python finds from this folder, or a file as path/name.py"
         if not (isinstance(error, ModuleNotFoundError) and error.name == place.partition(".")[0]):
             remedy = "put that right first"
         raise UsageError(f"{place} cannot be imported: {_told(error)}; {remedy}.") from error
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> str:
     line = next(iter(str(error).strip().splitlines()), "").rstrip(".")
     return f"{type(error).__name__}: {line}" if line else type(error).__name__
-
-
-def _load(options: argparse.Namespace) -> Any:
-    from medinit_jax.api import load
-
-    return load(options.initializer, options.modality)
 
 
 def _shape(text: str) -> tuple[int, ...]:
