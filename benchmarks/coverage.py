@@ -24,7 +24,9 @@ import numpy as np
 import timm
 import torch
 import torchvision
-from monai.networks import nets
+from monai.networks.nets.attentionunet import AttentionUnet
+from monai.networks.nets.basic_unet import BasicUNet
+from monai.networks.nets.unet import UNet
 from segmentation_models_pytorch import FPN, DeepLabV3Plus, Unet
 
 from medinit_jax.arch.dataflow import UNUSED, Traced
@@ -85,11 +87,11 @@ def cases() -> Iterator[Case]:
         for encoder in ("resnet34", "efficientnet-b0", "mobilenet_v2"):
             name = f"smp:{build.__name__}-{encoder}"
             yield Case(name, lambda b=build, e=encoder: b(e, encoder_weights=None, classes=2), 128)
-    steps = {"channels": (16, 32, 64), "strides": (2, 2)}
-    given = {"spatial_dims": 2, "in_channels": 1, "out_channels": 2}
-    yield Case("monai:UNet", lambda: nets.UNet(**given, **steps, num_res_units=2), 128, 1)
-    yield Case("monai:BasicUNet", lambda: nets.BasicUNet(**given), 128, 1)
-    yield Case("monai:AttentionUnet", lambda: nets.AttentionUnet(**given, **steps), 128, 1)
+    steps: dict[str, Any] = {"channels": (16, 32, 64), "strides": (2, 2)}
+    given: dict[str, Any] = {"spatial_dims": 2, "in_channels": 1, "out_channels": 2}
+    yield Case("monai:UNet", lambda: UNet(**given, **steps, num_res_units=2), 128, 1)
+    yield Case("monai:BasicUNet", lambda: BasicUNet(**given), 128, 1)
+    yield Case("monai:AttentionUnet", lambda: AttentionUnet(**given, **steps), 128, 1)
 
 
 def _torchvision(name: str, **options: Any) -> torch.nn.Module:
