@@ -82,8 +82,8 @@ if [ "$dry" = no ]; then
     hosts=$(gcloud compute tpus tpu-vm describe "$name" --zone="$zone" \
         --format='value(networkEndpoints.len())')
     if [ "$hosts" -ne 1 ]; then
-        echo "$name has $hosts hosts, and each would train a model of its own; delete it and" \
-            "choose a --type with one host." >&2
+        echo "$name has $hosts hosts, which need --cluster=auto and a folder that they share" \
+            "(docs/scaling.md); delete it and choose a --type with one host." >&2
         exit 2
     fi
 fi

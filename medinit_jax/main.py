@@ -3,6 +3,7 @@
     python -m medinit_jax.main --config=configs/hyper.py
     python -m medinit_jax.main --config=configs/hyper.py:smoke --config.seed=1 --workdir=runs/try
     python -m medinit_jax.main --config=configs/hyper.py --config.stages=evaluate,report
+    python -m medinit_jax.main --config=configs/swcl.py:simclr --cluster=auto
 
 The same command again resumes the run in its workdir. Exit codes: 0 done, 2 something to put right
 (one sentence on stderr), 130 stopped and saved.
@@ -15,9 +16,10 @@ from pathlib import Path
 
 import ml_collections
 
-from medinit_jax.core import compilation_cache
+from medinit_jax.core import cluster, compilation_cache
 from medinit_jax.core.config import read_command_line
 from medinit_jax.core.errors import UsageError
+from medinit_jax.core.membership import joined
 from medinit_jax.core.parallel import provide_threads
 
 
@@ -37,6 +39,10 @@ ROUTES: dict[str, Callable[[ml_collections.ConfigDict, Path], None]] = {
 }
 
 
+# Routes that several processes can share.
+SHARED = ("hyper", "finetune", "labeler", "swcl", "patches")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Reads the command line and hands over to the route that the config names.
 
@@ -47,14 +53,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     try:
-        config, workdir = read_command_line(sys.argv if argv is None else argv, __doc__ or "")
+        command = read_command_line(sys.argv if argv is None else argv, __doc__ or "")
+        config = command.config
         if config.route not in ROUTES:
             raise UsageError(
                 f"The config has route={config.route!r}; set it to one of {', '.join(ROUTES)}."
             )
         provide_threads()
         compilation_cache.enable(config.get("cache_dir"))
-        ROUTES[config.route](config, workdir)
+        with joined(command.cluster):
+            cluster.check_command(config, SHARED)
+            ROUTES[config.route](config, command.workdir)
     except UsageError as error:
         print(error, file=sys.stderr)
         return 2

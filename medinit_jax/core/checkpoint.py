@@ -19,6 +19,7 @@ import orbax.checkpoint as ocp
 import safetensors.numpy
 from flax import traverse_util
 
+from medinit_jax.core import cluster
 from medinit_jax.core.errors import UsageError
 from medinit_jax.core.workdir import write_json
 
@@ -54,18 +55,24 @@ class Checkpoints:
     def __init__(self, folder: str | os.PathLike[str], keep: int = 2):
         """Opens the folder of a run's checkpoints, and makes it if it is missing.
 
+        Of several processes all call this, save and restore; the folder is on storage they share.
+
         Args:
             folder: the folder.
             keep: how many of the newest stay.
         """
         self.folder = Path(folder).absolute()
+        cluster.once(lambda: self.folder.mkdir(parents=True, exist_ok=True))
         # Saves are synchronous: a hypernetwork is a few megabytes, and the data iterator and the
         # state must be of the same step.
         self._manager = ocp.CheckpointManager(
             self.folder,
             item_names=("state", "record"),
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, enable_async_checkpointing=False
+                max_to_keep=keep,
+                enable_async_checkpointing=False,
+                create=False,
+                multiprocessing_options=_sharing(),
             ),
         )
 
@@ -228,6 +235,15 @@ def load_params(
         )
     flat = safetensors.numpy.load_file(folder / PARAMS_FILE)
     return traverse_util.unflatten_dict(flat, sep="/"), metadata
+
+
+def _sharing() -> ocp.options.MultiprocessingOptions:
+    if cluster.alone():
+        return ocp.options.MultiprocessingOptions()
+    # Named, so that they wait for each other through the service of `core.cluster`, not by devices.
+    return ocp.options.MultiprocessingOptions(
+        primary_host=0, active_processes=set(range(jax.process_count()))
+    )
 
 
 def _leaves(tree: PyTree) -> dict[str, str]:

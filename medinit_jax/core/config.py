@@ -12,6 +12,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from medinit_jax.core.errors import UsageError
+from medinit_jax.core.membership import Cluster
 
 
 class Command(NamedTuple):
@@ -20,14 +21,16 @@ class Command(NamedTuple):
     Attributes:
         config: the locked configuration, overrides applied.
         workdir: where the run lives.
+        cluster: the processes that share the run.
     """
 
     config: ml_collections.ConfigDict
     workdir: Path
+    cluster: Cluster = Cluster()
 
 
 def read_command_line(argv: Sequence[str], usage: str = "") -> Command:
-    """Parses `--config=FILE[:VARIANT] [--config.KEY=VALUE ...] [--workdir=DIR]`.
+    """Parses `--config=FILE[:VARIANT] [--config.KEY=VALUE ...] [--workdir=DIR]`, and processes.
 
     `--config.init=START:PATH` is short for `--config.init.start=START --config.init.path=PATH`.
 
@@ -39,7 +42,7 @@ def read_command_line(argv: Sequence[str], usage: str = "") -> Command:
         usage: what `--help` prints above the flags.
 
     Returns:
-        The configuration and the workdir.
+        The configuration, the workdir and the processes.
 
     Raises:
         UsageError: anything that is wrong with the command line or the config file.
@@ -59,6 +62,7 @@ def read_command_line(argv: Sequence[str], usage: str = "") -> Command:
         "where the run lives; default runs/<config name>[-<variant>]; a second run resumes it",
         flag_values=values,
     )
+    _define_cluster(values)
     flags.DEFINE_bool("help", False, "show this help", short_name="h", flag_values=values)
     if any(re.fullmatch(r"--?(help|h)", argument) for argument in argv):
         print(f"{usage}\n{values}")
@@ -74,7 +78,34 @@ def read_command_line(argv: Sequence[str], usage: str = "") -> Command:
     _apply_preset(config, config_flags.get_override_values(values["config"]))
     suffix = f"-{variant}" if variant else ""
     workdir = values["workdir"].value or Path("runs") / f"{file.stem}{suffix}"
-    return Command(config, Path(workdir))
+    cluster = Cluster(
+        values["cluster"].value or "",
+        values["coordinator"].value or "",
+        values["processes"].value,
+        values["process"].value,
+        values["cluster_timeout"].value or 0,
+    )
+    return Command(config, Path(workdir), cluster)
+
+
+def _define_cluster(values: flags.FlagValues) -> None:
+    flags.DEFINE_string(
+        "cluster",
+        "",
+        "auto: the run has a process on each host of this TPU VM, or each task of SLURM",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "coordinator",
+        "",
+        "HOST:PORT of process 0, for a run of several processes",
+        flag_values=values,
+    )
+    flags.DEFINE_integer("processes", None, "how many processes there are", flag_values=values)
+    flags.DEFINE_integer("process", None, "which of them this is, from 0", flag_values=values)
+    flags.DEFINE_integer(
+        "cluster_timeout", 300, "seconds in which they have to meet", flag_values=values
+    )
 
 
 def unknown_variant(argument: str, known: Iterable[str]) -> UsageError:

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from medinit_jax.core import cluster
+
 Scalars = Mapping[str, Any]
 Arrays = Mapping[str, Any]
 
@@ -243,6 +245,8 @@ def create_writer(
 ) -> MetricWriter:
     """Returns the writer of a run: metrics.jsonl, the console and TensorBoard.
 
+    Of several processes the first one writes.
+
     Args:
         workdir: the run's folder, which exists.
         console: where lines are printed; share it with `core.progress.Progress`.
@@ -251,6 +255,8 @@ def create_writer(
     Returns:
         One writer over the three.
     """
+    if not cluster.first():
+        return MetricWriter()
     folder = Path(workdir)
     return MultiWriter(
         [

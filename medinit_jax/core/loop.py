@@ -10,6 +10,7 @@ import jax
 import ml_collections
 import numpy as np
 
+from medinit_jax.core import cluster
 from medinit_jax.core.checkpoint import Checkpoints
 from medinit_jax.core.errors import UsageError
 from medinit_jax.core.log import MetricWriter
@@ -22,6 +23,8 @@ StepFn = Callable[[Any, int, Any], tuple[Any, Metrics]]
 
 # Below this many steps a single skipped one would exceed any sensible share.
 GRACE_STEPS = 100
+# The event of the signals that are waited for, at most one.
+_entered: list[threading.Event] = []
 
 
 class LoopConfig(NamedTuple):
@@ -98,7 +101,8 @@ def run(
     Metrics stay on the device until `log_every` steps are done; then their means are written. A
     checkpoint holds the state after a step and the iterator after that step's batch, so that a
     resumed run repeats an uninterrupted one. SIGINT and SIGTERM end the step at hand, save, and
-    raise KeyboardInterrupt; a second signal ends the process at once.
+    raise KeyboardInterrupt; a second signal ends the process at once. Of several processes all stop
+    after the same step, whichever of them got the signal.
 
     Args:
         step_fn: (state, step, batch) -> (state, metrics of shape ()); `skipped` among the metrics
@@ -127,8 +131,9 @@ def run(
     window: list[Metrics] = []
     skipped: list[int] = []
     saved = step
+    stopping = False
     with stop_on_signal() as stopped:
-        while step < end and not stopped.is_set():
+        while step < end and not stopping:
             batch = None if batches is None else next(batches)
             state, metrics = step_fn(state, step, batch)
             window.append(metrics)
@@ -141,12 +146,13 @@ def run(
             if checkpoints and step % config.checkpoint_every == 0:
                 _save(checkpoints, step, state, batches, extra)
                 saved = step
+            stopping = cluster.any_after(step, stopped.is_set())
         if window:
             _report(window, step, writer, progress, describe)
         if checkpoints and saved != step and step > first:
             _save(checkpoints, step, state, batches, extra)
         writer.flush()
-        if stopped.is_set() and step < end:
+        if stopping and step < end:
             raise KeyboardInterrupt
     return state
 
@@ -200,10 +206,17 @@ def _save(
 
 @contextmanager
 def stop_on_signal() -> Iterator[threading.Event]:
-    """Turns the first SIGINT or SIGTERM into an event; the second acts as it did before."""
+    """Turns the first SIGINT or SIGTERM into an event; the second acts as it did before.
+
+    Inside another one the event is that one's, so that a signal in the last step of a piece of work
+    stops the whole.
+    """
     stopped = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stopped
+        return
+    if _entered:
+        yield _entered[-1]
         return
     kinds = (signal.SIGINT, signal.SIGTERM)
     before = {kind: signal.getsignal(kind) for kind in kinds}
@@ -219,7 +232,9 @@ def stop_on_signal() -> Iterator[threading.Event]:
 
     for kind in kinds:
         signal.signal(kind, stop)
+    _entered.append(stopped)
     try:
         yield stopped
     finally:
+        _entered.remove(stopped)
         restore_handlers()

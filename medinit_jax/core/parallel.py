@@ -1,10 +1,13 @@
-"""Devices: one program per local device, with a leading device axis, as `pmap` means it.
+"""Devices: one program per device, with a leading device axis, as `pmap` means it.
 
 This is the only file that knows devices and collectives. With one device there is no leading axis
 and `map` is plain `jit`; with several, every array gains a leading axis of that size and the
 function runs once per device on its own slice, without communication; `total` is the one reduction.
 Functions that do communicate run under `Parallel.sharded` and use `all_gather`, `all_sum` and
 `position`.
+
+The devices may belong to several processes. Then each hands in its own rows of a batch, which are
+those that its devices work on, and what is the same on all devices is read by each from its own.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from medinit_jax.core import cluster
 from medinit_jax.core.compiler import jit
 from medinit_jax.core.errors import UsageError
 
@@ -56,15 +60,38 @@ def position() -> jax.Array:
     return jax.lax.axis_index(AXIS)
 
 
+def own_devices() -> Parallel:
+    """Returns the devices of this process, for work that processes do by themselves."""
+    return Parallel(jax.local_devices())
+
+
 class Parallel:
-    """Maps functions over local devices.
+    """Maps functions over devices.
 
     Args:
-        devices: Devices to use; all local ones by default.
+        devices: Devices to use; those of all processes by default.
+
+    Attributes:
+        devices: The devices, those of a process next to each other.
+        process: Which of the processes that own the devices this one is, and their number.
+
+    Raises:
+        UsageError: Processes have different numbers of devices.
     """
 
     def __init__(self, devices: Sequence[Any] | None = None):
-        self.devices = tuple(devices if devices is not None else jax.local_devices())
+        chosen = jax.devices() if devices is None else devices
+        # Only the order of processes is changed: a batch's rows lie in that order.
+        self.devices = tuple(sorted(chosen, key=lambda device: device.process_index))
+        owners = [device.process_index for device in self.devices]
+        counts = {owner: owners.count(owner) for owner in owners}
+        if len(set(counts.values())) > 1:
+            told = ", ".join(f"process {owner} has {count}" for owner, count in counts.items())
+            raise UsageError(
+                f"All processes need the same number of devices, but {told}; start them on like "
+                "hosts, or show each as many devices."
+            )
+        self.process = (list(counts).index(jax.process_index()), len(counts))
         mesh = Mesh(np.array(self.devices, dtype=object), (AXIS,), axis_types=(AxisType.Auto,))
         self.mesh = mesh
         self._split = NamedSharding(mesh, PartitionSpec(AXIS))
@@ -78,6 +105,14 @@ class Parallel:
             ),
             out_shardings=self._split,
         )
+        self._everything = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))
+        if self.process[1] > 1:
+            self._connect()
+
+    def _connect(self) -> None:
+        """Opens the connections between processes, which waits for none of them for long."""
+        cluster.meet()
+        jax.block_until_ready(self._sum(self._put(np.zeros(self.size // self.process[1]))))
 
     @property
     def size(self) -> int:
@@ -97,34 +132,67 @@ class Parallel:
             )
 
     def shard(self, batch):
-        """Puts a pytree of host arrays (batch, ...) on the devices, an equal part on each."""
+        """Puts a pytree of this process's host arrays on the devices, an equal part on each.
+
+        Args:
+            batch: The arrays (rows, ...), those of all processes together the batch.
+        """
         if self.size == 1:
             return self._place(batch)
-        parts = jax.tree.map(lambda x: x.reshape(self.size, -1, *x.shape[1:]), batch)
-        return jax.device_put(parts, self._split)
+        own = self.size // self.process[1]
+        return self._put(jax.tree.map(lambda x: x.reshape(own, -1, *x.shape[1:]), batch))
 
     def spread(self, batch):
-        """Divides a pytree of host arrays (batch, ...) over the devices, without a device axis.
+        """Divides a pytree of this process's host arrays over the devices, without a device axis.
 
         A compiled function sees the whole batch: its means are over all devices.
+
+        Args:
+            batch: The arrays (rows, ...), those of all processes together the batch.
         """
-        return self._place(batch) if self.size == 1 else jax.device_put(batch, self._split)
+        return self._place(batch) if self.size == 1 else self._put(batch)
+
+    def _put(self, rows):
+        if self.process[1] == 1:
+            return jax.device_put(rows, self._split)
+        return jax.tree.map(
+            lambda x: jax.make_array_from_process_local_data(
+                self._split, x, (x.shape[0] * self.process[1], *x.shape[1:])
+            ),
+            jax.device_get(rows),
+        )
 
     def split(self, function: Callable) -> Callable:
-        """Compiles a function of whole batches so that its outputs lie split over the devices."""
+        """Compiles a function of whole batches so that its outputs lie split over the devices.
+
+        Its first argument is a batch, of which each process gives its rows; others are whole.
+        """
         if self.size == 1:
             return jit(function)
 
         def whole(*args):
             return jax.tree.map(lambda x: x.reshape(self.size, -1, *x.shape[1:]), function(*args))
 
-        return jit(whole, out_shardings=self._split)
+        compiled = jit(whole, out_shardings=self._split)
+        if self.process[1] == 1:
+            return compiled
+        return lambda batch, *args: compiled(self._put(batch), *args)
 
     def replicate(self, tree):
         """Puts one and the same pytree on all devices, without a device axis."""
         if self.size == 1:
             return self._place(jax.device_get(tree))
-        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
+        if self.process[1] == 1:
+            return jax.device_put(tree, self.everywhere)
+        return jax.tree.map(
+            lambda x: jax.make_array_from_process_local_data(self.everywhere, x, x.shape),
+            jax.device_get(tree),
+        )
+
+    @property
+    def everywhere(self) -> NamedSharding | None:
+        """Where what is the same on all devices lies, for `jit`; None on one device."""
+        return None if self.size == 1 else NamedSharding(self.mesh, PartitionSpec())
 
     def _place(self, tree):
         """Puts a host pytree on the one device.
@@ -169,6 +237,23 @@ class Parallel:
         return jax.shard_map(
             function, mesh=self.mesh, in_specs=spec, out_specs=PartitionSpec(), check_vma=True
         )
+
+    def gather(self, rows: np.ndarray) -> np.ndarray:
+        """Returns the rows of all processes, in their order; every process calls it.
+
+        Args:
+            rows: Any dtype (n, ...), as many on each process.
+        """
+        if self.process[1] == 1:
+            return rows
+        # As bytes, which no device rounds, and filled up to what its devices can share.
+        own = self.size // self.process[1]
+        padded = -(-len(rows) // own) * own
+        flat = np.zeros((padded, rows[:1].nbytes), np.uint8)
+        flat[: len(rows)] = np.ascontiguousarray(rows).view(np.uint8).reshape(len(rows), -1)
+        found = np.asarray(self._everything(self._put(flat))).reshape(self.process[1], padded, -1)
+        kept = np.ascontiguousarray(found[:, : len(rows)]).view(rows.dtype)
+        return kept.reshape(-1, *rows.shape[1:])
 
     def total(self, tree):
         """Adds the devices' parts of a pytree (device, ...) inside one compiled reduction."""

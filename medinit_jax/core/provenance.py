@@ -61,7 +61,8 @@ def provenance(command: str, config_name: str) -> dict[str, Any]:
         "code_version": code_version(),
         "python": platform.python_version(),
         "jax": jax.__version__,
-        "device": f"{jax.local_device_count()} x {device.device_kind}",
+        "device": f"{jax.device_count()} x {device.device_kind}"
+        + (f", {jax.process_count()} processes" if jax.process_count() > 1 else ""),
         "cores": os.cpu_count(),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }

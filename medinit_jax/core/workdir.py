@@ -6,7 +6,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -14,6 +14,7 @@ import ml_collections
 import numpy as np
 from rich.console import Console
 
+from medinit_jax.core import cluster
 from medinit_jax.core.errors import UsageError
 
 CONFIG_FILE = "config.json"
@@ -104,7 +105,9 @@ def claimed(
     name: str,
     free: Sequence[str] = (),
 ) -> Iterator[None]:
-    """Claims a folder, see `claim_workdir`, and keeps other processes out of it meanwhile.
+    """Claims a folder, see `claim_workdir`, and keeps other runs out of it meanwhile.
+
+    Of several processes that share a run the first one claims it for all.
 
     Args:
         workdir: the folder.
@@ -113,11 +116,17 @@ def claimed(
         free: keys that may differ.
 
     Raises:
-        UsageError: as `claim_workdir`, or another process runs there.
+        UsageError: as `claim_workdir`, another run is there, or a process does not see the folder.
     """
-    _check_folder(Path(workdir))
-    with locked(workdir):
-        claim_workdir(workdir, config, name, free)
+    with ExitStack() as stack:
+
+        def claim() -> None:
+            _check_folder(Path(workdir))
+            stack.enter_context(locked(workdir))
+            claim_workdir(workdir, config, name, free)
+
+        cluster.once(claim)
+        cluster.check_shared(Path(workdir) / CONFIG_FILE, "--workdir")
         yield
 
 
@@ -168,7 +177,7 @@ def is_finished(workdir: str | os.PathLike[str], console: Console) -> bool:
         workdir: its folder.
         console: where it is said.
     """
-    if not (Path(workdir) / SUMMARY_FILE).is_file():
+    if not cluster.once((Path(workdir) / SUMMARY_FILE).is_file):
         return False
     console.print(
         f"{workdir} is finished; remove it or choose another --workdir to run again.",

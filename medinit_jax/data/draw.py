@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
+from medinit_jax.core import cluster
 from medinit_jax.core.progress import Progress
 from medinit_jax.data.builders.base import Builder
 from medinit_jax.data.builders.drawn import Drawn
@@ -14,12 +15,22 @@ from medinit_jax.data.prepare import prepare
 def draw_missing(builder: Builder, name: str, console: Console) -> None:
     """Draws a phantom that is not there yet, with a bar; leaves all other sets alone.
 
+    Of several processes the first one draws, the others only what they still lack.
+
     Args:
         builder: The set.
         name: What the bar calls it.
         console: Where it is shown.
     """
-    if not isinstance(builder, Drawn) or read_manifest(builder.data_path) is not None:
+    if isinstance(builder, Drawn):
+        cluster.first_then_others(lambda: _draw(builder, name, console))
+        if not builder.info.splits:
+            # Another process drew it after this builder had looked.
+            builder.info.read_from_directory(builder.data_path)
+
+
+def _draw(builder: Drawn, name: str, console: Console) -> None:
+    if read_manifest(builder.data_path) is not None:
         return
     bar: Progress | None = None
     try:

@@ -9,6 +9,8 @@ from typing import Any
 import ml_collections
 from rich.console import Console
 
+from medinit_jax.core import cluster
+
 # What may differ between the runs of one workdir: what no figure depends on.
 FREE = ("cache_dir", "note", "data.data_dir", "data.cache_mb", "data.workers", "train.devices",
         "train.checkpoint_seconds")  # fmt: skip
@@ -27,7 +29,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     from medinit_jax.core.workdir import claimed, is_finished
     from medinit_jax.finetune.train import Tuning
 
-    console = Console(stderr=True)
+    console = cluster.console()
     with claimed(workdir, config, "finetune", FREE):
         if not is_finished(workdir, console):
             announce(Tuning(config, workdir, console).run(), console)

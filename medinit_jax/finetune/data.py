@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -219,7 +220,10 @@ class TrainBatches:
     Attributes:
         size: Side of the images in pixels.
         steps_per_epoch: The fewest steps that show every image.
+        process: Which process makes its rows of a batch, and how many share it.
     """
+
+    process = (0, 1)
 
     def __init__(self, config: ml_collections.ConfigDict, images: TaskImages):
         """Prepares the batches of a task.
@@ -250,20 +254,40 @@ class TrainBatches:
         self.size = images.plan.size
         self.steps_per_epoch = -(-self._count // self._batch)
 
+    def shared(self, process: tuple[int, int]) -> TrainBatches:
+        """Returns these batches, of which one process makes its rows only.
+
+        Args:
+            process: Its number, and the number of processes.
+
+        Raises:
+            UsageError: They cannot share a batch equally.
+        """
+        if self._batch % process[1]:
+            raise UsageError(
+                f"config.train.batch={self._batch * self._turns} cannot be shared by {process[1]} "
+                f"processes; make it a multiple of {self._turns * process[1]}."
+            )
+        own = copy.copy(self)
+        own.process = process
+        return own
+
     def __len__(self) -> int:
         """Returns a length that no run reaches."""
         return ENDLESS
 
     def __getitem__(self, step: int) -> dict[str, Any]:
-        """Returns a batch.
+        """Returns a batch, or this process's rows of it.
 
         Returns:
             image float32 (B, S, S, 3) normalized; targets {head: int32 (B,)}, (B, classes) for a
             sigmoid, (B, S, S) for a segmentation.
         """
-        step = int(step)
+        step, (process, processes) = int(step), self.process
         chosen = []
-        for place in range(step * self._batch, (step + 1) * self._batch):
+        places = range(step * self._batch, (step + 1) * self._batch)
+        share = self._batch // processes
+        for place in places[process * share : (process + 1) * share]:
             epoch, offset = divmod(place, self._count)
             index = int(epoch_order(self._seed, epoch, self._count)[offset])
             chosen.append((index, np.random.default_rng([self._seed, _DRAW, epoch, index])))

@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from medinit_jax.core import cluster
 from medinit_jax.core.compiler import jit
+from medinit_jax.core.parallel import Parallel
 from medinit_jax.downstream import heads as predictions
 from medinit_jax.downstream import overlap, scores, windows
 from medinit_jax.downstream.heads import Head
@@ -79,8 +81,12 @@ def answers(
     images: TaskImages,
     part: Examples,
     batch: int,
+    parallel: Parallel | None = None,
 ) -> Answers:
     """Runs a network over a part of a task's images.
+
+    Processes that share the devices share the images, and all return the answers of all; every one
+    calls it.
 
     Args:
         network: The network.
@@ -89,23 +95,33 @@ def answers(
         images: The task.
         part: The part.
         batch: Images or windows at a time.
+        parallel: Devices; None: those of this process.
     """
-    inputs = (images.evaluation_image(part, index) for index in range(len(part)))
+    process, processes = parallel.process if parallel else (0, 1)
+    share = -(-len(part) // processes)
+    # The last process may repeat the last image, so that all hand in as many.
+    own = [min(i, len(part) - 1) for i in range(process * share, (process + 1) * share)]
+
+    def everyones(rows: np.ndarray) -> np.ndarray:
+        return (parallel.gather(rows) if parallel else rows)[: len(part)]
+
+    inputs = (images.evaluation_image(part, index) for index in own)
     if images.kind == "classification":
-        logits = classify(network, params, statistics, inputs, batch)
+        logits = everyones(classify(network, params, statistics, inputs, batch))
         finite = bool(np.isfinite(logits).all())
         return Answers(predictions.probabilities(images.heads, logits), {}, finite)
     run = functools.partial(compiled(network), params, statistics)  # pyright: ignore
     found: dict[str, list[np.ndarray]] = {head.name: [] for head in images.heads}
     finite = True
     window = network.program.input_shape[0]
-    for index, logits in enumerate(windows.predict_images(run, inputs, window, batch)):
+    for index, logits in zip(own, windows.predict_images(run, inputs, window, batch), strict=True):
         finite &= bool(np.isfinite(logits).all())
         logits = images.native_logits(part, index, logits)
         truth, counted = part.mask(index), part.fov(index)
         for name, predicted in segment(images.heads, logits).items():
             found[name].append(overlap.counts(predicted == 1, truth[name] == 1, counted))
-    return Answers({}, {name: np.stack(rows) for name, rows in found.items()}, finite)
+    counts = {name: everyones(np.stack(rows)) for name, rows in found.items()}
+    return Answers({}, counts, not cluster.any_of(not finite) if parallel else finite)
 
 
 def segment(heads: tuple[Head, ...], logits: np.ndarray) -> dict[str, np.ndarray]:

@@ -143,11 +143,14 @@ def average_decay(ema: float, step: jax.Array) -> jax.Array:
 
 
 @functools.lru_cache(maxsize=8)
-def compiled(recipe: Recipe) -> tuple[Callable[..., TuneState], Callable[..., Any]]:
+def compiled(
+    recipe: Recipe, place: Any = None
+) -> tuple[Callable[..., TuneState], Callable[..., Any]]:
     """Returns the state before the first step, and the step.
 
     Args:
         recipe: What they depend on.
+        place: Where the state lies after a step, as `Parallel.everywhere`.
 
     Returns:
         (params, statistics) -> state, and
@@ -199,7 +202,7 @@ def compiled(recipe: Recipe) -> tuple[Callable[..., TuneState], Callable[..., An
         }
         return TuneState(train, statistics, average), metrics
 
-    return jax.jit(start), jit(step, donate_argnums=0)
+    return jax.jit(start), jit(step, donate_argnums=0, out_shardings=place)
 
 
 def _gradient(

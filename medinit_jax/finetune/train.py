@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 from rich.console import Console
 
-from medinit_jax.core import loop, optim
+from medinit_jax.core import cluster, loop, optim
 from medinit_jax.core.checkpoint import Checkpoints
 from medinit_jax.core.errors import UsageError
 from medinit_jax.core.ledger import finite
@@ -65,7 +65,11 @@ class Tuning:
         self.steps_per_epoch = batches.steps_per_epoch
         train = config.train
         self.total = train.steps or train.epochs * self.steps_per_epoch
-        self.batches = Batches(batches, config.data.workers)
+        cluster.check_alike(
+            "images", {name: part.describe() for name, part in self.images.parts().items()}
+        )
+        self._whole = batches
+        self.batches = Batches(batches.shared(self.parallel.process), config.data.workers)
         plain = make_network(
             config.model,
             batches.size,
@@ -93,7 +97,8 @@ class Tuning:
                 self.frozen,
                 train.layer_decay,
                 objective,
-            )
+            ),
+            self.parallel.everywhere,
         )
         self.schedule = optim.create_schedule(
             ml_collections.ConfigDict({**self.rates(), "total_steps": self.total})
@@ -103,7 +108,8 @@ class Tuning:
     def prepare(self) -> tuple[Any, Objective]:
         """Returns the training batches by step number, and what one costs.
 
-        Batches have `size`, the side of the images in pixels, and `steps_per_epoch`.
+        Batches have `size`, the side of the images in pixels, `steps_per_epoch`, and `shared`,
+        which returns them with the rows of one process only.
         """
         return TrainBatches(self.config, self.images), Supervised()
 
@@ -112,9 +118,9 @@ class Tuning:
         return self.config.optim.to_dict()
 
     def recalibrated(self, params: Any) -> Any:
-        """Estimates batch statistics on the first training batches."""
+        """Estimates batch statistics on the first training batches, each process on all rows."""
         limit = min(self.config.train.recalibrate_batches, self.steps_per_epoch)
-        source = self.batches.source
+        source = self._whole
         # The network without frozen parts, whose statistics would not move.
         return recalibrate_bn(
             self._moving,
@@ -134,18 +140,20 @@ class Tuning:
         return self.begin(self.start.params, statistics)
 
     def statistics_of(self, state: TuneState) -> Any:
-        """Returns the batch statistics to judge a state with."""
+        """Returns the batch statistics to judge a state with, see `_own`."""
         train = self.config.train
         # Running statistics are those of the parameters, not of their average.
         early = int(state.step) <= train.recalibrate_steps or train.ema > 0
         if early and not self.frozen and state.statistics:
-            return self.recalibrated(state.judged)
-        return state.statistics
+            return self.recalibrated(_own(state.judged))
+        return _own(state.statistics)
 
     def answers(self, params: Any, statistics: Any, examples: Examples) -> evaluate.Answers:
         """Runs the network over a part of the images."""
         batch = self.config.evaluate.batch
-        return evaluate.answers(self.network, params, statistics, self.images, examples, batch)
+        return evaluate.answers(
+            self.network, params, statistics, self.images, examples, batch, self.parallel
+        )
 
     def run(self) -> dict[str, Any]:
         """Trains, or goes on, and returns what `summary.json` holds."""
@@ -171,14 +179,15 @@ class Tuning:
             ):
                 while not self._finished(state, course):
                     state, course, whole = self._epoch(state, course, writer, bar)
-                    if stopped.is_set() or not whole:
+                    if cluster.any_of(stopped.is_set()) or not whole:
                         save(state)
                         raise KeyboardInterrupt
                     state, best, course = self._judge(state, best, course, album, bar)
                     if not course.diverged:
                         figure = {"val/metric": course.epochs[-1]["validation"]}
                         writer.write_scalars(int(state.step), figure)
-                    if time.monotonic() - saved > self.config.train.checkpoint_seconds:
+                    late = time.monotonic() - saved > self.config.train.checkpoint_seconds
+                    if cluster.any_of(late):
                         save(state)
                         saved = time.monotonic()
         finally:
@@ -193,7 +202,8 @@ class Tuning:
         best = Best(jax.device_get(state.judged), jax.device_get(state.statistics))
         course = Course([], [], 0.0)
         if checkpoints.steps():
-            restored = checkpoints.restore({"tune": state, "best": best._asdict()})
+            held = {"tune": jax.device_get(state), "best": best._asdict()}
+            restored = checkpoints.restore(held)
             state, best = restored.state["tune"], Best(**restored.state["best"])
             course = Course(**restored.extra["course"])
             self.batches.set_state({"step": restored.step})
@@ -236,8 +246,8 @@ class Tuning:
 
     def _judge(self, state, best: Best, course: Course, album: MapAlbum, bar):
         """Validates after an epoch, and keeps what is best."""
-        statistics = self.statistics_of(state)
-        found = self.answers(state.judged, statistics, self.images.validation)
+        params, statistics = _own(state.judged), self.statistics_of(state)
+        found = self.answers(params, statistics, self.images.validation)
         figure = evaluate.value(self.images, self.images.validation, found)
         skipped = int(state.skipped) > MAX_SKIPPED * max(int(state.step), loop.GRACE_STEPS)
         row = {
@@ -251,8 +261,9 @@ class Tuning:
         if row["validation"] is not None and (
             earlier is None or row["validation"] > earlier["validation"]
         ):
-            best = Best(jax.device_get(state.judged), jax.device_get(statistics))
-        album.add(row["epoch"], state.judged, statistics)
+            best = Best(jax.device_get(params), jax.device_get(statistics))
+        if cluster.first():
+            album.add(row["epoch"], params, statistics)
         shown = "diverged" if row["validation"] is None else f"{row['validation']:.4f}"
         bar.update(int(state.step), validation=shown)
         return state, best, course
@@ -261,7 +272,7 @@ class Tuning:
         self, state: TuneState, best: Best, course: Course, album: MapAlbum
     ) -> dict[str, Any]:
         row, last = course.best, course.epochs[-1]
-        judged = {"last": (last, state.judged, self.statistics_of(state))}
+        judged = {"last": (last, _own(state.judged), self.statistics_of(state))}
         judged["best"] = (row or last, best.params, best.statistics)
         figures: dict[str, Any] = {}
         for name, (epoch, params, statistics) in judged.items():
@@ -282,15 +293,35 @@ class Tuning:
                 "test": scores,
             }
             predictions = found
+        return cluster.once(lambda: self._written(state, best, course, album, figures, predictions))
+
+    def _written(
+        self,
+        state: TuneState,
+        best: Best,
+        course: Course,
+        album: MapAlbum,
+        figures: dict[str, Any],
+        predictions: evaluate.Answers,
+    ) -> dict[str, Any]:
+        """Writes what is left of a fine-tuning, and returns its summary."""
         outcome.write_answers(self.workdir, self.images, predictions)
         described = (self.config, self.images, self.network, self.start)
-        if row:
+        if course.best:
             # Nothing that never gave a finite figure is handed on.
             outcome.write_model(self.workdir, *described, best)
         figures |= {"cam": album.figures(), "skipped_steps": int(state.skipped)}
         summary = outcome.summary_of(*described, course, figures)
         write_json(self.workdir / SUMMARY_FILE, summary)
         return summary
+
+
+def _own(tree: Any) -> Any:
+    """Returns what lies on the devices of all processes on one of this process, to judge it there.
+
+    Each process judges images of its own, which one program over all devices could not.
+    """
+    return tree if cluster.alone() else jax.device_put(jax.device_get(tree))
 
 
 def _single(images: np.ndarray) -> np.ndarray:
@@ -300,6 +331,13 @@ def _single(images: np.ndarray) -> np.ndarray:
 
 def _devices(config: ml_collections.ConfigDict) -> Parallel:
     wanted, there = config.train.devices, jax.local_devices()
+    if not cluster.alone():
+        if wanted:
+            raise UsageError(
+                f"config.train.devices={wanted}, but several processes use all devices; set it to "
+                "0."
+            )
+        return Parallel()
     if not 0 <= wanted <= len(there):
         raise UsageError(
             f"config.train.devices={wanted}, but {len(there)} are here; set it to 0 for all."

@@ -24,10 +24,9 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
         UsageError: Something the user can mend.
     """
     # Imported when run: the package's readers (`load`, `initialize`) need none of it.
-    from rich.console import Console
-
+    from medinit_jax.core import cluster
     from medinit_jax.core.config import read_stages
-    from medinit_jax.core.parallel import Parallel
+    from medinit_jax.core.parallel import Parallel, own_devices
     from medinit_jax.core.workdir import claimed
     from medinit_jax.hyper.evaluate import evaluate
     from medinit_jax.hyper.setup import make_bilevel
@@ -35,13 +34,19 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     from medinit_jax.report import write_report
 
     stages = read_stages(config, STAGES)
-    console = Console(stderr=True)
+    console = cluster.console()
     with claimed(workdir, config, "hyper", FREE):
         # Made once: evaluation runs the blocks that training compiled.
         bilevel = make_bilevel(config, Parallel()) if stages != ("report",) else None
         if "train" in stages:
             train(config, workdir, console, bilevel=bilevel)
-        if "evaluate" in stages:
-            evaluate(config, workdir, console, shlex.join(sys.argv), bilevel)
-        if "report" in stages:
-            console.print(f"Report: {write_report(workdir)}")
+
+        def judge() -> None:
+            if "evaluate" in stages:
+                own = bilevel if cluster.alone() else make_bilevel(config, own_devices())
+                evaluate(config, workdir, console, shlex.join(sys.argv), own)
+            if "report" in stages:
+                console.print(f"Report: {write_report(workdir)}")
+
+        # Of several processes the first one judges, on its own devices.
+        cluster.once(judge)

@@ -61,7 +61,10 @@ def held_out_views(bilevel: Bilevel, source: Source, batches: int) -> Views:
     split = bilevel.parallel.split(make_pretext(config, mode="one").views)
     options = batch_options(config.data, config.seed, size)
     made = []
+    process, processes = bilevel.parallel.process
+    share = size // processes
     for number, part in enumerate(indices.reshape(-1, size)):
+        part = part[process * share : (process + 1) * share]
         images = load_examples(source, part, options)["image"]
         made.append(split(images, _view_key(config, number)))
     return Views(made, indices)

@@ -20,7 +20,7 @@ from rich.console import Console
 from medinit_jax.arch.space import Space, get_space
 from medinit_jax.arch.tape import Tape
 from medinit_jax.arch.vocabulary import NODE_TYPES
-from medinit_jax.core import compilation_cache, compiler
+from medinit_jax.core import cluster, compilation_cache, compiler
 from medinit_jax.core.errors import UsageError
 from medinit_jax.core.ledger import Ledger
 from medinit_jax.core.parallel import Parallel
@@ -78,6 +78,13 @@ def make_bilevel(config: ml_collections.ConfigDict, parallel: Parallel) -> Bilev
         raise UsageError(
             f"config.train.batch_size={config.train.batch_size} views cannot be made of whole "
             f"images with {pretext.copies} views each; make it a multiple of {pretext.copies}."
+        )
+    if parallel.process[1] > 1 and (config.train.batch_size // pretext.copies) % parallel.size:
+        raise UsageError(
+            f"config.train.batch_size={config.train.batch_size} views are made of "
+            f"{config.train.batch_size // pretext.copies} images, which {parallel.size} devices of "
+            f"several processes cannot share; make it a multiple of "
+            f"{pretext.copies * parallel.size}."
         )
     if config.train.dtype not in DTYPES:
         raise UsageError(f"config.train.dtype={config.train.dtype!r} is none of {list(DTYPES)}.")
@@ -159,12 +166,19 @@ def warm_up(bilevel: Bilevel, console: Console) -> float:
             wanted,
             train.batch_size,
             lambda signature: zero_example(bilevel.module, signature),
-            threads=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2,
+            threads=_threads(),
             report=lambda: bar.update(next(count)),
         )
     if cache and done:
         done.add(subject, compilation_cache.entries(cache))
     return time.monotonic() - started
+
+
+def _threads() -> int:
+    # What several processes run together, all of them run in the same order.
+    if not cluster.alone():
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
 
 
 def _what_is_compiled(bilevel: Bilevel) -> str:

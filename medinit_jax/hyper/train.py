@@ -20,7 +20,7 @@ import numpy as np
 from rich.console import Console
 
 from medinit_jax.api import load
-from medinit_jax.core import loop, optim, state
+from medinit_jax.core import cluster, loop, optim, state
 from medinit_jax.core.checkpoint import Checkpoints
 from medinit_jax.core.compiler import jit
 from medinit_jax.core.errors import UsageError
@@ -81,6 +81,10 @@ def _gradients(bilevel: Bilevel):
         return functools.partial(gradient_by_tape, bilevel.writer, bilevel.tape, bilevel.parallel)
     if execution != "whole":
         raise UsageError(f"config.train.execution={execution!r}; set it to tape or whole.")
+    if bilevel.parallel.process[1] > 1:
+        raise UsageError(
+            "config.train.execution='whole' runs in one process; set it to tape for several."
+        )
     if bilevel.config.train.penalty:
         raise UsageError(
             "config.train.execution='whole' knows no penalty; set config.train.penalty=0."
@@ -127,7 +131,7 @@ def train(
         config: The experiment, see `configs/hyper.py`.
         workdir: Where checkpoints, `metrics.jsonl`, `train.json` and `initializer/` go.
         console: Where progress is shown.
-        parallel: Devices; all local ones by default.
+        parallel: Devices; those of all processes by default.
         stop_after: Stops after so many steps of this call, saved and resumable.
         bilevel: What it runs on, to share compiled blocks; made from the config by default.
 
@@ -139,17 +143,28 @@ def train(
     """
     course = loop.make_config(config.train.steps, config.train)
     bilevel = bilevel or make_bilevel(config, parallel or Parallel())
-    sources = open_sources(config, console)
+    sources = cluster.first_then_others(lambda: open_sources(config, console))
+    cluster.check_alike(
+        "images",
+        {
+            f"{split} {key}": value
+            for split, source in sources.items()
+            for key, value in source.describe().items()
+            if key != "source"
+        },
+    )
     options = batch_options(
         config.data, config.seed, config.train.batch_size // bilevel.pretext.copies
     )
-    batches = Batches(BatchSource(sources["train"], options), config.data.workers)
+    rows = BatchSource(sources["train"], options, bilevel.parallel.process)
+    batches = Batches(rows, config.data.workers)
     optimizer, _ = optim.create(
         ml_collections.ConfigDict({**config.optim, "total_steps": config.train.steps})
     )
     key = jax.random.key(config.seed)
     current = state.create(_first_theta(config, bilevel.module, key), optimizer)
     checkpoints = Checkpoints(workdir / "checkpoints")
+    current = bilevel.parallel.replicate(current)
     current = bilevel.parallel.replicate(loop.resume(checkpoints, current, batches))
     started_at = int(current.step)
     stream = ArchitectureStream(
@@ -195,7 +210,7 @@ def train(
         stream.close()
         checkpoints.close()
     if int(current.step) == config.train.steps and started_at < config.train.steps:
-        _finish(config, workdir, current, bilevel, seconds, stream, console)
+        cluster.once(lambda: _finish(config, workdir, current, bilevel, seconds, stream, console))
     return current
 
 

@@ -25,20 +25,19 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     Raises:
         UsageError: Something the user can mend.
     """
-    from rich.console import Console
-
+    from medinit_jax.core import cluster
     from medinit_jax.core.workdir import claimed, is_finished
     from medinit_jax.report.pretrain_page import write_pretrain_report
     from medinit_jax.swcl.pretrain import Pretraining
 
-    console = Console(stderr=True)
+    console = cluster.console()
     with claimed(workdir, config, "swcl", FREE):
         if is_finished(workdir, console):
-            if not (workdir / "report.html").is_file():
+            if cluster.first() and not (workdir / "report.html").is_file():
                 write_pretrain_report(workdir)
             return
         summary = Pretraining(config, workdir, console).run()
-        page = write_pretrain_report(workdir)
+        page = cluster.once(lambda: str(write_pretrain_report(workdir)))
     console.print(
         f"{summary['method']}: loss {summary['last'].get('loss', float('nan')):.4f} after "
         f"{summary['steps']} steps; the encoder is {workdir / 'model'}, which fine-tuning takes by "

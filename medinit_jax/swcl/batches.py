@@ -47,13 +47,18 @@ class ViewBatches:
         look: How they are shown.
         batch: Images in a batch; a pair counts two.
         seed: Of order and draws.
+        process: This process's number and the number of processes, which share each batch.
 
     Raises:
-        UsageError: There are no images, or a batch has more of them, fewer than 2, or half a pair.
+        UsageError: There are no images, or a batch has more of them, fewer than 2, or half a pair,
+            also once it is shared.
     """
 
-    def __init__(self, items: Any, look: Look, batch: int, seed: int):
+    def __init__(
+        self, items: Any, look: Look, batch: int, seed: int, process: tuple[int, int] = (0, 1)
+    ):
         self.items, self.look, self.batch, self.seed = items, look, batch, seed
+        self._process, self._processes = process
         self.paired = hasattr(items, "table")
         if len(items) == 0:
             raise UsageError(
@@ -74,6 +79,13 @@ class ViewBatches:
                 f"config.train.batch={batch} leaves an image nothing that it could differ from; "
                 "set it to at least 2."
             )
+        unit = 2 if self.paired else 1
+        if batch % (unit * self._processes):
+            raise UsageError(
+                f"config.train.batch={batch} cannot be shared by {self._processes} processes, of "
+                f"which each takes whole {'pairs of eyes' if self.paired else 'images'}; make it a "
+                f"multiple of {unit * self._processes}."
+            )
 
     def __len__(self) -> int:
         """Returns a length that no run reaches."""
@@ -85,7 +97,7 @@ class ViewBatches:
         return -(-len(self.items) * (2 if self.paired else 1) // self.batch)
 
     def __getitem__(self, step: int) -> dict[str, np.ndarray]:
-        """Returns batch `step`.
+        """Returns this process's rows of batch `step`, all of it where there is one process.
 
         Returns:
             "image" float32 (batch, views, S, S, 3), normalized, the two eyes of a pair next to each
@@ -93,10 +105,11 @@ class ViewBatches:
             also "index" int32 (batch,), the number of the pair, and "eye" int32 (batch,), 0 left
             and 1 right.
         """
-        draws = self.batch // 2 if self.paired else self.batch
+        draws = (self.batch // 2 if self.paired else self.batch) // self._processes
         count = len(self.items)
         images, parts, numbers = [], [], []
-        for place in range(int(step) * draws, (int(step) + 1) * draws):
+        first = (int(step) * self._processes + self._process) * draws
+        for place in range(first, first + draws):
             epoch, offset = divmod(place, count)
             number = int(epoch_order(self.seed, epoch, count)[offset])
             item = self.items[number]

@@ -12,6 +12,7 @@ from typing import Any
 import ml_collections
 from rich.console import Console
 
+from medinit_jax.core import cluster
 from medinit_jax.core.errors import UsageError
 from medinit_jax.core.workdir import claimed, is_finished
 from medinit_jax.data.tasks import make_builder
@@ -34,7 +35,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     Raises:
         UsageError: Something the user can mend.
     """
-    console = Console(stderr=True)
+    console = cluster.console()
     with claimed(workdir, config, "labeler", FREE):
         if not is_finished(workdir, console):
             announce(Labeling(config, workdir, console).run(), console)
@@ -70,6 +71,9 @@ class Labeling(Tuning):
                 f"train.accumulate={parts} parts on {self.parallel.size} device(s); make it a "
                 f"multiple of {parts * self.parallel.size}, or set config.train.devices=1."
             )
+        cluster.check_alike(
+            "unlabelled images", {f"set {i}": p.describe() for i, p in enumerate(unlabelled)}
+        )
         return batches, S4L(s4l.triplet, s4l.margin, s4l.weight, parts)
 
     def rates(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Writes pairs of patches: as a prepared set, or as the files that SWCL's code makes.
 
-Both are written in parts. Photographs are scored here in the order of the plan, while threads cut,
+Several processes share the parts, and the first one puts together what all have written. Both are
+written in parts. Photographs are scored here in the order of the plan, while threads cut,
 encode and write what was scored before. A part counts as written when the file with its rows is
 there; one that was begun is written anew, from the same photographs in the same batches, so that
 the result has the same bytes however often the writer was stopped.
@@ -20,10 +21,12 @@ from typing import Any
 
 import numpy as np
 
+from medinit_jax.core import cluster
 from medinit_jax.core.errors import UsageError
 from medinit_jax.data.builders.config import Item
 from medinit_jax.data.builders.retinal_swap import PAIRS, SPLIT, RetinalSwap, SwapConfig
 from medinit_jax.data.layout import Tree
+from medinit_jax.data.manifest import MANIFEST
 from medinit_jax.data.prepare import PLAN, begin, finish, working_folder, written_before
 from medinit_jax.data.shards import Report, Shard, write_shard, write_text
 from medinit_jax.swcl.patch_cut import Patch, Shown, cut_pair
@@ -69,31 +72,46 @@ def write_prepared(
         The manifest; patients with one eye are listed under `ignored`, and counted in `notes`.
 
     Raises:
-        UsageError: A score is none, or something else has this name already.
+        UsageError: A score is none, something else has this name already, or processes do not share
+            the folder.
     """
     builder = swap_builder(data_dir, name, plan, crop, quality, origin)
     target = Path(builder.data_path)
-    written = written_before(builder)
+    work = working_folder(target)
     count = len(plan.parts)
-    if written is not None:
+
+    def is_written() -> bool:
+        if written_before(builder) is None:
+            begin(work, _plan_text(plan, crop, quality, origin), alone=True)
+            return False
         # It may have been stopped after its last step but this one.
         _forget_rows(target, count)
-        return written
-    work = working_folder(target)
-    begin(work, _plan_text(plan, crop, quality, origin), alone=True)
+        return True
+
+    if cluster.once(is_written):
+        return _manifest(target)
+    cluster.check_shared(work / PLAN, "config.data_dir")
     shards = [Shard(SPLIT, number, count, ()) for number in range(count)]
 
     def write(number: int, patches: Sequence[Patch]) -> None:
         items = tuple(_item(patch, crop) for patch in patches)
         write_shard(builder, work, shards[number]._replace(items=items))
 
+    def join() -> None:
+        builder.ignored = plan.left_out()
+        builder.notes = [f"{len(plan.unpaired)} patients with one eye are left out"]
+        texts = {PAIRS: table_text(_all_rows(work, count), labels=True)}
+        finish(builder, work, target, shards, Tree(builder.name, builder.data_path), texts)
+        _forget_rows(target, count)
+
     _write_parts(work, plan, scored, crop, quality, write, workers, report)
-    builder.ignored = plan.left_out()
-    builder.notes = [f"{len(plan.unpaired)} patients with one eye are left out"]
-    texts = {PAIRS: table_text(_all_rows(work, count), labels=True)}
-    manifest = finish(builder, work, target, shards, Tree(builder.name, builder.data_path), texts)
-    _forget_rows(target, count)
-    return manifest
+    cluster.meet()
+    cluster.once(join)
+    return _manifest(target)
+
+
+def _manifest(target: Path) -> dict[str, Any]:
+    return json.loads((target / MANIFEST).read_text(encoding="utf-8"))
 
 
 def swap_builder(
@@ -150,15 +168,22 @@ def write_files(
         UsageError: A score is none, or something else lies in the folder's place.
     """
     text = _plan_text(plan, crop, quality, origin)
-    if folder.exists():
+    work = working_folder(folder)
+
+    def is_written() -> bool:
+        if not folder.exists():
+            begin(work, text, alone=True)
+            return False
         if not (folder / PLAN).is_file() or (folder / PLAN).read_text() != text:
             raise UsageError(
                 f"{folder} exists and holds something else than these patches; delete it, or name "
                 f"another folder."
             )
+        return True
+
+    if cluster.once(is_written):
         return folder / TABLE
-    work = working_folder(folder)
-    begin(work, text, alone=True)
+    cluster.check_shared(work / PLAN, "--workdir")
     suffix = ".jpg" if quality else ".png"
 
     def write(number: int, patches: Sequence[Patch]) -> None:
@@ -167,13 +192,18 @@ def write_files(
             for name, content in zip((patch.row.left, patch.row.right), patch.images, strict=True):
                 (work / f"{name}{suffix}").write_bytes(content)
 
-    if not (work / TABLE).exists():
+    def join() -> None:
+        if not (work / TABLE).exists():
+            write_text(work / TABLE, table_text(_all_rows(work, len(plan.parts)), labels=False))
+        _forget_rows(work, len(plan.parts))
+        for stray in work.glob("*.tmp"):
+            stray.unlink()
+        os.rename(work, folder)
+
+    if not cluster.once((work / TABLE).exists):
         _write_parts(work, plan, scored, crop, quality, write, workers, report)
-        write_text(work / TABLE, table_text(_all_rows(work, len(plan.parts)), labels=False))
-    _forget_rows(work, len(plan.parts))
-    for stray in work.glob("*.tmp"):
-        stray.unlink()
-    os.rename(work, folder)
+    cluster.meet()
+    cluster.once(join)
     return folder / TABLE
 
 
@@ -193,9 +223,12 @@ def _write_parts(
     workers: int | None,
     report: Report,
 ) -> None:
-    """Writes the parts that are not there yet; the rows of a part are written last."""
-    total, parts = len(plan.pairs), plan.parts
-    missing = [number for number in range(len(parts)) if not _rows_file(work, number).exists()]
+    """Writes those of this process's parts that are not there yet, the rows of a part last."""
+    parts = plan.parts
+    process, processes = cluster.share()
+    own = range(process, len(parts), processes)
+    total = sum(len(parts[number]) for number in own)
+    missing = [number for number in own if not _rows_file(work, number).exists()]
     opened = _opened([both for number in missing for both in parts[number]], scored)
     done = total - sum(len(parts[number]) for number in missing)
     report(done, total)

@@ -18,7 +18,7 @@ import ml_collections
 import numpy as np
 from rich.console import Console
 
-from medinit_jax.core import loop
+from medinit_jax.core import cluster, loop
 from medinit_jax.core.checkpoint import Checkpoints, save_params
 from medinit_jax.core.errors import UsageError
 from medinit_jax.core.ledger import finite
@@ -50,7 +50,7 @@ class Pretraining:
         config: The experiment, see `configs/swcl.py`.
         workdir: Its folder.
         console: Where progress is shown.
-        parallel: Devices; all local ones by default.
+        parallel: Devices; those of all processes by default.
 
     Raises:
         UsageError: There is no such method, image, view or encoder, or numbers do not fit together.
@@ -68,6 +68,9 @@ class Pretraining:
         self.method = make_method(config)
         look = make_look(config, self.method)
         self.items = sources.open_items(config, self.method.images, console)
+        # Where they lie may differ.
+        known = {k: v for k, v in self.items.describe().items() if k != "source"}
+        cluster.check_alike("images", known)
         train, data = config.train, config.data
         if train.batch % self.parallel.size or train.epochs < 1 or train.steps < 0:
             raise UsageError(
@@ -76,7 +79,9 @@ class Pretraining:
                 "length; make the batch a multiple of the devices, epochs at least 1, steps 0 for "
                 "as many as the epochs have."
             )
-        self.batches = ViewBatches(self.items, look, train.batch, config.seed)
+        self.batches = ViewBatches(
+            self.items, look, train.batch, config.seed, self.parallel.process
+        )
         self.steps_per_epoch = self.batches.steps_per_epoch
         self.total = train.steps or train.epochs * self.steps_per_epoch
         self.labels, self.one_sided = {}, ""
@@ -137,8 +142,8 @@ class Pretraining:
         """Trains, or goes on, writes the encoder, and returns what `summary.json` holds."""
         checkpoints = Checkpoints(self.workdir / "checkpoints", keep=2)
         batches = Batches(self.batches, self.config.data.workers)
-        current = loop.resume(checkpoints, self.first_state(), batches)
-        current = self.parallel.replicate(current)
+        current = self.parallel.replicate(self.first_state())
+        current = self.parallel.replicate(loop.resume(checkpoints, current, batches))
         began = int(current.step)
         if began:
             self.console.print(f"Going on from step {began}.")
@@ -167,7 +172,8 @@ class Pretraining:
             writer.close()
             batches.close()
             checkpoints.close()
-        return self._finish(current, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        return cluster.once(lambda: self._finish(current, seconds))
 
     def _labels_of(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         if not self.labels:

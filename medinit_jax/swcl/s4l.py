@@ -9,6 +9,7 @@ section 3.1, with its code.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -85,9 +86,14 @@ class S4LBatches:
         images: The labelled task.
         unlabelled: Images without a label.
 
+    Attributes:
+        process: Which process makes its rows of a batch, and how many share it.
+
     Raises:
         UsageError: There are fewer images than a batch has, or it cannot be divided.
     """
+
+    process = (0, 1)
 
     def __init__(
         self, config: ml_collections.ConfigDict, images: TaskImages, unlabelled: Sequence[Examples]
@@ -115,12 +121,32 @@ class S4LBatches:
         self.size = images.plan.size
         self.steps_per_epoch = -(-len(images.train) // self._labelled_batch)
 
+    def shared(self, process: tuple[int, int]) -> S4LBatches:
+        """Returns these batches, of which one process makes its rows only.
+
+        Args:
+            process: Its number, and the number of processes.
+
+        Raises:
+            UsageError: They cannot share a batch equally.
+        """
+        rows = self._labelled_batch + self._unlabelled_batch
+        if rows % process[1]:
+            raise UsageError(
+                f"config.train.batch={self._labelled_batch} and config.s4l.unlabelled_batch="
+                f"{self._unlabelled_batch} are {rows} images, which {process[1]} processes cannot "
+                f"share; make them a multiple of {process[1]}."
+            )
+        own = copy.copy(self)
+        own.process = process
+        return own
+
     def __len__(self) -> int:
         """Returns a length that no run reaches."""
         return ENDLESS
 
     def __getitem__(self, step: int) -> dict[str, Any]:
-        """Returns a batch.
+        """Returns a batch, or this process's rows of it.
 
         Returns:
             image float32 (B, views, S, S, 3) normalized, in every part labelled images before
@@ -128,18 +154,23 @@ class S4LBatches:
         """
         labelled = self._drawn(step, self._labelled_batch, len(self._images.train), _LABELLED)
         others = self._drawn(step, self._unlabelled_batch, int(self._ends[-1]), _UNLABELLED)
-        pictures, targets = [], {name: [] for name in self._images.train.targets}
+        chosen = []
         for part in range(self._parts):
-            for number, seed in labelled[part :: self._parts]:
-                pictures.append(self._shown(self._images.train, number, seed))
-                for name, target in self._images.train.targets.items():
-                    targets[name].append(target[number])
-            for number, seed in others[part :: self._parts]:
+            chosen += [(True, *one) for one in labelled[part :: self._parts]]
+            chosen += [(False, *one) for one in others[part :: self._parts]]
+        process, processes = self.process
+        share = len(chosen) // processes
+        train = self._images.train
+        pictures, targets = [], {name: [] for name in train.targets}
+        for known, number, seed in chosen[process * share : (process + 1) * share]:
+            if known:
+                pictures.append(self._shown(train, number, seed))
+            else:
                 which = int(np.searchsorted(self._ends, number, side="right"))
                 first = int(self._ends[which - 1]) if which else 0
                 pictures.append(self._shown(self._unlabelled[which], number - first, seed))
-                for held in targets.values():
-                    held.append(UNKNOWN)
+            for name, target in train.targets.items():
+                targets[name].append(target[number] if known else UNKNOWN)
         return {
             "image": recipes.normalized(np.stack(pictures), self._images.plan),
             "targets": {name: np.array(held, np.int32) for name, held in targets.items()},

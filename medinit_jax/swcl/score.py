@@ -17,9 +17,9 @@ import ml_collections
 import numpy as np
 from rich.console import Console
 
-from medinit_jax.core import loop
+from medinit_jax.core import cluster, loop
 from medinit_jax.core.errors import UsageError
-from medinit_jax.core.parallel import Parallel
+from medinit_jax.core.parallel import Parallel, own_devices
 from medinit_jax.core.progress import Progress
 from medinit_jax.core.provenance import provenance
 from medinit_jax.core.workdir import claimed, is_finished, write_json
@@ -52,7 +52,8 @@ def run(
     Args:
         config: `labeler`, `labelled`, `unlabelled`, and how they are scored and written.
         workdir: Where `summary.json`, `report.html` and, in the authors' layout, `patches/` go.
-        parallel: Devices; all local ones by default.
+        parallel: Devices; all of this process by default. Of several processes each scores parts
+            of the photographs by itself.
 
     Returns:
         What `summary.json` holds.
@@ -62,14 +63,18 @@ def run(
         KeyboardInterrupt: A signal came; the same command goes on.
     """
     _check(config)
-    parallel = parallel or Parallel()
-    console = Console(stderr=True)
+    parallel = parallel or own_devices()
+    console = cluster.console()
     labeler = score_model.load_labeler(config.labeler)
     photographs = score_sets.open_sets(config, console)
     plan = plan_pairs(photographs.eyes)
     batch = -(-config.batch // parallel.size) * parallel.size
     settings = Settings(config.image_size, config.crop, config.mask, batch)
     origin = _origin(labeler, photographs, settings)
+    cluster.check_alike(
+        "photographs and labeler",
+        {**json.loads(origin), "photographs": plan.digest(), "at a time": batch},
+    )
     if config.layout == "prepared":
         # Before the workdir takes this name for its own, it is looked whether another set has it.
         swap_builder(config.data_dir, config.name, plan, config.crop, config.quality, origin)
@@ -77,7 +82,7 @@ def run(
     with claimed(workdir, config, "patches", SCORE_FREE):
         if not is_finished(workdir, console):
             return _score(config, workdir, parallel, work, console)
-        if not (workdir / "report.html").is_file():
+        if cluster.first() and not (workdir / "report.html").is_file():
             write_patch_report(workdir)
         return json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
 
@@ -116,7 +121,25 @@ def _score(
     ):
         stream = Stream(read, score, batch, readers, fetcher, lambda: _refuse_stopped(stopped))
         place = _write(config, workdir, plan, stream, origin, console)
-        panels = _panels(plan, read, score, batch)
+        panels = _panels(plan, read, score, batch) if cluster.first() else []
+    pace = _pace(stream)
+    return cluster.once(
+        lambda: _finish(config, workdir, work, place, panels, pace, started, console)
+    )
+
+
+def _finish(
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    work: _Work,
+    place: str,
+    panels: list[Panel],
+    pace: dict[str, Any],
+    started: float,
+    console: Console,
+) -> dict[str, Any]:
+    """Writes figures, summary and report of patches that are written; returns the summary."""
+    labeler, photographs, plan, *_ = work
     shown = str(workdir / place) if config.layout == "authors" else place
     inside = config.layout == "workdir"
     table = open_pairs(shown, str(workdir) if inside else config.data_dir).table
@@ -135,10 +158,7 @@ def _score(
         },
         "threshold": config.threshold,
         "seconds": round(time.monotonic() - started, 1),
-        # Of this call: after a stop, of the part that was left.
-        "scored": stream.scored,
-        "device_busy_share": stream.busy_share,
-        "photographs_per_s": stream.scored / stream.seconds if stream.scored else None,
+        **pace,
         "provenance": provenance(shlex.join(sys.argv), "patches"),
         "notes": [note for note in (config.note, warning) if note],
     }
@@ -153,6 +173,22 @@ def _score(
         highlight=False,
     )
     return summary
+
+
+def _pace(stream: Stream) -> dict[str, Any]:
+    """Returns how many photographs all processes scored, and how fast.
+
+    Of this call: after a stop, of the part that was left. The slowest process counts, and of the
+    busy shares their mean.
+    """
+    own = json.dumps([stream.scored, stream.seconds, stream.busy_share])
+    counts, seconds, shares = zip(*map(json.loads, cluster.everyone("pace", own)), strict=True)
+    scored, busy = sum(counts), [share for share in shares if share is not None]
+    return {
+        "scored": scored,
+        "device_busy_share": float(np.mean(busy)) if busy else None,
+        "photographs_per_s": scored / max(seconds) if scored else None,
+    }
 
 
 def _check(config: ml_collections.ConfigDict) -> None:
@@ -182,7 +218,7 @@ def _check(config: ml_collections.ConfigDict) -> None:
 
 
 def _refuse_stopped(stopped: threading.Event) -> None:
-    if stopped.is_set():
+    if cluster.told(stopped.is_set()):
         raise KeyboardInterrupt
 
 

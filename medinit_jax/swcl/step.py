@@ -181,7 +181,7 @@ def compiled(recipe: Recipe, parallel: Parallel) -> Callable[..., Any]:
         }
         return PretrainState(train, statistics, target, memory), metrics
 
-    return jit(step, donate_argnums=0)
+    return jit(step, donate_argnums=0, out_shardings=parallel.everywhere)
 
 
 def _averaged(recipe: Recipe, current: PretrainState) -> Any:

@@ -194,6 +194,21 @@ def broken_at(*steps):
     return step
 
 
+def test_a_signal_in_the_last_step_reaches_what_the_steps_are_part_of(tmp_path):
+    """As in fine-tuning, where each epoch is a run of its own."""
+
+    def step(state, number, batch):
+        if number == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return step_fn(state, number, batch)
+
+    with loop.stop_on_signal() as stopped:
+        Run(tmp_path / "run", total=3)(step=step)
+        assert stopped.is_set()
+    with loop.stop_on_signal() as stopped:
+        assert not stopped.is_set()
+
+
 def test_skipped_steps_are_counted_named_and_left_out_of_the_means(tmp_path):
     run = Run(tmp_path / "run", describe=lambda step: f"architectures {2 * step}, {2 * step + 1}")
     final = run(broken_at(3, 11))

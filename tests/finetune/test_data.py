@@ -170,6 +170,17 @@ def test_what_lies_outside_the_field_of_view_does_not_count(folder, drive):
     assert set(np.unique(target)) == {-1, 0, 1}
 
 
+def test_processes_make_the_rows_that_are_theirs(folder):
+    images = _open(_config(folder, REFUGE, "swcl384", 24))
+    whole = TrainBatches(_config(folder, REFUGE, "swcl384", 24), images)
+    parts = [whole.shared((number, 2))[5] for number in range(2)]
+    for name, rows in {"image": whole[5]["image"], **whole[5]["targets"]}.items():
+        own = [part[name] if name == "image" else part["targets"][name] for part in parts]
+        np.testing.assert_array_equal(np.concatenate(own), rows)
+    with pytest.raises(UsageError, match="config.train.batch=4 cannot be shared by 3 processes"):
+        whole.shared((0, 3))
+
+
 def test_discs_hold_cups(folder):
     images = _open(_config(folder, REFUGE, "swcl384", 24))
     assert [head.name for head in images.heads] == ["disc", "cup"]

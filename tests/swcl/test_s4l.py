@@ -256,3 +256,15 @@ def test_epochs_of_both_kinds_show_every_image_once(made):
 def test_what_makes_no_batches_is_refused(made, change, words):
     with pytest.raises(UsageError, match=words):
         made(**change)
+
+
+def test_processes_make_the_rows_that_are_theirs(made):
+    batches = made(batch=4, unlabelled=6, parts=2)
+    whole = batches[3]
+    parts = [batches.shared((number, 5))[3] for number in range(5)]
+    images = np.concatenate([part["image"] for part in parts])
+    np.testing.assert_array_equal(images, whole["image"])
+    labels = np.concatenate([part["targets"]["abnormal"] for part in parts])
+    np.testing.assert_array_equal(labels, whole["targets"]["abnormal"])
+    with pytest.raises(UsageError, match="10 images, which 3 processes cannot share"):
+        batches.shared((0, 3))

@@ -1,0 +1,73 @@
+"""Route 1 over two processes of two devices each: it does what one device does."""
+
+import io
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+from processes import begin, flags_of, free_port, needs_gloo, outcome
+from rich.console import Console
+
+from medinit_jax.arch import space
+from medinit_jax.core.checkpoint import load_params
+from medinit_jax.core.config import read_command_line
+from medinit_jax.core.parallel import Parallel
+from medinit_jax.hyper import setup, train
+
+STEPS = 20
+SCRIPT = """
+    import sys
+    import test_train
+    from medinit_jax.arch import space
+    from medinit_jax.main import main
+    space.SPACES["tiny"] = test_train.TINY
+    sys.exit(main(["test", *sys.argv[1:]]))
+"""
+
+
+def curve(workdir):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [line["train/loss"] for line in lines if "train/loss" in line]
+
+
+@needs_gloo
+def test_two_processes_train_as_one_device_does(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    import test_train
+
+    monkeypatch.setitem(space.SPACES, "tiny", test_train.TINY)
+    rng = np.random.default_rng(0)
+    side = test_train.SIZE
+    arrays = {
+        f"{split}_images": rng.integers(0, 256, (16, side, side), np.uint8)
+        for split in ("train", "val", "test")
+    }
+    np.savez(tmp_path / "images.npz", **arrays)
+    settings = {
+        "space": "tiny", "data.source": "npz", "data.path": tmp_path / "images.npz",
+        "data.size": side, "hyper.hidden": 8, "hyper.max_shape": (8, 8, 5, 5),
+        "train.batch_size": 16, "train.bn_group": 4, "train.first_architectures": 2,
+        "train.double_every": 10**6, "train.steps": STEPS, "train.log_every": 1,
+        "train.checkpoint_every": 10, "optim.learning_rate": 0.0001, "stages": "train",
+        "train.warm_up_signatures": 0,
+    }  # fmt: skip
+    command = [f"--config={test_train.CONFIG}:smoke"]
+    command += [f"--config.{name}={value}" for name, value in settings.items()]
+    port, two, one = free_port(), tmp_path / "two", tmp_path / "one"
+    started = [
+        begin(SCRIPT, [*command, f"--workdir={two}", *flags_of(rank, port)]) for rank in range(2)
+    ]
+    outputs = outcome(started)
+    assert [code for code, *_ in outputs] == [0, 0], outputs
+    one.mkdir()
+    config = read_command_line(["test", *command]).config
+    bilevel = setup.make_bilevel(config, Parallel(jax.devices()[:1]))
+    train.train(config, one, Console(file=io.StringIO()), bilevel=bilevel)
+    found, wanted = curve(two), curve(one)
+    assert len(wanted) == STEPS and len(set(wanted)) == STEPS
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    trees = [load_params(folder / "initializer")[0] for folder in (one, two)]
+    for mine, its in zip(*map(jax.tree.leaves, trees), strict=True):
+        np.testing.assert_allclose(mine, its, atol=1e-3)
+    assert json.loads((two / "train.json").read_text())["steps"] == STEPS
