@@ -17,7 +17,7 @@ from medinit_jax.core.parallel import Parallel
 from medinit_jax.core.workdir import claim_workdir
 from medinit_jax.finetune.train import Tuning, _devices
 
-EPOCHS = 2
+EPOCHS = 3
 
 
 def command_of(data_dir):
