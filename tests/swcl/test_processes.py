@@ -148,7 +148,6 @@ def test_pretraining_stopped_on_one_process_goes_on_and_equals_one_device(
         f"--config={CONFIGS}/swcl.py:swcl",
         f"--config.data.data_dir={data_dir}",
         f"--config.data.patches={data_dir}/patches",
-        "--config.data.image_size=24",
         "--config.data.size=16",
         f"--config.model.name={NAME}",
         "--config.train.batch=8",
