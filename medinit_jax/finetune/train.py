@@ -197,6 +197,7 @@ class Tuning:
             course = course._replace(seconds=before + time.monotonic() - started)
             held = {"tune": jax.device_get(state), "best": best._asdict()}
             extra = {"course": finite(course._asdict()), "code_version": code_version()}
+            extra["model"] = self.description()
             # Batches go by step number, so that the state alone says which comes next.
             checkpoints.save(int(state.step), held, None, extra)
 
@@ -354,7 +355,13 @@ class Tuning:
         folder = self.workdir / MODEL_FOLDER
         if folder.exists():
             shutil.rmtree(folder)
-        metadata = {
+        tree = {"params": best.params, "batch_stats": best.statistics}
+        tree = {name: part for name, part in tree.items() if part}
+        save_params(folder, tree, self.description(), kind="model")
+
+    def description(self) -> dict[str, Any]:
+        """Returns all that the use of the network needs beside its arrays, as JSON."""
+        held = {
             "task": self.config.task,
             "kind": self.images.kind,
             "modality": self.images.modality,
@@ -366,9 +373,7 @@ class Tuning:
             "start": self.start.record,
             "code_version": code_version(),
         }
-        tree = {"params": best.params, "batch_stats": best.statistics}
-        tree = {name: part for name, part in tree.items() if part}
-        save_params(folder, tree, json.loads(json.dumps(metadata)), kind="model")
+        return json.loads(json.dumps(held))
 
 
 def _single(images: np.ndarray) -> np.ndarray:
