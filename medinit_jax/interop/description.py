@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from medinit_jax.arch.program import OWN_INIT, Program, Step
+from medinit_jax.arch.program import OWN_INIT, Block, Program, Step
 
 Owners = Mapping[tuple[str, str], tuple[str, ...]]
 
@@ -48,7 +49,7 @@ def describe(
 
     Returns:
         `input_shape` (height, width, channels), `steps`, `tensors` {name: shape and role}, and
-        `head`, the number of the value that the classifier reads; None where there is none.
+        `head`, the number of the value that the first layer of the head reads; None without one.
     """
     steps: list[dict[str, Any]] = []
     number = {0: 0}
@@ -64,7 +65,7 @@ def describe(
             }
             if step.name:
                 described["tensors"] = _tensors(step, module, owners)
-                if head and index == len(program.calls):
+                if head and read is None and index == len(program.calls):
                     read = described["of"][0]
             steps.append(described)
             values.append(len(steps))
@@ -87,32 +88,21 @@ def describe(
     }
 
 
-def before_head(program: Program) -> Program:
-    """Returns a network up to what its classifier, its last layer with weights, reads."""
-    last = program.calls[-1]
-    place = max(i for i, step in enumerate(last.block.steps) if step.name)
-    return until(program, last.block.steps[place].args[0])
-
-
 def without_head(program: Program) -> Program:
     """Returns a network up to what the first layer with weights of its last call reads.
 
-    Of a classifier these are the pooled features; its modules are those of `encoder.body`.
+    Of a classifier these are the features, pooled or flattened; its modules are those of
+    `encoder.body`. Of a segmentation network they are those of every pixel.
     """
     last = program.calls[-1]
     place = next(i for i, step in enumerate(last.block.steps) if step.name)
-    return until(program, last.block.steps[place].args[0])
-
-
-def until(program: Program, value: int) -> Program:
-    """Returns a network that ends in a value of its last call: an input or a step's output."""
-    last = program.calls[-1]
+    value = last.block.steps[place].args[0]
     kept = value - last.block.arity + 1
     if kept <= 0:
         return Program(program.calls[: last.inputs[value]], program.input_shape)
-    block = type(last.block)(last.block.arity, last.block.steps[:kept])
-    return Program((*program.calls[:-1], type(last)(block, last.inputs, last.prefix)),
-                   program.input_shape).pruned()
+    block = Block(last.block.arity, last.block.steps[:kept])
+    call = dataclasses.replace(last, block=block)
+    return Program((*program.calls[:-1], call), program.input_shape)
 
 
 def _tensors(step: Step, module: str, owners: Owners) -> dict[str, list[str]]:

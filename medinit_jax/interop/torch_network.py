@@ -72,7 +72,7 @@ class Network(nn.Module):
         return self.value(images, len(self.description["steps"]))
 
     def before_head(self, images):
-        """Returns what the classifier, the network's last layer with weights, reads."""
+        """Returns what the first layer of the head reads; the answer if there is no head."""
         head = self.description["head"]
         return self(images) if head is None else self.value(images, head)
 

@@ -1,0 +1,267 @@
+"""Proof of an export: the same images through the network here and through PyTorch's.
+
+The file of weights is loaded strictly into the library's own class where there is one, else into
+`torch_network.Network`. PyTorch is imported only here, and only when a proof is asked for.
+"""
+
+# A neighbor has the name of the library, which a type checker takes for the library.
+# pyright: reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from medinit_jax.arch.program import Program
+from medinit_jax.core.compiler import jit
+from medinit_jax.core.errors import UsageError
+from medinit_jax.interop.description import without_head
+from medinit_jax.interop.origin import Origin
+from medinit_jax.models.network import Network
+
+# Options of a network that the libraries' classes do not have, unless they say the same.
+_SAME = {"stem": "imagenet", "last_stride": 2, "norm": "bn"}
+NOT_RUN = "not run"
+OWN_CLASS = "medinit_jax.interop.torch_network.Network"
+# Float32 (batch, height, width, channels) -> (logits or None, features), channels last.
+Run = Callable[[np.ndarray], tuple[np.ndarray | None, np.ndarray]]
+
+
+class Loaded(NamedTuple):
+    """A network of PyTorch with the exported weights.
+
+    Attributes:
+        title: Its class.
+        run: The network as a function of images.
+        library: Versions of what ran.
+    """
+
+    title: str
+    run: Run
+    library: dict[str, str]
+
+
+def has_torch() -> bool:
+    """Returns whether PyTorch is installed."""
+    try:
+        importlib.import_module("torch")
+    except ImportError:
+        return False
+    return True
+
+
+def library_class(origin: Origin, layout: str) -> tuple[str, str]:
+    """Returns module and name of the class that holds a network in a library; ("", "") if none.
+
+    Args:
+        origin: The network.
+        layout: Whose names the tensors have.
+    """
+    options = {k: v for k, v in origin.options.items() if _SAME.get(k) != v}
+    if origin.kind == "segmentation" or options or layout not in ("torchvision", "timm"):
+        return "", ""
+    if layout == "timm":
+        return "timm", origin.name
+    if origin.name.startswith("vit_"):
+        return "torchvision.models", "VisionTransformer"
+    return "torchvision.models", origin.name
+
+
+def library_arguments(origin: Origin, layout: str) -> dict[str, Any]:
+    """Returns the arguments with which the library builds the network."""
+    arguments: dict[str, Any] = {}
+    if origin.has_head:
+        arguments["num_classes"] = origin.program.num_classes
+    if origin.name.startswith("vit_"):
+        size = origin.program.input_shape[0]
+        arguments |= {"img_size": size} if layout == "timm" else _vit_arguments(origin.program)
+    return arguments
+
+
+def _vit_arguments(program: Program) -> dict[str, int]:
+    """Returns the sizes of torchvision's VisionTransformer, which has no function for small ones."""
+    steps = [step for call in program.calls for step in call.block.steps]
+    patches = next(step for step in steps if step.kind == "conv")
+    mlp = next(step for step in steps if step.kind == "dense" and "fc1" in step.name)
+    heads = [step.heads for step in steps if step.kind == "attention"]
+    return {
+        "image_size": program.input_shape[0],
+        "patch_size": patches.kernel[0],
+        "num_layers": len(heads),
+        "num_heads": heads[0],
+        "hidden_dim": patches.features,
+        "mlp_dim": mlp.features,
+    }
+
+
+def prove(
+    origin: Origin,
+    layout: str,
+    state: Mapping[str, np.ndarray],
+    description: Mapping[str, Any],
+    heads: tuple[str, ...],
+    settings: Mapping[str, Any],
+) -> tuple[dict[str, Any], Loaded | None]:
+    """Runs the same images through both networks.
+
+    Args:
+        origin: The network here.
+        layout: Whose names the tensors have.
+        state: What was exported.
+        description: The network as `network.json` has it.
+        heads: Names in the layout of the modules in the network's last call, of which the first
+            reads the features.
+        settings: `images` (how many), `seed` and `tolerance`, relative to the range of the values.
+
+    Returns:
+        What the card holds, and PyTorch's network; None without PyTorch.
+
+    Raises:
+        UsageError: The weights do not load strictly.
+    """
+    if not has_torch():
+        return {
+            "status": NOT_RUN,
+            "reason": "PyTorch is not installed; pip install 'medinit_jax[torch]' and export again.",
+        }, None
+    loaded = load(origin, layout, state, description, heads)
+    images = _images(origin.program, settings)
+    ours, theirs = _ours(origin, images), loaded.run(images)
+    found: dict[str, Any] = {
+        "class": loaded.title,
+        "strict": True,
+        "inputs": f"{len(images)} images of normal noise, seed {settings['seed']}",
+        "tolerance": settings["tolerance"],
+        "versions": {**loaded.library, "jax": jax.__version__},
+    }
+    names = ("logits", "features")
+    for name, here, there in zip(names, ours, theirs, strict=True):
+        if here is not None and there is not None:
+            found[name] = difference(here, there)
+    errors = [found[name]["relative"] for name in names if name in found]
+    # A NaN is below no tolerance.
+    passed = all(error <= settings["tolerance"] for error in errors)
+    found["status"] = "passed" if passed else "failed"
+    return found, loaded
+
+
+def difference(here: np.ndarray, there: np.ndarray) -> dict[str, float]:
+    """Returns the largest difference of two arrays, alone and relative to the range of the first."""
+    if here.shape != there.shape:
+        raise ValueError(f"{here.shape} and {there.shape} cannot be compared")
+    here, there = np.asarray(here, np.float64), np.asarray(there, np.float64)
+    largest, extent = float(np.abs(here - there).max()), float(np.ptp(here))
+    if largest == 0:
+        return {"absolute": 0.0, "relative": 0.0, "range": extent}
+    return {"absolute": largest, "relative": largest / extent if extent else np.inf, "range": extent}
+
+
+def load(
+    origin: Origin,
+    layout: str,
+    state: Mapping[str, np.ndarray],
+    description: Mapping[str, Any],
+    heads: tuple[str, ...],
+) -> Loaded:
+    """Loads exported weights strictly into a network of PyTorch; see `prove`."""
+    import torch
+
+    versions = {"torch": torch.__version__}
+    place, name = library_class(origin, layout)
+    try:
+        library: Any = importlib.import_module(place) if place else None
+    except ImportError:
+        library = None
+    tensors = {key: torch.from_numpy(np.array(value)) for key, value in state.items()}
+    if library is None or not hasattr(library, name if place != "timm" else "create_model"):
+        from medinit_jax.interop.torch_network import Network as Described
+
+        described = Described(description)
+        _strict(described, tensors, OWN_CLASS)
+
+        def answers(images):
+            return described(images) if origin.has_head else None, described.before_head(images)
+
+        return Loaded(OWN_CLASS, _runner(answers), versions)
+    arguments = library_arguments(origin, layout)
+    if place == "timm":
+        title = f"timm.create_model({name!r})"
+        net = library.create_model(name, pretrained=False, **arguments)
+    else:
+        title = f"{place}.{name}"
+        net = getattr(library, name)(**arguments)
+    root = importlib.import_module(place.split(".")[0])
+    versions[place.split(".")[0]] = root.__version__
+    if not origin.has_head:
+        for head in heads:
+            net.set_submodule(head, torch.nn.Identity())
+    _strict(net, tensors, title)
+    read: dict[str, Any] = {}
+    # What the head reads is seen on its way, whether the head is there or was replaced; as a copy,
+    # for an activation may write over it.
+    net.get_submodule(heads[0]).register_forward_pre_hook(
+        lambda _, inputs: read.__setitem__("features", inputs[0].clone())
+    )
+
+    def both(images):
+        logits = net(images)
+        return logits if origin.has_head else None, read["features"].flatten(1)
+
+    return Loaded(title, _runner(both), versions)
+
+
+def _strict(net: Any, tensors: Mapping[str, Any], title: str) -> None:
+    try:
+        net.load_state_dict(tensors, strict=True)
+    except RuntimeError as error:
+        raise UsageError(
+            f"The exported weights do not load into {title}: {' '.join(str(error).split())[:500]}."
+        ) from error
+    net.eval()
+
+
+def _runner(both: Callable[[Any], tuple[Any, Any]]) -> Run:
+    """Returns a function of tensors (channels first) as one of arrays (channels last)."""
+    import torch
+
+    def run(images: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
+        with torch.no_grad():
+            placed = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+            logits, features = both(placed)
+            return None if logits is None else _channels_last(logits), _channels_last(features)
+
+    return run
+
+
+def _channels_last(tensor: Any) -> np.ndarray:
+    values = tensor.numpy()
+    return values.transpose(0, 2, 3, 1) if values.ndim == 4 else values
+
+
+def _images(program: Program, settings: Mapping[str, Any]) -> np.ndarray:
+    rng = np.random.default_rng(settings["seed"])
+    return rng.standard_normal((settings["images"], *program.input_shape), np.float32)
+
+
+def _ours(origin: Origin, images: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
+    """Returns logits, None without a head, and features of the network here, in float32."""
+    program = origin.program
+    first = without_head(program)
+    variables = {"params": origin.params, "batch_stats": origin.statistics}
+
+    def run(variables, images):
+        read = Network(first).apply(variables, images)
+        return (Network(program).apply(variables, images) if origin.has_head else None), read
+
+    with jax.default_matmul_precision("highest"):
+        logits, read = jax.device_get(jit(run)(variables, images))
+    if first.calls[-1].block.steps[-1].kind == "flatten":
+        # PyTorch flattens (channels, height, width).
+        last = len(first.calls) - 1
+        shape = first.layout(last).outputs[-2]
+        read = read.reshape(len(read), *shape).transpose(0, 3, 1, 2).reshape(len(read), -1)
+    return logits, read
