@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from medinit_jax.arch.program import OWN_INIT, ParameterShapes, Program, Shape
+from medinit_jax.models.encoder import ENCODER, body
 from medinit_jax.models.statistics import initial_statistics
 
 # PyTorch's orders of axes, of kernels (height, width, in, out) and (in, out).
@@ -40,6 +42,8 @@ class Names(NamedTuple):
         scale: Axes of length 1 that follow the channels of a layer scale.
         native: Whether kernels keep our order of axes.
         counters: Whether batch norms count their batches.
+        encoder_only: Whether only the encoder has a place, without "encoder." before its names: a
+            segmentation network's, or a classifier without its head.
     """
 
     rename: Callable[[str], str]
@@ -49,6 +53,7 @@ class Names(NamedTuple):
     scale: Shape = ()
     native: bool = False
     counters: bool = True
+    encoder_only: bool = False
 
 
 class Place(NamedTuple):
@@ -89,46 +94,67 @@ class Place(NamedTuple):
 
 
 def parameter_places(
-    program: Program, names: Names, shapes: ParameterShapes
-) -> Iterator[tuple[str, str, tuple[Place, ...]]]:
-    """Yields (module, leaf, places) of parameters.
+    program: Program, names: Names, others: ParameterShapes
+) -> Iterator[tuple[str, str, Shape, tuple[Place, ...]]]:
+    """Yields (module, leaf, shape, places) of parameters.
 
     Args:
         program: The network.
         names: Of the library, for this network.
-        shapes: {module: {leaf: shape}}: what is looked for; modules that are none of the network's
-            are layers on vectors.
+        others: {module: {leaf: shape}} of layers on vectors beside the network's own.
     """
     kinds = _kinds(program)
-    for module, leaves in shapes.items():
+    for module, leaves in (program.parameter_shapes() | others).items():
+        inside = _inside(program, names, module)
+        if inside is None:
+            continue
         for leaf, shape in leaves.items():
             kind, flat = kinds.get(module, ("dense", None))
-            own = names.spell(module, leaf)
+            own = names.spell(inside, leaf)
             if module == program.head and names.heads:
-                yield module, leaf, tuple(_heads(names, own, leaf, shape, kind))
+                yield module, leaf, shape, tuple(_heads(names, own, leaf, shape, kind))
                 continue
-            axes, view, target = _form(names, module, leaf, shape, kind, flat)
-            yield module, leaf, (Place(names.rename(own), target, None, view, axes),)
+            axes, view, target = _form(names, inside, leaf, shape, kind, flat)
+            yield module, leaf, shape, (Place(names.rename(own), target, None, view, axes),)
 
 
 def statistics_places(
-    program: Program, names: Names, others: Mapping[str, Mapping[str, Shape]]
-) -> Iterator[tuple[str, str, Place]]:
-    """Yields (name of ours, leaf, place) of the statistics of batch norms.
+    program: Program, names: Names, others: ParameterShapes
+) -> Iterator[tuple[str, str, Shape, Place]]:
+    """Yields (name of ours, leaf, shape, place) of the statistics of batch norms.
 
     Args:
         program: The network.
         names: Of the library, for this network.
-        others: {name: {"mean" or "var": shape}} of norms that are none of the network's.
+        others: {name: {"mean" or "var": shape}} of norms beside the network's own.
     """
-    own = {
+    own: ParameterShapes = {
         name: {leaf: value.shape for leaf, value in leaves.items()}
         for name, leaves in initial_statistics(program).items()
     }
-    for name, leaves in (own | dict(others)).items():
+    for name, leaves in (own | others).items():
+        inside = _inside(program, names, name)
+        if inside is None:
+            continue
         for leaf, shape in leaves.items():
-            target = names.rename(names.spell(name, leaf))
-            yield name, leaf, Place(target, shape, None, shape, (0,))
+            target = names.rename(names.spell(inside, leaf))
+            yield name, leaf, shape, Place(target, shape, None, shape, (0,))
+
+
+def _inside(program: Program, names: Names, module: str) -> str | None:
+    """Returns a module's name as `rename` expects it; None where it has no place."""
+    if not names.encoder_only:
+        return module
+    if len(program.shapes[-1]) == 3:
+        below = f"{ENCODER}."
+        return module.removeprefix(below) if module.startswith(below) else None
+    return module if module.removesuffix(".stats") in _body(program) else None
+
+
+@functools.lru_cache(maxsize=64)
+def _body(program: Program) -> frozenset[str]:
+    """Returns the modules of a classifier without its head."""
+    return frozenset(body(program).parameter_shapes())
 
 
 def _heads(names: Names, own: str, leaf: str, shape: Shape, kind: str) -> Iterator[Place]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from medinit_jax.arch.program import Program
 from medinit_jax.core.errors import UsageError
@@ -27,7 +28,7 @@ _VIT_BLOCK = {
 }
 
 
-def torchvision_names(name: str, family: str, program: Program) -> Names:
+def torchvision_names(name: str, family: str, program: Program, heads: object) -> Names:
     """Returns torchvision's names for a network.
 
     Decoders, which torchvision lacks, keep our names, after an encoder below "encoder.".
@@ -36,18 +37,19 @@ def torchvision_names(name: str, family: str, program: Program) -> Names:
         name: A network of the zoo.
         family: Name of its builder in `models`.
         program: The network.
+        heads: torchvision's networks have one.
 
     Raises:
         UsageError: The network is a BiT network.
     """
-    del program
+    del program, heads
     if family == "bit":
         raise UsageError(f"torchvision has no {name}")
-    rename = {"vgg": _vgg, "vit": _vit}.get(family, str)
+    rename = {"vgg": vgg_name, "vit": _vit}.get(family, str)
     return Names(inside_encoder(rename), scale=(1, 1))
 
 
-def inside_encoder(rename):
+def inside_encoder(rename: Callable[[str], str]) -> Callable[[str], str]:
     """Returns the function that renames below "encoder." as the given one does elsewhere."""
     own = f"{ENCODER}."
 
@@ -59,8 +61,11 @@ def inside_encoder(rename):
     return outside
 
 
-def _vgg(own: str) -> str:
-    """A convolution and its norm are two members of one list there, the parts of a block here."""
+def vgg_name(own: str) -> str:
+    """Returns torchvision's name of a tensor of a VGG's maps.
+
+    A convolution and its norm are two members of one list there, and parts of a block here.
+    """
     found = re.fullmatch(r"features\.(\d+)\.(conv|norm)\.(\w+)", own)
     return f"features.{int(found[1]) + (found[2] == 'norm')}.{found[3]}" if found else own
 
