@@ -54,7 +54,7 @@ def _default(task: str) -> ConfigDict:
     # "" = the task's own; for sets of your own "accuracy" or "macro AUC", for instance.
     config.metric = ""
     # random, torch_default (as PyTorch's layers start); with a path: hyper, matched, untrained,
-    # encoder, imagenet, file, bit.
+    # encoder, torch (weights from a file; imagenet, file and bit are other words for it).
     config.init = ConfigDict(
         {
             "start": "random",
@@ -64,7 +64,11 @@ def _default(task: str) -> ConfigDict:
             "init_noise": 0.0,
             "orthogonal": False,
             "unknown_types": "error",
-            # Of start=bit: the last norm starts plainly, as in the code of SWCL's authors.
+            # Of weights in a file: whose names they have, "auto" or a key of interop.layouts, and
+            # whether what fits in part, is not finite or very large is taken.
+            "layout": "auto",
+            "force": False,
+            # Of BiT's weights: the last norm starts plainly, as in the code of SWCL's authors.
             "bit_skip_final_norm": False,
         }
     )

@@ -87,7 +87,11 @@ def _default(method: str) -> ConfigDict:
             "init_noise": 0.0,
             "orthogonal": False,
             "unknown_types": "error",
-            # Of start=bit: the last norm starts plainly, as in the code of SWCL's authors.
+            # Of weights in a file: whose names they have, "auto" or a key of interop.layouts, and
+            # whether what fits in part, is not finite or very large is taken.
+            "layout": "auto",
+            "force": False,
+            # Of BiT's weights: the last norm starts plainly, as in the code of SWCL's authors.
             "bit_skip_final_norm": False,
         }
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +25,8 @@ from medinit_jax.models.network import Network, is_below
 from medinit_jax.models.statistics import initial_statistics
 
 MODEL_FOLDER = "model"
-_BIT = "resnetv2_50x1_bit"
+# Tensors that do not fit, told in one error.
+_MOST_LINES = 20
 
 
 class Start(NamedTuple):
@@ -42,6 +44,7 @@ class Start(NamedTuple):
     record: dict[str, Any]
 
 
+# Of (configuration, network, random key).
 Maker = Callable[[ml_collections.ConfigDict, Network, jax.Array], Start]
 
 
@@ -51,7 +54,7 @@ def make_start(config: ml_collections.ConfigDict, network: Network, console: Con
     Starts of one seed share what no start writes, the head above all.
 
     Args:
-        config: The experiment; its `init` and `seed` are read.
+        config: The experiment; its `init`, `model.name` and `seed` are read.
         network: The network.
         console: Where is said what was taken.
 
@@ -70,7 +73,7 @@ def make_start(config: ml_collections.ConfigDict, network: Network, console: Con
     if init.start == "encoder":
         _refuse_another(config.model.name, init.path)
     key = jax.random.key(fold_seed(config.seed, "start"))
-    start = STARTS[init.start](init, network, key)
+    start = STARTS[init.start](config, network, key)
     record = start.record
     if init.start in _PATHS:
         console.print(
@@ -87,24 +90,25 @@ def make_start(config: ml_collections.ConfigDict, network: Network, console: Con
     return start
 
 
-def _random(init: ml_collections.ConfigDict, network: Network, key: jax.Array) -> Start:
-    del init
+def _random(config: ml_collections.ConfigDict, network: Network, key: jax.Array) -> Start:
+    del config
     params = initial_parameters(network.program, key)
     return Start(params, None, _record("random", "", network, (), []))
 
 
-def _torch_default(init: ml_collections.ConfigDict, network: Network, key: jax.Array) -> Start:
+def _torch_default(config: ml_collections.ConfigDict, network: Network, key: jax.Array) -> Start:
     """The random start of PyTorch's layers, in the encoder of a segmentation network only."""
     program = network.program
     params = initial_parameters(program, key)
     drawn = torch_default_parameters(program, key)
-    only = _part(init, network)
+    only = _part(config.init, network)
     params |= {name: drawn[name] for name in params if not only or is_below(name, (only,))}
     return Start(params, None, _record("torch_default", "", network, (), [], only))
 
 
-def _hyper(init: ml_collections.ConfigDict, network: Network, key: jax.Array) -> Start:
+def _hyper(config: ml_collections.ConfigDict, network: Network, key: jax.Array) -> Start:
     """The parameters that a hypernetwork predicts; trained, untrained or permuted."""
+    init = config.init
     initializer = api.load(init.path)
     if init.start == "untrained":
         theta = untrained_theta(initializer.module, initializer.metadata["seed"])
@@ -172,8 +176,9 @@ def _refuse_another(name: str, path: str) -> None:
         )
 
 
-def _encoder(init: ml_collections.ConfigDict, network: Network, key: jax.Array) -> Start:
+def _encoder(config: ml_collections.ConfigDict, network: Network, key: jax.Array) -> Start:
     """The encoder of a network that another run trained, with its batch statistics."""
+    init = config.init
     tree, _ = load_params(_model_folder(init.path), "model")
     found = {f"{m}/{leaf}": v for m, leaves in tree["params"].items() for leaf, v in leaves.items()}
     statistics = {
@@ -184,32 +189,49 @@ def _encoder(init: ml_collections.ConfigDict, network: Network, key: jax.Array) 
     return _from_file(init, network, key, found, statistics)
 
 
-def _file(init: ml_collections.ConfigDict, network: Network, key: jax.Array) -> Start:
-    """Weights in PyTorch's form, such as torchvision's of ImageNet."""
-    from medinit_jax.interop.weights import from_state, read_state
+def _weights(config: ml_collections.ConfigDict, network: Network, key: jax.Array) -> Start:
+    """Weights under another library's names, such as torchvision's of ImageNet, or BiT's."""
+    from medinit_jax.interop.layouts import from_state
+    from medinit_jax.interop.unfit import strangers, unfit
+    from medinit_jax.interop.weights import read_state
 
-    state = read_state(init.path)
-    own = f"{ENCODER}."
-    if any(name.startswith(own) for name in state) and not _part(init, network):
-        # The encoder of a segmentation network, for a classifier.
-        state = {n.removeprefix(own): v for n, v in state.items() if n.startswith(own)}
-    found = from_state(network.program, state)
-    inside = from_state(network.program, state, own)
-    if len(inside.params) > len(found.params):
-        # A classifier's weights, for the encoder of a segmentation network.
-        found = inside
+    init = config.init
+    state = read_state(init.path, init.force)
+    found = from_state(config.model.name, network.program, state, init.layout)
+    wanted = _wanted(network, _part(init, network))
+    params = dict(found.params)
+    if init.bit_skip_final_norm:
+        params |= _plain_final_norm(network, wanted)
+    reasons = {own: why for own, why in unfit(found, wanted).items() if own not in params}
+    beside = strangers(found, wanted)
+    if not init.force and (reasons or beside) and any(own in params for own in wanted):
+        lines = [*reasons.values(), *(f"{name} has no place in the network" for name in beside)]
+        more = f"; and {len(lines) - _MOST_LINES} more" if len(lines) > _MOST_LINES else ""
+        raise UsageError(
+            f"{init.path} (read as {found.layout}) fits {config.model.name} in part only: "
+            f"{'; '.join(lines[:_MOST_LINES])}{more}. Name the same network (config.model), or set "
+            "config.init.force=True to take what fits."
+        )
     unused = [f"{name} of the file: the network has no place for it" for name in found.unused]
-    return _from_file(init, network, key, found.params, found.statistics, unused)
+    start = _from_file(init, network, key, params, found.statistics, unused, reasons)
+    start.record["layout"] = found.layout
+    return start
 
 
-def _bit(init: ml_collections.ConfigDict, network: Network, key: jax.Array) -> Start:
-    """The published weights of BiT, for a BiT ResNet-50x1 or a segmentation network on one."""
-    from medinit_jax.interop.bit import read_bit
-
-    program = zoo.build(_BIT, 2).program
-    held = read_bit(init.path, program, init.bit_skip_final_norm)
-    found = {f"{m}/{leaf}": v for m, leaves in held.items() for leaf, v in leaves.items()}
-    return _from_file(init, network, key, found, {})
+def _plain_final_norm(network: Network, wanted: Sequence[str]) -> dict[str, np.ndarray]:
+    """The norm after a BiT network's last block as it starts, for what SWCL's authors leave out."""
+    shapes = network.program.parameter_shapes()
+    plain = {}
+    for leaf, value in (("scale", np.ones), ("bias", np.zeros)):
+        for own in (f"norm/{leaf}", f"{ENCODER}.norm/{leaf}"):
+            if own in wanted:
+                plain[own] = value(shapes[own.rpartition("/")[0]][leaf], np.float32)
+    if not plain:
+        raise UsageError(
+            "config.init.bit_skip_final_norm=True, but the network is no BiT network; set it to "
+            "False."
+        )
+    return plain
 
 
 def _from_file(
@@ -219,8 +241,19 @@ def _from_file(
     found: Mapping[str, np.ndarray],
     statistics: Mapping[str, np.ndarray],
     unused: Sequence[str] = (),
+    reasons: Mapping[str, str] = MappingProxyType({}),
 ) -> Start:
-    """Puts tensors into a network by name and shape; heads are never taken."""
+    """Puts tensors into a network by name and shape; heads are never taken.
+
+    Args:
+        init: `config.init`.
+        network: The network.
+        key: Of what the file does not give.
+        found: {"module/leaf": array}.
+        statistics: {"module.stats/mean" or "/var": array}.
+        unused: Lines about what the network has no place for.
+        reasons: {"module/leaf": why it is not in `found`}, where that is known.
+    """
     program = network.program
     params = initial_parameters(program, key)
     batch_stats = initial_statistics(program)
@@ -231,18 +264,19 @@ def _from_file(
         module, leaf = name.rsplit("/", 1)
         shape = params[module][leaf].shape
         if value is None:
-            left.append(f"{name}: not in the file")
+            left.append(f"{name}: {reasons.get(name, 'not in the file')}")
         elif value.shape != shape:
             left.append(f"{name}: {value.shape} in the file, {shape} here")
         else:
             params[module][leaf] = jnp.asarray(value, jnp.float32)
             taken.append(name)
     if not taken:
-        example = ", ".join(sorted(found)[:3]) or "no tensor whose name is known here"
+        names = [*sorted(found), *(line.split(" ")[0] for line in unused)]
+        example = ", ".join(names[:3]) or "no tensor at all"
         raise UsageError(
-            f"Nothing in {init.path} fits the encoder of this network (the file has {example}; the "
-            f"network has {', '.join(_wanted(network, only)[:3])}); choose the same network "
-            "(config.model, its width too) or another file."
+            f"Nothing in {init.path} fits the encoder of this network (the file has {example}; of "
+            f"the network, {'; '.join(left[:3])}); choose the same network (config.model, its "
+            "width too) or another file."
         )
     # Statistics come along with the norm that they belong to, never alone.
     modules = {name.rsplit("/", 1)[0] for name in taken}
@@ -315,9 +349,7 @@ STARTS: dict[str, Maker] = {
     "matched": _hyper,
     "untrained": _hyper,
     "encoder": _encoder,
-    "imagenet": _file,
-    "file": _file,
-    "bit": _bit,
+    **dict.fromkeys(("torch", "imagenet", "file", "bit"), _weights),
 }
 _HYPER_PATH = "the workdir of a run of configs/hyper.py, or its initializer/ folder"
 _PATHS = {
@@ -328,6 +360,10 @@ _PATHS = {
         "torch.save(torchvision.models.resnet18(weights='DEFAULT').state_dict(), 'resnet18.pth'); "
         "nothing is downloaded here"
     ),
-    "file": "a .safetensors or .pth file with weights under torchvision's names",
+    **dict.fromkeys(
+        ("torch", "file"),
+        "a .safetensors, .pth or .npz file with weights under the names of torchvision, timm, "
+        "segmentation-models-pytorch, SWCL's authors or BiT",
+    ),
     "bit": "BiT-S-R50x1.npz or BiT-M-R50x1.npz, as its authors publish them",
 }

@@ -97,7 +97,8 @@ class Tensors(NamedTuple):
         statistics: {"module.stats/mean" or "/var": array}.
         missing: {"module/leaf" of ours: the library's name} of tensors that the state lacks.
         misshapen: {"module/leaf" of ours: (the library's name, shape there, shape wanted there)}.
-        unused: Names in the state that the network has no place for.
+        used: {name in the state: "module/leaf" of ours} of what the network has a place for.
+        unused: The others, but for counts of batches.
         layout: The layout that the state has.
     """
 
@@ -105,6 +106,7 @@ class Tensors(NamedTuple):
     statistics: dict[str, np.ndarray]
     missing: dict[str, str]
     misshapen: dict[str, tuple[str, Shape, Shape]]
+    used: dict[str, str]
     unused: tuple[str, ...]
     layout: str
 
@@ -307,7 +309,7 @@ def _read(
     others: ParameterShapes,
 ) -> Tensors:
     params, statistics, missing, misshapen = {}, {}, {}, {}
-    used = {name for name in state if name.endswith(COUNTER)}
+    used: dict[str, str] = {}
 
     def parts_of(name: str, shape: Shape, places: tuple[Place, ...]) -> np.ndarray | None:
         parts = []
@@ -315,14 +317,14 @@ def _read(
             if place.name not in state:
                 missing[name] = place.name
                 continue
-            used.add(place.name)
+            used[place.name] = name
             value = np.asarray(state[place.name])
             if value.shape != place.shape:
                 misshapen[name] = (place.name, value.shape, place.shape)
             else:
                 parts.append(place.read(value, shape))
             if place.name.endswith(_DIRECTION):
-                used.add(_length_of(place.name))
+                used[_length_of(place.name)] = name
                 _check_lengths(state, place.name)
         if len(parts) < len(places):
             return None
@@ -338,7 +340,9 @@ def _read(
         value = parts_of(f"{module}/{leaf}", shape, (place,))
         if value is not None:
             statistics[f"{module}/{leaf}"] = value
-    return Tensors(params, statistics, missing, misshapen, tuple(sorted(set(state) - used)), layout)
+    counts = {name for name in state if name.endswith(COUNTER)}
+    unused = tuple(sorted(set(state) - set(used) - counts))
+    return Tensors(params, statistics, missing, misshapen, used, unused, layout)
 
 
 def _length_of(direction: str) -> str:

@@ -116,6 +116,9 @@ def answers(net, layout, images):
     """What a network of a library says: logits, or of an encoder the last map."""
     with torch.no_grad():
         found = net(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
+        if layout == "smp" and hasattr(net, "conv_head"):
+            # Its features end before the last convolution, which it holds all the same.
+            found = [net.bn2(net.conv_head(found[-1]))]
     return found[-1].numpy().transpose(0, 2, 3, 1) if layout == "smp" else found.numpy()
 
 
