@@ -248,7 +248,7 @@ class Examples:
         return height, width
 
     def describe(self) -> dict[str, Any]:
-        """Returns source, count, license, and sha256 of the split's shards and the images' names."""
+        """Returns source, count, license, and sha256 of the split's shards and of the names."""
         names = hashlib.sha256("\n".join(self.ids).encode()).hexdigest()
         return {**self.records.describe(), "count": len(self), "ids_sha256": names}
 

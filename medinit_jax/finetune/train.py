@@ -344,7 +344,7 @@ class Tuning:
                 "skipped_steps": int(state.skipped),
                 "seconds": round(course.seconds, 1),
                 "provenance": provenance(shlex.join(sys.argv), self.config.route),
-                "data": {name: part.describe() for name, part in self.images.parts().items()},
+                "data": self.data(),
                 "notes": [self.config.note] if self.config.note else [],
             }
         )
@@ -358,6 +358,10 @@ class Tuning:
         tree = {"params": best.params, "batch_stats": best.statistics}
         tree = {name: part for name, part in tree.items() if part}
         save_params(folder, tree, self.description(), kind="model")
+
+    def data(self) -> dict[str, Any]:
+        """Returns what is known of the images: {part: source, count, digests and license}."""
+        return {name: part.describe() for name, part in self.images.parts().items()}
 
     def description(self) -> dict[str, Any]:
         """Returns all that the use of the network needs beside its arrays, as JSON."""

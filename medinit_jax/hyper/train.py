@@ -254,7 +254,8 @@ def _finish(config, workdir, current, bilevel, seconds, stream, console) -> None
         "curve_file": "metrics.jsonl",
     }
     write_json(workdir / "train.json", summary)
-    publish(config, workdir, bilevel.module, jax.device_get(current.params))
+    theta = jax.device_get(current.params)
+    publish(config, workdir, bilevel.module, theta, sources["train"].describe())
     if takeoff is None:
         console.print(
             "WARNING: the loss never left chance (ln 4); the initializer is no better than an "

@@ -110,9 +110,7 @@ def _tensors(step: Step, module: str, owners: Owners) -> dict[str, list[str]]:
     roles = {"bias": "bias", "kernel": "weight", "scale": "weight", "embedding": "weight"}
     roles |= dict.fromkeys(OWN_INIT, "weight")
     found = {
-        role: list(owners[module, leaf])
-        for leaf, role in roles.items()
-        if (module, leaf) in owners
+        role: list(owners[module, leaf]) for leaf, role in roles.items() if (module, leaf) in owners
     }
     own = f"{module}.stats"
     found |= {leaf: list(owners[own, leaf]) for leaf in _STATISTICS if (own, leaf) in owners}

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from medinit_jax.arch.program import Program
 from medinit_jax.core.errors import UsageError
 from medinit_jax.interop.description import Owners, without_head
-from medinit_jax.interop.layouts import COUNTER, LAYOUTS, find_layout, names_of, to_state
+from medinit_jax.interop.layouts import COUNTER, names_of, to_state
 from medinit_jax.interop.origin import Origin
-from medinit_jax.interop.places import parameter_places, statistics_places
+from medinit_jax.interop.places import Names, parameter_places, statistics_places
 from medinit_jax.models.statistics import initial_statistics
 
 
@@ -33,13 +34,13 @@ def exported_state(origin: Origin, layout: str) -> ExportedState:
     """Returns the tensors of a network as a layout has them.
 
     Args:
-        origin: The network.
-        layout: A key of `LAYOUTS`.
+        origin: The network; for a layout of encoders alone one of `origin.encoder_of`.
+        layout: A key of `layouts.LAYOUTS`.
 
     Raises:
         UsageError: There is no such layout, or it cannot hold the network.
     """
-    _refuse_unheld(origin, layout)
+    names = names_of(origin.name, origin.program, layout, heads_of(origin))
     program, shapes = origin.program, origin.program.parameter_shapes()
     head = {program.calls[-1].module(step.name) for step in program.calls[-1].block.steps}
     # The layouts know whole networks; what an encoder lacks is put in, named, and taken out again.
@@ -56,24 +57,24 @@ def exported_state(origin: Origin, layout: str) -> ExportedState:
         name: {leaf: np.asarray(value, np.float32) for leaf, value in leaves.items()}
         for name, leaves in (initial_statistics(program) | dict(origin.statistics)).items()
     }
-    state = to_state(origin.name, program, params, statistics, layout)
-    owners = _owners(origin, layout, shapes)
+    state = to_state(origin.name, program, params, statistics, layout, heads_of(origin))
+    owners = _owners(program, names)
     heads = [
-        name.rpartition(".")[0]
-        for (module, leaf), names in owners.items()
+        place.rpartition(".")[0]
+        for (module, _), places in owners.items()
         if module in head
-        for name in names
+        for place in places
     ]
     if not origin.has_head:
         kept = without_head(program).parameter_shapes()
         gone = {
-            name
-            for (module, _), names in owners.items()
+            place
+            for (module, _), places in owners.items()
             if module.removesuffix(".stats") not in kept
-            for name in names
+            for place in places
         }
         state = {name: value for name, value in state.items() if name not in gone}
-        owners = {place: names for place, names in owners.items() if not gone & set(names)}
+        owners = {own: places for own, places in owners.items() if not gone & set(places)}
     return ExportedState(state, owners, tuple(dict.fromkeys(heads)))
 
 
@@ -93,34 +94,18 @@ def refuse_not_finite(state: dict[str, np.ndarray], force: bool) -> tuple[str, .
     return broken
 
 
-def _refuse_unheld(origin: Origin, layout: str) -> None:
-    """Raises UsageError, naming the layouts that can, if a layout cannot hold a network."""
-    find_layout(layout)
-    try:
-        names_of(origin.name, origin.program, layout)
-    except UsageError as error:
-        able = [other for other in LAYOUTS if other != layout and _holds(origin, other)]
-        raise UsageError(
-            f"{str(error).rstrip('.')}. Set config.to to one that holds {origin.name}: "
-            f"{', '.join(able) or 'none does'}."
-        ) from error
+def heads_of(origin: Origin) -> dict[str, int]:
+    """Returns {task: classes} of a network of several tasks, {} of others; see `names_of`."""
+    several = len(origin.heads) > 1
+    return {head.name: len(head.classes) for head in origin.heads} if several else {}
 
 
-def _holds(origin: Origin, layout: str) -> bool:
-    try:
-        names_of(origin.name, origin.program, layout)
-    except UsageError:
-        return False
-    return True
-
-
-def _owners(origin: Origin, layout: str, shapes: Any) -> dict[tuple[str, str], tuple[str, ...]]:
-    names = names_of(origin.name, origin.program, layout)
+def _owners(program: Program, names: Names) -> dict[tuple[str, str], tuple[str, ...]]:
     found = {
         (module, leaf): tuple(place.name for place in places)
-        for module, leaf, places in parameter_places(origin.program, names, shapes)
+        for module, leaf, _, places in parameter_places(program, names, {})
     }
-    for name, leaf, place in statistics_places(origin.program, names, {}):
+    for name, leaf, _, place in statistics_places(program, names, {}):
         found[name, leaf] = (place.name,)
         if names.counters and leaf == "var":
             found[name, "counter"] = (f"{place.name.rpartition('.')[0]}.{COUNTER}",)

@@ -23,7 +23,7 @@ from medinit_jax.finetune.recipes import Plan
 from medinit_jax.finetune.starts import MODEL_FOLDER, make_start
 from medinit_jax.finetune.tuned import model_of
 from medinit_jax.models import zoo
-from medinit_jax.models.encoder import body
+from medinit_jax.models.encoder import ENCODER, body
 from medinit_jax.models.statistics import initial_statistics
 
 UNKNOWN = "not recorded"
@@ -96,7 +96,9 @@ def trained(path: str | Path) -> Origin:
     checkpoints = workdir / _CHECKPOINTS
     if given.name != MODEL_FOLDER and checkpoints.is_dir():
         return _of_checkpoint(workdir, checkpoints)
-    if any((place / KINDS["initializer"]).is_file() for place in (given, given / INITIALIZER_FOLDER)):
+    if any(
+        (place / KINDS["initializer"]).is_file() for place in (given, given / INITIALIZER_FOLDER)
+    ):
         raise UsageError(
             f"{given} holds an initializer, which is no network; name it with --config.initializer "
             "and the network to predict with --config.model.name."
@@ -271,6 +273,42 @@ def predicted(
         {},
         tuple(remarks),
     )
+
+
+def encoder_of(origin: Origin) -> Origin:
+    """Returns the encoder of a network: a classifier without its head.
+
+    Args:
+        origin: A classifier, or a segmentation network on a classifier's encoder.
+
+    Raises:
+        UsageError: The encoder is no classifier's, as that of the classic U-Net.
+    """
+    if not origin.has_head:
+        return origin
+    name, remarks = zoo.encoder_of(origin.name), list(origin.remarks)
+    params, statistics, options = origin.params, origin.statistics, dict(origin.options)
+    program = origin.program
+    if origin.kind == "segmentation":
+        if name not in zoo.CLASSIFIERS:
+            raise UsageError(f"The encoder of {name} is no classifier's; export all of it.")
+        if options.pop("output_stride", 32) != 32:
+            remarks.append("Its last strides were replaced by dilation; the weights are the same.")
+        options.pop("decoder", None)
+        described = {"name": name, **options}
+        program = make_network(described, program.input_shape[0], 2, "classification").program
+        own = f"{ENCODER}."
+        params, statistics = (
+            {module.removeprefix(own): v for module, v in tree.items() if module.startswith(own)}
+            for tree in (params, statistics)
+        )
+    kept = body(program).parameter_shapes()
+    params = {module: params[module] for module in kept}
+    remarks.append(f"The encoder of a {origin.name} that has a head of its own.")
+    return origin._replace(
+        name=name, options=options, program=program, params=params, statistics=statistics,
+        kind="encoder", heads=(), remarks=tuple(remarks),
+    )  # fmt: skip
 
 
 def _check_shapes(program: Program, params: Mapping[str, Any], place: Path) -> None:

@@ -10,7 +10,9 @@ The file of weights is loaded strictly into the library's own class where there 
 from __future__ import annotations
 
 import importlib
+import tempfile
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -19,12 +21,12 @@ import numpy as np
 from medinit_jax.arch.program import Program
 from medinit_jax.core.compiler import jit
 from medinit_jax.core.errors import UsageError
+from medinit_jax.core.workdir import write_arrays
+from medinit_jax.interop.counterparts import counterpart
 from medinit_jax.interop.description import without_head
 from medinit_jax.interop.origin import Origin
 from medinit_jax.models.network import Network
 
-# Options of a network that the libraries' classes do not have, unless they say the same.
-_SAME = {"stem": "imagenet", "last_stride": 2, "norm": "bn"}
 NOT_RUN = "not run"
 OWN_CLASS = "medinit_jax.interop.torch_network.Network"
 # Float32 (batch, height, width, channels) -> (logits or None, features), channels last.
@@ -54,50 +56,6 @@ def has_torch() -> bool:
     return True
 
 
-def library_class(origin: Origin, layout: str) -> tuple[str, str]:
-    """Returns module and name of the class that holds a network in a library; ("", "") if none.
-
-    Args:
-        origin: The network.
-        layout: Whose names the tensors have.
-    """
-    options = {k: v for k, v in origin.options.items() if _SAME.get(k) != v}
-    if origin.kind == "segmentation" or options or layout not in ("torchvision", "timm"):
-        return "", ""
-    if layout == "timm":
-        return "timm", origin.name
-    if origin.name.startswith("vit_"):
-        return "torchvision.models", "VisionTransformer"
-    return "torchvision.models", origin.name
-
-
-def library_arguments(origin: Origin, layout: str) -> dict[str, Any]:
-    """Returns the arguments with which the library builds the network."""
-    arguments: dict[str, Any] = {}
-    if origin.has_head:
-        arguments["num_classes"] = origin.program.num_classes
-    if origin.name.startswith("vit_"):
-        size = origin.program.input_shape[0]
-        arguments |= {"img_size": size} if layout == "timm" else _vit_arguments(origin.program)
-    return arguments
-
-
-def _vit_arguments(program: Program) -> dict[str, int]:
-    """Returns the sizes of torchvision's VisionTransformer, which has no function for small ones."""
-    steps = [step for call in program.calls for step in call.block.steps]
-    patches = next(step for step in steps if step.kind == "conv")
-    mlp = next(step for step in steps if step.kind == "dense" and "fc1" in step.name)
-    heads = [step.heads for step in steps if step.kind == "attention"]
-    return {
-        "image_size": program.input_shape[0],
-        "patch_size": patches.kernel[0],
-        "num_layers": len(heads),
-        "num_heads": heads[0],
-        "hidden_dim": patches.features,
-        "mlp_dim": mlp.features,
-    }
-
-
 def prove(
     origin: Origin,
     layout: str,
@@ -124,10 +82,8 @@ def prove(
         UsageError: The weights do not load strictly.
     """
     if not has_torch():
-        return {
-            "status": NOT_RUN,
-            "reason": "PyTorch is not installed; pip install 'medinit_jax[torch]' and export again.",
-        }, None
+        why = "PyTorch is not installed; pip install 'medinit_jax[torch]' and export again"
+        return {"status": NOT_RUN, "reason": why}, None
     loaded = load(origin, layout, state, description, heads)
     images = _images(origin.program, settings)
     ours, theirs = _ours(origin, images), loaded.run(images)
@@ -150,14 +106,18 @@ def prove(
 
 
 def difference(here: np.ndarray, there: np.ndarray) -> dict[str, float]:
-    """Returns the largest difference of two arrays, alone and relative to the range of the first."""
+    """Returns the largest difference of two arrays, and relative to the range of the first."""
     if here.shape != there.shape:
         raise ValueError(f"{here.shape} and {there.shape} cannot be compared")
     here, there = np.asarray(here, np.float64), np.asarray(there, np.float64)
     largest, extent = float(np.abs(here - there).max()), float(np.ptp(here))
     if largest == 0:
         return {"absolute": 0.0, "relative": 0.0, "range": extent}
-    return {"absolute": largest, "relative": largest / extent if extent else np.inf, "range": extent}
+    return {
+        "absolute": largest,
+        "relative": largest / extent if extent else np.inf,
+        "range": extent,
+    }
 
 
 def load(
@@ -171,35 +131,30 @@ def load(
     import torch
 
     versions = {"torch": torch.__version__}
-    place, name = library_class(origin, layout)
+    found = counterpart(origin, layout)
     try:
-        library: Any = importlib.import_module(place) if place else None
+        net = found.make() if found else None
     except ImportError:
-        library = None
-    tensors = {key: torch.from_numpy(np.array(value)) for key, value in state.items()}
-    if library is None or not hasattr(library, name if place != "timm" else "create_model"):
+        net = None
+    if found is None or net is None:
         from medinit_jax.interop.torch_network import Network as Described
 
         described = Described(description)
-        _strict(described, tensors, OWN_CLASS)
+        _strict(described, state, OWN_CLASS)
 
         def answers(images):
             return described(images) if origin.has_head else None, described.before_head(images)
 
         return Loaded(OWN_CLASS, _runner(answers), versions)
-    arguments = library_arguments(origin, layout)
-    if place == "timm":
-        title = f"timm.create_model({name!r})"
-        net = library.create_model(name, pretrained=False, **arguments)
-    else:
-        title = f"{place}.{name}"
-        net = getattr(library, name)(**arguments)
-    root = importlib.import_module(place.split(".")[0])
-    versions[place.split(".")[0]] = root.__version__
+    versions[found.library] = importlib.import_module(found.library).__version__
+    if layout == "smp":
+        # The last map of the encoder, which a head would pool.
+        _strict(net, state, found.call)
+        return Loaded(found.call, _runner(lambda images: (None, net(images)[-1])), versions)
     if not origin.has_head:
         for head in heads:
             net.set_submodule(head, torch.nn.Identity())
-    _strict(net, tensors, title)
+    _load_archive(net, state) if layout == "bit" else _strict(net, state, found.call)
     read: dict[str, Any] = {}
     # What the head reads is seen on its way, whether the head is there or was replaced; as a copy,
     # for an activation may write over it.
@@ -211,16 +166,27 @@ def load(
         logits = net(images)
         return logits if origin.has_head else None, read["features"].flatten(1)
 
-    return Loaded(title, _runner(both), versions)
+    return Loaded(found.call, _runner(both), versions)
 
 
-def _strict(net: Any, tensors: Mapping[str, Any], title: str) -> None:
+def _strict(net: Any, state: Mapping[str, np.ndarray], title: str) -> None:
+    import torch
+
+    tensors = {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
     try:
         net.load_state_dict(tensors, strict=True)
     except RuntimeError as error:
         raise UsageError(
             f"The exported weights do not load into {title}: {' '.join(str(error).split())[:500]}."
         ) from error
+    net.eval()
+
+
+def _load_archive(net: Any, state: Mapping[str, np.ndarray]) -> None:
+    """Loads BiT's archive by timm's own reader, which takes a file and checks every shape."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_arrays(Path(folder) / "model.npz", state)
+        net.load_pretrained(str(Path(folder) / "model.npz"))
     net.eval()
 
 

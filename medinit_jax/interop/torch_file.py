@@ -1,7 +1,7 @@
 """`pytorch_model.bin` without PyTorch: the zip archive that `torch.save` makes of a state dict.
 
-An archive holds `data.pkl`, a program of a few opcodes that puts an OrderedDict of tensors together,
-and the bytes of every tensor in a file of its own. The opcodes are written one by one here, so that
+An archive holds `data.pkl`, a program of a few opcodes that builds an OrderedDict of tensors, and
+the bytes of every tensor in a file of its own. The opcodes are written one by one here, so that
 nothing is pickled. `torch.load(FILE, weights_only=True)` reads it.
 
 Source: serialization of PyTorch 2 (torch/serialization.py) and opcodes of pickle's protocol 2.

@@ -93,7 +93,7 @@ class Network(nn.Module):
         return OPERATIONS[step["kind"]](step, tensors, self.training, *values)
 
     def _tensor(self, names):
-        """Returns a tensor; one that is kept in parts, as that of several heads, is put together."""
+        """Returns a tensor, put together if it is kept in parts, as that of several heads."""
         found = []
         for name in names:
             path, _, leaf = name.rpartition(".")
@@ -181,9 +181,7 @@ def _subsample(step, t, training, x):
 
 
 def _bilinear(step, t, training, x):
-    return functional.interpolate(
-        x, step["size"], mode="bilinear", align_corners=step["aligned"]
-    )
+    return functional.interpolate(x, step["size"], mode="bilinear", align_corners=step["aligned"])
 
 
 def _pad(step, t, training, x):
@@ -219,15 +217,13 @@ OPERATIONS = {
     "tokens": _plain(lambda x: x.flatten(2).mT if x.ndim == 4 else x),
     "first_token": _plain(lambda x: x[:, 0]),
     "bilinear": _bilinear,
-    "nearest": lambda step, t, training, x: (
-        functional.interpolate(x, step["size"], mode="nearest-exact")
+    "nearest": lambda step, t, training, x: functional.interpolate(
+        x, step["size"], mode="nearest-exact"
     ),
     "pad": _pad,
     "max_pool": _max_pool,
     "avg_pool": _avg_pool,
-    "adaptive_pool": lambda step, t, training, x: (
-        functional.adaptive_avg_pool2d(x, step["size"])
-    ),
+    "adaptive_pool": lambda step, t, training, x: functional.adaptive_avg_pool2d(x, step["size"]),
     "global_pool": _plain(_spatial_mean),
     "squeeze": _plain(_spatial_mean),
     "flatten": _plain(lambda x: x.flatten(1)),
