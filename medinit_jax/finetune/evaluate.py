@@ -41,22 +41,10 @@ def compiled(network: Network) -> Callable[[Any, Any, Any], jax.Array]:
     return jit(run)
 
 
-def classify(
-    network: Network, params: Any, statistics: Any, images: Iterable[np.ndarray], batch: int
+def _logits(
+    run: Callable[[np.ndarray], Any], images: Iterable[np.ndarray], batch: int
 ) -> np.ndarray:
-    """Returns the logits (n, width) of images, read a batch at a time.
-
-    Args:
-        network: The network.
-        params: Its parameters.
-        statistics: Its batch statistics.
-        images: Float32 (H, W, C) each, normalized.
-        batch: Images at a time.
-    """
-    run = compiled(network)  # pyright: ignore[reportArgumentType]
-    parts = []
-    for piece, count in batches(images, batch):
-        parts.append(run(params, statistics, piece)[:count])
+    parts = [run(piece)[:count] for piece, count in batches(images, batch)]
     return np.concatenate([np.asarray(part) for part in parts])
 
 
@@ -90,15 +78,29 @@ def answers(
         part: The part.
         batch: Images or windows at a time.
     """
+    run = functools.partial(compiled(network), params, statistics)  # pyright: ignore
+    return answers_of(run, network.program.input_shape[0], images, part, batch)
+
+
+def answers_of(
+    run: Callable[[np.ndarray], Any], window: int, images: TaskImages, part: Examples, batch: int
+) -> Answers:
+    """Runs any function of pixels over a part of a task's images.
+
+    Args:
+        run: Float32 (batch, H, W, 3), normalized -> logits (batch, ..., width).
+        window: Side of what it segments at a time.
+        images: The task.
+        part: The part.
+        batch: Images or windows at a time.
+    """
     inputs = (images.evaluation_image(part, index) for index in range(len(part)))
     if images.kind == "classification":
-        logits = classify(network, params, statistics, inputs, batch)
+        logits = _logits(run, inputs, batch)
         finite = bool(np.isfinite(logits).all())
         return Answers(predictions.probabilities(images.heads, logits), {}, finite)
-    run = functools.partial(compiled(network), params, statistics)  # pyright: ignore
     found: dict[str, list[np.ndarray]] = {head.name: [] for head in images.heads}
     finite = True
-    window = network.program.input_shape[0]
     for index, logits in enumerate(windows.predict_images(run, inputs, window, batch)):
         finite &= bool(np.isfinite(logits).all())
         logits = images.native_logits(part, index, logits)

@@ -25,6 +25,7 @@ from medinit_jax.core.workdir import write_arrays
 from medinit_jax.interop.counterparts import counterpart
 from medinit_jax.interop.description import without_head
 from medinit_jax.interop.origin import Origin
+from medinit_jax.models.encoder import body
 from medinit_jax.models.network import Network
 
 NOT_RUN = "not run"
@@ -39,11 +40,13 @@ class Loaded(NamedTuple):
     Attributes:
         title: Its class.
         run: The network as a function of images.
+        first: The network here up to the features that `run` returns.
         library: Versions of what ran.
     """
 
     title: str
     run: Run
+    first: Program
     library: dict[str, str]
 
 
@@ -86,7 +89,7 @@ def prove(
         return {"status": NOT_RUN, "reason": why}, None
     loaded = load(origin, layout, state, description, heads)
     images = _images(origin.program, settings)
-    ours, theirs = _ours(origin, images), loaded.run(images)
+    ours, theirs = _ours(origin, loaded.first, images), loaded.run(images)
     found: dict[str, Any] = {
         "class": loaded.title,
         "strict": True,
@@ -130,7 +133,8 @@ def load(
     """Loads exported weights strictly into a network of PyTorch; see `prove`."""
     import torch
 
-    versions = {"torch": torch.__version__}
+    first = without_head(origin.program)
+    versions = {"torch": str(torch.__version__)}
     found = counterpart(origin, layout)
     try:
         net = found.make() if found else None
@@ -145,12 +149,13 @@ def load(
         def answers(images):
             return described(images) if origin.has_head else None, described.before_head(images)
 
-        return Loaded(OWN_CLASS, _runner(answers), versions)
-    versions[found.library] = importlib.import_module(found.library).__version__
+        return Loaded(OWN_CLASS, _runner(answers), first, versions)
+    versions[found.library] = str(importlib.import_module(found.library).__version__)
     if layout == "smp":
         # The last map of the encoder, which a head would pool.
         _strict(net, state, found.call)
-        return Loaded(found.call, _runner(lambda images: (None, net(images)[-1])), versions)
+        run = _runner(lambda images: (None, net(images)[-1]))
+        return Loaded(found.call, run, body(origin.program), versions)
     if not origin.has_head:
         for head in heads:
             net.set_submodule(head, torch.nn.Identity())
@@ -166,7 +171,7 @@ def load(
         logits = net(images)
         return logits if origin.has_head else None, read["features"].flatten(1)
 
-    return Loaded(found.call, _runner(both), versions)
+    return Loaded(found.call, _runner(both), first, versions)
 
 
 def _strict(net: Any, state: Mapping[str, np.ndarray], title: str) -> None:
@@ -213,10 +218,11 @@ def _images(program: Program, settings: Mapping[str, Any]) -> np.ndarray:
     return rng.standard_normal((settings["images"], *program.input_shape), np.float32)
 
 
-def _ours(origin: Origin, images: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
+def _ours(
+    origin: Origin, first: Program, images: np.ndarray
+) -> tuple[np.ndarray | None, np.ndarray]:
     """Returns logits, None without a head, and features of the network here, in float32."""
     program = origin.program
-    first = without_head(program)
     variables = {"params": origin.params, "batch_stats": origin.statistics}
 
     def run(variables, images):

@@ -52,11 +52,11 @@ class Network(nn.Module):
         self.description = description
         for name, tensor in description["tensors"].items():
             *path, leaf = name.split(".")
-            owner = self
+            owner: nn.Module = self
             for part in path:
-                if part not in owner._modules:
+                if part not in dict(owner.named_children()):
                     owner.add_module(part, nn.Module())
-                owner = owner._modules[part]
+                owner = owner.get_submodule(part)
             if tensor["role"] == "parameter":
                 owner.register_parameter(leaf, nn.Parameter(torch.zeros(tensor["shape"])))
             else:
