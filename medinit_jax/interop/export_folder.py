@@ -98,7 +98,8 @@ def write_folder(
     temporary.mkdir()
     try:
         library = counterpart(origin, layout)
-        about = {"format": "pt" if layout not in ("flax", "bit") else "np", "layout": layout}
+        # One entry: the order of several would change from file to file.
+        about = {"format": "np" if layout in ("flax", "bit") else "pt"}
         safetensors.numpy.save_file(held.state, temporary / WEIGHTS, metadata=about)
         if pytorch_bin:
             write_torch_file(temporary / TORCH_FILE, held.state)

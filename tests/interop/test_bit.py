@@ -3,12 +3,12 @@
 import jax
 import numpy as np
 import pytest
+from medinit_jax.interop.bit import bit_name, read_bit
 from oracles import swcl
 from reference_weights import bit as authors_name
 from reference_weights import held_keys
 
 from medinit_jax.core.errors import UsageError
-from medinit_jax.interop.bit import bit_name, read_bit
 from medinit_jax.models import bit, resnet
 from medinit_jax.models.encoder import body
 from medinit_jax.models.features import encoder_params, features
