@@ -59,8 +59,9 @@ def exported_state(origin: Origin, layout: str) -> ExportedState:
     }
     state = to_state(origin.name, program, params, statistics, layout, heads_of(origin))
     owners = _owners(program, names)
+    # Names of archives are no modules; timm, which reads them, calls modules as we do.
     heads = [
-        place.rpartition(".")[0]
+        module if names.native else place.rpartition(".")[0]
         for (module, _), places in owners.items()
         if module in head
         for place in places

@@ -113,7 +113,8 @@ def difference(here: np.ndarray, there: np.ndarray) -> dict[str, float]:
     if here.shape != there.shape:
         raise ValueError(f"{here.shape} and {there.shape} cannot be compared")
     here, there = np.asarray(here, np.float64), np.asarray(there, np.float64)
-    largest, extent = float(np.abs(here - there).max()), float(np.ptp(here))
+    with np.errstate(invalid="ignore"):
+        largest, extent = float(np.abs(here - there).max()), float(np.ptp(here))
     if largest == 0:
         return {"absolute": 0.0, "relative": 0.0, "range": extent}
     return {
