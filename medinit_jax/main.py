@@ -18,6 +18,7 @@ import ml_collections
 from medinit_jax.core import compilation_cache
 from medinit_jax.core.config import read_command_line
 from medinit_jax.core.errors import UsageError
+from medinit_jax.core.parallel import provide_threads
 
 
 def _route(module: str) -> Callable[[ml_collections.ConfigDict, Path], None]:
@@ -52,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UsageError(
                 f"The config has route={config.route!r}; set it to one of {', '.join(ROUTES)}."
             )
+        provide_threads()
         compilation_cache.enable(config.get("cache_dir"))
         ROUTES[config.route](config, workdir)
     except UsageError as error:

@@ -13,6 +13,8 @@ _DEVICES = (
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}".strip()
+# As medinit_jax.core.parallel.provide_threads, which cannot be imported before JAX is set up.
+os.environ.setdefault("PJRT_NPROC", "16")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".medinit_cache" / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")

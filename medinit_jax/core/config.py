@@ -28,6 +28,8 @@ class Command(NamedTuple):
 def read_command_line(argv: Sequence[str], usage: str = "") -> Command:
     """Parses `--config=FILE[:VARIANT] [--config.KEY=VALUE ...] [--workdir=DIR]`.
 
+    `--config.init=START:PATH` is short for `--config.init.start=START --config.init.path=PATH`.
+
     The config file's `get_config(argument)` gives the values; then `presets[preset]`, where the
     configuration has these keys; then the overrides of the command line, in their order.
 
@@ -42,6 +44,7 @@ def read_command_line(argv: Sequence[str], usage: str = "") -> Command:
         UsageError: anything that is wrong with the command line or the config file.
         SystemExit: after `--help`.
     """
+    argv = _spelled_out(argv)
     values = flags.FlagValues()
     config_flags.DEFINE_config_file(
         "config",
@@ -109,6 +112,17 @@ def read_stages(config: ml_collections.ConfigDict, known: Sequence[str]) -> tupl
         what = f"the unknown stage {unknown[0]!r}" if unknown else "no stage"
         raise UsageError(f"config.stages names {what}; use some of {','.join(known)}.")
     return tuple(stage for stage in known if stage in names)
+
+
+def _spelled_out(argv: Sequence[str]) -> list[str]:
+    """Writes the short form of a start as its two keys."""
+    found = []
+    for argument in argv:
+        if match := re.fullmatch(r"(--?config\.init)=([^:]*):?(.*)", argument):
+            found += [f"{match[1]}.start={match[2]}", f"{match[1]}.path={match[3]}"]
+        else:
+            found.append(argument)
+    return found
 
 
 def _config_file(argv: Sequence[str]) -> tuple[Path, str]:

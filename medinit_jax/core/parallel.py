@@ -9,7 +9,9 @@ Functions that do communicate run under `Parallel.sharded` and use `all_gather`,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+import re
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any
 
 import jax
@@ -20,6 +22,23 @@ from medinit_jax.core.compiler import jit
 from medinit_jax.core.errors import UsageError
 
 AXIS = "data"
+
+
+def provide_threads(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Gives several virtual CPU devices the threads they need; call it before JAX starts.
+
+    XLA's client for CPUs has a thread for each core or device, whichever are more. Those that wait
+    in a reduction and those that wait for room to enqueue more work can take them all, and the
+    process stands still. Nothing changes for other devices, or where PJRT_NPROC is set.
+
+    Args:
+        environment: Of the process; XLA_FLAGS or JAX_NUM_CPU_DEVICES say how many devices it has.
+    """
+    flags = environment.get("XLA_FLAGS", "")
+    said = re.findall(r"--xla_force_host_platform_device_count=(\d+)", flags)
+    devices = int(said[-1] if said else environment.get("JAX_NUM_CPU_DEVICES") or 1)
+    if devices > 1:
+        environment.setdefault("PJRT_NPROC", str(max(4 * devices, os.cpu_count() or 1)))
 
 
 def all_gather(tree):

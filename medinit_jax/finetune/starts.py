@@ -191,7 +191,7 @@ def _encoder(config: ml_collections.ConfigDict, network: Network, key: jax.Array
 
 def _weights(config: ml_collections.ConfigDict, network: Network, key: jax.Array) -> Start:
     """Weights under another library's names, such as torchvision's of ImageNet, or BiT's."""
-    from medinit_jax.interop.layouts import from_state
+    from medinit_jax.interop.layouts import family_of, from_state
     from medinit_jax.interop.unfit import strangers, unfit
     from medinit_jax.interop.weights import read_state
 
@@ -201,6 +201,11 @@ def _weights(config: ml_collections.ConfigDict, network: Network, key: jax.Array
     wanted = _wanted(network, _part(init, network))
     params = dict(found.params)
     if init.bit_skip_final_norm:
+        if family_of(config.model.name) != "bit":
+            raise UsageError(
+                "config.init.bit_skip_final_norm=True, but the network is no BiT network; set it "
+                "to False."
+            )
         params |= _plain_final_norm(network, wanted)
     reasons = {own: why for own, why in unfit(found, wanted).items() if own not in params}
     beside = strangers(found, wanted)
@@ -226,11 +231,6 @@ def _plain_final_norm(network: Network, wanted: Sequence[str]) -> dict[str, np.n
         for own in (f"norm/{leaf}", f"{ENCODER}.norm/{leaf}"):
             if own in wanted:
                 plain[own] = value(shapes[own.rpartition("/")[0]][leaf], np.float32)
-    if not plain:
-        raise UsageError(
-            "config.init.bit_skip_final_norm=True, but the network is no BiT network; set it to "
-            "False."
-        )
     return plain
 
 

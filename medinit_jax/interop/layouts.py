@@ -259,7 +259,7 @@ def from_state(
             norms, which are looked for too.
 
     Raises:
-        UsageError: There is no such layout, or it cannot hold the network.
+        UsageError: There is no such layout, or it can hold neither the network nor its encoder.
     """
     best, most = None, (-1, -1)
     for own, names in _candidates(name, program, layout, heads):
@@ -273,15 +273,22 @@ def from_state(
 def _candidates(
     name: str, program: Program, layout: str, heads: Mapping[str, int]
 ) -> Iterator[tuple[str, Names]]:
-    """Yields (layout, names) of all states that could hold the network or its encoder."""
+    """Yields (layout, names) of all states that could hold the network or its encoder.
+
+    Raises:
+        UsageError: The given layout is none, or holds neither.
+    """
     classifier, family = zoo.encoder_of(name), family_of(name)
-    for own in LAYOUTS if layout == AUTO else (layout,):
-        if _holds(name, program, own):
-            yield own, names_of(name, program, own, heads)
-        elif layout != AUTO and (family == "unet" or not _holds(classifier, program, own)):
-            names_of(name, program, own, heads)
-        if family == "unet" or not _holds(classifier, program, own):
-            continue
+    named = tuple(LAYOUTS) if layout == AUTO else (layout,)
+    whole = [own for own in named if find_layout(own) and _holds(name, program, own)]
+    # A classic U-Net has no classifier's encoder.
+    parts = [own for own in named if family != "unet" and _holds(classifier, program, own)]
+    if not whole and not parts:
+        names_of(name, program, layout, heads)
+    # Where both fit equally, as SWCL's pretraining does, the whole is meant: it comes first.
+    for own in whole:
+        yield own, names_of(name, program, own, heads)
+    for own in parts:
         inner = LAYOUTS[own].names(classifier, family, program, NONE)
         for prefix in ("",) if own == "bit" else PREFIXES:
             yield own, _below(inner, prefix)._replace(encoder_only=True)

@@ -79,6 +79,19 @@ def test_a_flag_and_its_value_may_be_two_words(read):
     assert command.config.seed == 4 and command.workdir == Path("runs/tiny-smoke")
 
 
+@pytest.mark.parametrize(
+    ("short", "start", "path"),
+    [("torch:a/b:c.pth", "torch", "a/b:c.pth"), ("random", "random", "")],
+)
+def test_a_start_and_its_path_may_be_one_word(short, start, path):
+    folder = Path(__file__).resolve().parents[2] / "configs"
+    command = ["main", f"--config={folder}/finetune.py:phantom_idrid_32px", "--config.seed=3"]
+    config = read_command_line([*command, f"--config.init={short}"]).config
+    assert (config.init.start, config.init.path, config.seed) == (start, path, 3)
+    with pytest.raises(UsageError, match="no key 'init.start'"):
+        read_command_line(["main", f"--config={folder}/hyper.py", f"--config.init={short}"])
+
+
 def test_a_preset_sets_its_values_and_the_command_line_wins(read):
     config = read("--config.preset=seed_paper", "--config.optimizer.learning_rate=1.0").config
     assert config.seed == 7 and config.optimizer.weight_decay == 0.5

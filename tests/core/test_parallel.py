@@ -1,12 +1,16 @@
 """Devices: each part of the work equals the same work on one device."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from medinit_jax.core.errors import UsageError
-from medinit_jax.core.parallel import Parallel, all_gather, all_sum, position
+from medinit_jax.core.parallel import Parallel, all_gather, all_sum, position, provide_threads
 
 
 @pytest.fixture(params=[1, 4], ids=["1 device", "4 devices"])
@@ -125,3 +129,46 @@ def test_gradient_through_sharded_is_that_of_the_whole(parallel):
     value, gradient = jax.jit(jax.value_and_grad(square))(rows)
     assert float(value) == 28**2
     np.testing.assert_allclose(gradient, np.full(8, 56.0))
+
+
+@pytest.mark.parametrize(
+    ("environment", "threads"),
+    [
+        ({"XLA_FLAGS": "--xla_force_host_platform_device_count=200"}, "800"),
+        ({"XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": "300"}, "1200"),
+        ({"JAX_NUM_CPU_DEVICES": "300", "PJRT_NPROC": "7"}, "7"),
+        ({"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}, None),
+        ({}, None),
+    ],
+)
+def test_only_virtual_devices_are_given_threads(environment, threads):
+    provide_threads(environment)
+    assert environment.get("PJRT_NPROC") == threads
+
+
+def test_many_steps_in_flight_do_not_stand_still():
+    """With a thread a device and no more, the reductions wait for each other for good."""
+    environment = {k: v for k, v in os.environ.items() if k != "PJRT_NPROC"} | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4"
+        " --xla_cpu_collective_call_terminate_timeout_seconds=25"
+    }
+    command = [sys.executable, "-c", _IN_FLIGHT]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "done", done.stderr[-2000:]
+
+
+_IN_FLIGHT = """
+import jax.numpy as jnp
+from medinit_jax.core.parallel import Parallel, provide_threads
+
+provide_threads()
+parallel = Parallel()
+step = parallel.map(lambda x, w: jnp.tanh(x @ w))
+x = w = parallel.copy(jnp.full((64, 64), 0.01))
+for index in range(600):
+    x = step(x, w)
+    if index % 5 == 0:
+        total = parallel.total(x)
+total.block_until_ready()
+print("done")
+"""

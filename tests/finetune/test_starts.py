@@ -12,11 +12,16 @@ from tiny_finetune import tiny
 from medinit_jax.core.checkpoint import load_params, save_params
 from medinit_jax.core.errors import UsageError
 from medinit_jax.finetune.network import make_network
-from medinit_jax.finetune.starts import make_start
+from medinit_jax.finetune.starts import STARTS, make_start
 from medinit_jax.hyper.hypernetwork import from_config, init_theta
-from medinit_jax.interop.weights import from_state, read_state, torch_name
+from medinit_jax.interop import weights
+from medinit_jax.interop.layouts import to_state
+from medinit_jax.interop.weights import read_state
+from medinit_jax.models import bit as bit_family
 from medinit_jax.models import zoo
+from medinit_jax.models.statistics import initial_statistics
 
+KIND = "classification"
 CLASSIFIER = {"name": "resnet18", "width": 0}
 HYPER = {
     "hidden": 8, "max_shape": (8, 8, 7, 7), "node_types": 29, "activations": False, "layers": 1,
@@ -24,17 +29,19 @@ HYPER = {
 }  # fmt: skip
 
 
-def started(data_dir, network, start, path="", **changes):
+def started(data_dir, network, start, path="", name="", **changes):
     config = tiny("classification", data_dir)
     config.unlock()
     config.init.start, config.init.path = start, str(path)
+    segments = len(network.program.shapes[-1]) == 3
+    config.model.name = name or ("unet_resnet18" if segments else "resnet18")
     config.init.update(changes)
     console = Console(file=io.StringIO(), width=200)
     return make_start(config, network, console), console.file.getvalue()
 
 
 def torch_state(program, seed=0):
-    """A state dict as torchvision would write it, with values of our own."""
+    """A state dict of a ResNet as torchvision would write it, with values of our own."""
     rng = np.random.default_rng(seed)
     state = {}
     for module, leaves in program.parameter_shapes().items():
@@ -43,11 +50,11 @@ def torch_state(program, seed=0):
             if leaf == "kernel":
                 value = value.transpose(3, 2, 0, 1) if len(shape) == 4 else value.T
             end = "bias" if leaf == "bias" else "weight"
-            state[f"{torch_name(module)}.{end}"] = np.ascontiguousarray(value)
+            state[f"{module}.{end}"] = np.ascontiguousarray(value)
             if leaf == "scale":
                 for kind in ("mean", "var"):
                     values = rng.uniform(0.5, 1, shape).astype(np.float32)
-                    state[f"{torch_name(module)}.running_{kind}"] = values
+                    state[f"{module}.running_{kind}"] = values
     return state
 
 
@@ -128,21 +135,120 @@ def test_an_encoder_of_another_network_is_refused(network, data_dir, tmp_path):
     assert started(data_dir, network, "encoder", tmp_path / "own")[0].record["taken"]
 
 
-def test_what_fits_in_part_is_listed(network, data_dir, tmp_path):
+def written(tmp_path, state):
+    path = tmp_path / "w.safetensors"
+    safetensors.numpy.save_file({n: np.ascontiguousarray(v) for n, v in state.items()}, path)
+    return path
+
+
+def test_what_fits_in_part_is_refused_by_name_or_listed(network, data_dir, tmp_path):
     state = torch_state(network.program)
     state["conv1.weight"] = state["conv1.weight"][:, :1]
-    del state["layer1.0.conv1.weight"]
+    state["layer1.0.convolution1.weight"] = state.pop("layer1.0.conv1.weight")
     state["extra.weight"] = np.zeros(3, np.float32)
-    safetensors.numpy.save_file(
-        {name: np.ascontiguousarray(value) for name, value in state.items()},
-        tmp_path / "w.safetensors",
-    )
-    start, said = started(data_dir, network, "file", tmp_path / "w.safetensors")
+    path = written(tmp_path, state)
+    with pytest.raises(UsageError) as error:
+        started(data_dir, network, "torch", path)
+    for words in (
+        "(read as torchvision) fits resnet18 in part only",
+        "conv1.weight is (64, 1, 7, 7) in the file and (64, 3, 7, 7) here",
+        "layer1.0.conv1.weight is not in the file, where layer1.0.convolution1.weight",
+        "layer1.0.convolution1.weight has no place in the network",
+        "config.init.force=True",
+    ):
+        assert words in str(error.value)
+    # A head or another's decoder is no reason to refuse.
+    assert "extra.weight" not in str(error.value)
+    start, said = started(data_dir, network, "torch", path, force=True)
     text = "\n".join(start.record["left"])
-    assert "conv1/kernel: (7, 7, 1, 64) in the file, (7, 7, 3, 64) here" in text
-    assert "layer1.0.conv1/kernel: not in the file" in text
+    assert "conv1/kernel: conv1.weight is (64, 1, 7, 7) in the file" in text
+    assert "layer1.0.conv1/kernel: layer1.0.conv1.weight is not in the file" in text
     assert "extra.weight of the file: the network has no place for it" in text
     assert "conv1/kernel" in said
+    assert start.record["taken"] == start.record["of"] - 2 - 2
+
+
+@pytest.mark.parametrize(("held", "words"), [
+    ("resnet34", "layer1.2.bn1.bias has no place in the network"),
+    ("resnet18", "layer1.2.conv1.weight is not in the file"),
+])  # fmt: skip
+def test_weights_of_another_depth_are_refused(held, words, data_dir, tmp_path):
+    """Names and shapes of a ResNet-18 are all in a ResNet-34."""
+    path = written(tmp_path, torch_state(make_network({"name": held}, 32, 3, KIND).program))
+    other = "resnet18" if held == "resnet34" else "resnet34"
+    with pytest.raises(UsageError) as error:
+        started(data_dir, make_network({"name": other}, 32, 3, KIND), "torch", path, other)
+    assert words in str(error.value)
+
+
+def test_weights_of_other_libraries_are_recognized(data_dir, tmp_path):
+    name = "mobilenet_v2"
+    network = make_network({"name": name}, 32, 3, KIND)
+    params = {
+        m: {k: np.full(shape, 0.5, np.float32) for k, shape in leaves.items()}
+        for m, leaves in network.program.parameter_shapes().items()
+    }
+    held = initial_statistics(network.program)
+    path = written(tmp_path, to_state(name, network.program, params, held, "timm"))
+    start, _ = started(data_dir, network, "torch", path, name)
+    assert start.record["layout"] == "timm" and start.record["left"] == []
+    assert start.statistics is not None
+    for module in ("features.3.conv.1.0", "features.18.0"):
+        np.testing.assert_array_equal(start.params[module]["kernel"], 0.5)
+    with pytest.raises(UsageError, match="no layout 'keras'; choose one of torchvision, timm"):
+        started(data_dir, network, "torch", path, name, layout="keras")
+    with pytest.raises(UsageError, match="'bit' cannot hold this network: mobilenet_v2 is no BiT"):
+        started(data_dir, network, "torch", path, name, layout="bit")
+
+
+def test_an_archive_starts_bit_networks_with_or_without_the_last_norm(data_dir, tmp_path):
+    name = "deeplabv3plus_resnetv2_50x1_bit"
+    network = make_network({"name": name}, 32, 2, "segmentation")
+    shapes = bit_family.bit("resnetv2_50x1_bit", (32, 32, 3), 2)
+    params = {
+        m: {k: np.full(shape, 0.5, np.float32) for k, shape in leaves.items()}
+        for m, leaves in shapes.parameter_shapes().items()
+    }
+    state = to_state("resnetv2_50x1_bit", shapes, params, {}, "bit")
+    np.savez(tmp_path / "BiT.npz", **state)
+    held, _ = started(data_dir, network, "bit", tmp_path / "BiT.npz", name)
+    assert (held.params["encoder.norm"]["scale"] == 0.5).all()
+    assert (held.params["encoder.stages.3.blocks.2.conv2"]["kernel"] == 0.5).all()
+    for leaf in ("gamma", "beta"):
+        del state[f"resnet/group_norm/{leaf}"]
+    np.savez(tmp_path / "BiT.npz", **state)
+    with pytest.raises(UsageError, match="resnet/group_norm/gamma is not in the file"):
+        started(data_dir, network, "bit", tmp_path / "BiT.npz", name)
+    change = {"bit_skip_final_norm": True}
+    plain, _ = started(data_dir, network, "bit", tmp_path / "BiT.npz", name, **change)
+    assert (plain.params["encoder.norm"]["scale"] == 1).all()
+    assert (plain.params["encoder.norm"]["bias"] == 0).all()
+    assert (plain.params["encoder.stem.conv"]["kernel"] == 0.5).all()
+
+
+def test_words_for_the_same_start():
+    assert STARTS["imagenet"] is STARTS["file"] is STARTS["bit"] is STARTS["torch"]
+
+
+def test_the_last_norm_is_a_bit_networks(network, file, data_dir):
+    with pytest.raises(UsageError, match="bit_skip_final_norm=True, but the network is no BiT"):
+        started(data_dir, network, "torch", file, bit_skip_final_norm=True)
+
+
+def test_values_that_are_not_finite_and_large_files_need_force(
+    network, data_dir, tmp_path, monkeypatch
+):
+    state = torch_state(network.program)
+    state["conv1.weight"][0, 0, 0, 0] = np.nan
+    path = written(tmp_path, state)
+    with pytest.raises(UsageError, match=r"NaN or infinity in 1 of 102 tensors \(conv1.weight\)"):
+        started(data_dir, network, "torch", path)
+    start, _ = started(data_dir, network, "torch", path, force=True)
+    assert np.isnan(start.params["conv1"]["kernel"]).sum() == 1
+    monkeypatch.setattr(weights, "MAX_BYTES", 1000)
+    with pytest.raises(UsageError, match="GiB, more than the .* read unasked"):
+        started(data_dir, network, "torch", path)
+    assert started(data_dir, network, "torch", path, force=True)[0].record["taken"]
 
 
 def test_nothing_that_fits_is_refused(network, data_dir, tmp_path):
@@ -159,7 +265,8 @@ def test_nothing_that_fits_is_refused(network, data_dir, tmp_path):
     ("name", "content", "words"),
     [
         ("absent.safetensors", None, "There is no file"),
-        ("weights.npz", b"PK", "no file of weights that is understood"),
+        ("weights.h5", b"PK", "no file of weights that is understood"),
+        ("weights.npz", b"PK", "no readable archive of arrays"),
         ("broken.safetensors", b"12345678", "is no readable .safetensors file"),
     ],
 )
@@ -206,19 +313,3 @@ def test_only_the_encoder_of_a_segmenter_is_predicted(segmenter, initializer, da
 def test_a_model_folder_is_told_from_an_initializer(initializer, tmp_path):
     with pytest.raises(UsageError, match="is no model: model.json is missing"):
         load_params(initializer, "model")
-
-
-@pytest.mark.torch
-@pytest.mark.parametrize("name", ["resnet18", "regnet_y_400mf", "vgg11_bn", "densenet121"])
-def test_every_tensor_of_torchvision_has_a_place(name, tmp_path):
-    torch = pytest.importorskip("torch")
-    models = pytest.importorskip("torchvision.models")
-    net = getattr(models, name)()
-    torch.save(net.state_dict(), tmp_path / "net.pth")
-    program = zoo.build(name, 1000).program
-    found = from_state(program, read_state(tmp_path / "net.pth"))
-    shapes = program.parameter_shapes()
-    assert {k: v.shape for k, v in found.params.items()} == {
-        f"{m}/{leaf}": shape for m, leaves in shapes.items() for leaf, shape in leaves.items()
-    }
-    assert found.unused == ()
