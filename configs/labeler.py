@@ -13,20 +13,16 @@ Hardware and time: made for 8 GPUs; not run by us. `phantom` (ResNet-18 of width
 64 px) takes minutes on two CPU cores.
 """
 
-import importlib.util
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
-from medinit_jax.core.config import unknown_variant
+from medinit_jax.core.config import beside, unknown_variant
 
 
 def get_config(variant: str = "paper") -> ConfigDict:
     """Returns the labeler; see the head of this file."""
     if variant not in ("paper", "phantom"):
         raise unknown_variant(variant, ("paper", "phantom"))
-    config = _finetune("medinit_oia_odir/default")
-    config.unlock()
+    config = beside(__file__, "finetune").get_config("medinit_oia_odir/default").unlock()
     config.route = "labeler"
     config.labels = "abnormal"
     config.metric = "AUC"
@@ -73,13 +69,3 @@ def _phantom(config: ConfigDict) -> None:
     config.data.size = 55
     config.train.update({"epochs": 20, "batch": 32, "accumulate": 1, "validate_every": 2})
     config.optim.milestones = (14, 16, 18)
-
-
-def _finetune(task: str) -> ConfigDict:
-    path = Path(__file__).with_name("finetune.py")
-    spec = importlib.util.spec_from_file_location("_finetune_config", path)
-    if spec is None or spec.loader is None:
-        raise FileNotFoundError(path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(task)

@@ -15,25 +15,56 @@ The initializer of each modality is a job of its own, as is every fine-tuning; j
 machines: `--config.runner=ray` (pip install 'medinit_jax[ray]'), `slurm` or `commands`.
 """
 
-import importlib.util
-from pathlib import Path
-
 from ml_collections import ConfigDict, config_dict
 
-from medinit_jax.core.config import unknown_variant
+from medinit_jax.core.config import beside, unknown_variant
 
 STUDIES = ("hyper_table2", "hyper_fig2", "hyper_fig3", "hyper_fig4")
 TASKS = ("eyepacs_dr", "aptos_dr", "refuge2_seg", "drive_seg", "rsna_ihd", "rsna_cxr")
+ENCODERS = ("resnet18", "resnet50", "resnet101", "regnet_y_1_6gf")
 MODALITIES = ("fundus", "ct", "xray")
 
 
 def get_config(study: str = "hyper_table2") -> ConfigDict:
     """Returns a study; see the head of this file."""
-    of_swcl = _module("swcl_study")
+    of_swcl = beside(__file__, "swcl_study")
     if study in of_swcl.STUDIES:
         return of_swcl.get_config(study).lock()
     if study not in STUDIES:
         raise unknown_variant(study, (*STUDIES, *of_swcl.STUDIES))
+    # hyper, random, matched, untrained; also rotnet (the network pretrained alone on rotation),
+    # imagenet (weights from config.imagenet), probe (predicted parameters frozen).
+    starts = ("hyper", "random", "matched", "untrained")
+    config = head(study, starts, ENCODERS, TASKS[0])
+    # size=real: a folder with all images per modality, in the place of the training images of
+    # EyePACS, RSNA-IHD and RSNA-CXR. The paper trains on all images, evaluation images included.
+    config.images = ConfigDict(dict.fromkeys(MODALITIES, ""))
+    config.include_eval_images = False
+    config.base = ConfigDict(
+        {
+            "finetune": {task: _variant("finetune", task) for task in TASKS},
+            "hyper": {modality: _initializer(modality) for modality in MODALITIES},
+        }
+    )
+    config.sizes = ConfigDict({"mini": _mini(), "phantom": _phantom(), "real": _real()})
+    if study == "hyper_fig2":
+        config.starts = ("hyper", "random", "matched")
+    if study == "hyper_fig3":
+        _maps(config)
+    if study == "hyper_fig4":
+        config.sizes.mini.finetune.train.epochs = 6
+    return config.lock()
+
+
+def head(study: str, starts: tuple[str, ...], encoders: tuple[str, ...], task: str) -> ConfigDict:
+    """Returns what all studies have; `base`, the runs that they are made of, and `sizes` are left.
+
+    Args:
+        study: Its name.
+        starts: What is compared.
+        encoders: Networks of which a file of ImageNet weights may be given.
+        task: One of its tasks.
+    """
     config = ConfigDict()
     config.route = "study"
     config.study = study
@@ -48,52 +79,21 @@ def get_config(study: str = "hyper_table2") -> ConfigDict:
     # Whether a plan that has changed replaces the one in the workdir.
     config.fresh = False
     config.first_seed = 42
-    # hyper, random, matched, untrained; also rotnet (the network pretrained alone on rotation),
-    # imagenet (weights from config.imagenet), probe (predicted parameters frozen).
-    config.starts = ("hyper", "random", "matched", "untrained")
-    config.imagenet = ConfigDict(
-        dict.fromkeys(("resnet18", "resnet50", "resnet101", "regnet_y_1_6gf"), "")
-    )
+    config.starts = starts
+    config.imagenet = ConfigDict(dict.fromkeys(encoders, ""))
     # Over label fractions: the same number of epochs, or of steps.
     config.budget = "epochs"
-    # size=real: a folder with all images per modality, in the place of the training images of
-    # EyePACS, RSNA-IHD and RSNA-CXR. The paper trains on all images, evaluation images included.
-    config.images = ConfigDict(dict.fromkeys(MODALITIES, ""))
-    config.include_eval_images = False
     # Changes of every fine-tuning, such as --config.finetune.train.epochs=5; None changes nothing.
-    config.finetune = unset(_beside("finetune", TASKS[0]), ("data", "train", "optim", "evaluate"))
-    config.base = ConfigDict(
-        {
-            "finetune": {task: _beside("finetune", task) for task in TASKS},
-            "hyper": {modality: _initializer(modality) for modality in MODALITIES},
-        }
-    )
-    config.sizes = ConfigDict({"mini": _mini(), "phantom": _phantom(), "real": _real()})
-    if study == "hyper_fig2":
-        config.starts = ("hyper", "random", "matched")
-    if study == "hyper_fig3":
-        _maps(config)
-    if study == "hyper_fig4":
-        config.sizes.mini.finetune.train.epochs = 6
-    return config.lock()
+    config.finetune = _unset(_variant("finetune", task), ("data", "train", "optim", "evaluate"))
+    return config
 
 
-def _beside(name: str, variant: str) -> dict:
+def _variant(name: str, variant: str) -> dict:
     """Returns the configuration of a file in this folder."""
-    return _module(name).get_config(variant).to_dict()
+    return beside(__file__, name).get_config(variant).to_dict()
 
 
-def _module(name: str):
-    path = Path(__file__).with_name(f"{name}.py")
-    spec = importlib.util.spec_from_file_location(f"_{name}_config", path)
-    if spec is None or spec.loader is None:
-        raise FileNotFoundError(path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def unset(config: dict, parts: tuple[str, ...]) -> ConfigDict:
+def _unset(config: dict, parts: tuple[str, ...]) -> ConfigDict:
     """Returns a place without a value for each setting of these parts of a run."""
 
     def empty(value):
@@ -105,7 +105,7 @@ def unset(config: dict, parts: tuple[str, ...]) -> ConfigDict:
 
 
 def _initializer(modality: str) -> dict:
-    config = _beside("hyper", "")
+    config = _variant("hyper", "")
     config["note"] = ""
     config["data"]["name"] = modality
     if modality != "fundus":

@@ -21,12 +21,9 @@ rate is ours. Hardware and time: made for an accelerator and not run by us; `pha
 on two CPU cores.
 """
 
-import importlib.util
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
-from medinit_jax.core.config import unknown_variant
+from medinit_jax.core.config import beside, unknown_variant
 
 METHODS = ("swcl", "swcl_image", "multitask", "simclr", "byol", "dino", "dino_official")
 
@@ -48,6 +45,8 @@ def get_config(variant: str = "swcl") -> ConfigDict:
         config.loss.official = True
         config.loss.prototypes = 65_536
         config.data.views = "dino_official"
+        config.optim.weight_decay = 0.04
+        config.optim.weight_decay_end = 0.4
         # Of all gradients together; the official code clips those of every tensor by themselves.
         config.optim.clip = 3.0
         config.train.frozen_epochs = 1
@@ -56,13 +55,7 @@ def get_config(variant: str = "swcl") -> ConfigDict:
 
 def _chain(size: str) -> ConfigDict:
     """Returns labeler, patches, pretraining and fine-tuning as one study."""
-    path = Path(__file__).with_name("swcl_study.py")
-    spec = importlib.util.spec_from_file_location("_swcl_study_config", path)
-    if spec is None or spec.loader is None:
-        raise FileNotFoundError(path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config("swcl_chain")
+    config = beside(__file__, "swcl_study").get_config("swcl_chain")
     config.size = size
     return config.lock()
 
@@ -76,29 +69,12 @@ def _default(method: str) -> ConfigDict:
     config.note = ""
     # Of BYOL and DINO: the student or the teacher becomes the encoder.
     config.export = "student"
-    # As in configs/finetune.py.
-    config.init = ConfigDict(
-        {
-            # The encoder is a BiT network, which SWCL's code leaves as PyTorch starts it.
-            "start": "torch_default",
-            "path": "",
-            "only": "auto",
-            "depth_fraction": 1.0,
-            "init_noise": 0.0,
-            "orthogonal": False,
-            "unknown_types": "error",
-            # Of weights in a file: whose names they have, "auto" or a key of interop.layouts, and
-            # whether what fits in part, is not finite or very large is taken.
-            "layout": "auto",
-            "force": False,
-            # Of BiT's weights: the last norm starts plainly, as in the code of SWCL's authors.
-            "bit_skip_final_norm": False,
-        }
-    )
-    config.model = ConfigDict(
-        {"name": "resnetv2_50x1_bit", "stem": "", "width": 0, "norm": "", "output_stride": 0,
-         "last_stride": 0, "decoder": ""}
-    )  # fmt: skip
+    # What they mean is said there.
+    finetune = beside(__file__, "finetune").get_config()
+    config.init, config.model = finetune.init, finetune.model
+    # The encoder is a BiT network, which SWCL's code leaves as PyTorch starts it.
+    config.init.start = "torch_default"
+    config.model.name = "resnetv2_50x1_bit"
     config.data = ConfigDict(
         {
             "data_dir": "data",
@@ -160,6 +136,8 @@ def _default(method: str) -> ConfigDict:
             "name": "adamw",
             "learning_rate": 1e-3,
             "weight_decay": 1e-4,
+            # Weight decay goes there along a cosine, from the first update on; 0 = it stays.
+            "weight_decay_end": 0.0,
             "schedule": "cosine",
             "warmup_epochs": 5.0,
             "momentum": 0.9,

@@ -14,12 +14,9 @@ BiT and ImageNet weights come from files: `--config.bit_s=BiT-S-R50x1.npz`, `--c
 `--config.imagenet.resnet18=FILE`; without a file their cells say so.
 """
 
-import importlib.util
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
-from medinit_jax.core.config import unknown_variant
+from medinit_jax.core.config import beside, unknown_variant
 
 STUDIES = ("swcl_table2", "swcl_table3", "swcl_compare", "swcl_chain")
 TASKS = (
@@ -41,6 +38,7 @@ STARTS = {
     "swcl_compare": ("swcl", "random", "simclr", "multitask", "swcl_image"),
     "swcl_chain": ("swcl", "random"),
 }
+ENCODERS = ("resnet18", "resnetv2_50x1_bit")
 METHODS = ("swcl", "swcl_image", "multitask", "simclr", "byol", "dino", "dino_official")
 
 
@@ -48,32 +46,11 @@ def get_config(study: str) -> ConfigDict:
     """Returns a study; see the head of this file."""
     if study not in STUDIES:
         raise unknown_variant(study, STUDIES)
-    config = ConfigDict()
-    config.route = "study"
-    config.study = study
-    config.size = "mini"
-    config.note = ""
-    config.cache_dir = ""
-    config.jobs_dir = "runs/jobs"
-    # local, ray, slurm or commands; one job alone: its id.
-    config.runner = "local"
-    config.ray_cores = 1.0
-    config.only = ""
-    # Whether a plan that has changed replaces the one in the workdir.
-    config.fresh = False
-    config.first_seed = 42
-    config.starts = STARTS[study]
+    config = beside(__file__, "study").head(study, STARTS[study], ENCODERS, TASKS[0])
     # Of swcl_chain.
     config.task = "refuge_cls"
     config.bit_s = ""
     config.bit_m = ""
-    config.imagenet = ConfigDict({"resnet18": "", "resnetv2_50x1_bit": ""})
-    config.budget = "epochs"
-    beside = _beside("study")
-    # Changes of every fine-tuning; None changes nothing.
-    config.finetune = beside.unset(
-        _variant("finetune", TASKS[0]), ("data", "train", "optim", "evaluate")
-    )
     config.base = ConfigDict(
         {
             "finetune": {task: _finetune(task) for task in TASKS},
@@ -104,10 +81,10 @@ def _finetune(task: str) -> dict:
 
     `aptos_dr` is no task of that paper, and keeps the first's.
     """
-    beside = _beside("finetune")
-    config = beside.get_config(task).unlock()
+    finetune = beside(__file__, "finetune")
+    config = finetune.get_config(task).unlock()
     if task == "drive_seg":
-        beside.second_paper(config, segmentation=True)
+        finetune.second_paper(config, segmentation=True)
     return config.to_dict()
 
 
@@ -127,7 +104,7 @@ def _drawn(pixels: int) -> dict:
     """Returns the sets that labeler, patches and encoders see, drawn at a size."""
     odir, eyepacs = f"phantom_odir_{pixels}px", f"phantom_eyepacs_dr_{pixels}px_x0.25"
     seen = round(pixels * 384 / 448)
-    whole = {"sets": f"{odir},{eyepacs}", "image_size": pixels, "size": pixels // 2}
+    whole = {"sets": f"{odir},{eyepacs}", "image_size": pixels}
     return {
         "phantom": True,
         "pixels": pixels,
@@ -135,7 +112,8 @@ def _drawn(pixels: int) -> dict:
         "patches": {
             "labelled": odir, "unlabelled": eyepacs, "image_size": pixels, "crop": pixels // 2,
         },
-        "swcl": {"data": whole},
+        "swcl": {"data": {"size": pixels // 2}},
+        "whole": {"data": whole},
         "supervised": {"data": {"size": pixels}},
         "supervised_on": {"odir": {"task": odir}, "eyepacs": {"task": eyepacs}},
     }  # fmt: skip
@@ -189,7 +167,7 @@ def _mini() -> dict:
 def _phantom() -> dict:
     config = _mini()
     drawn = _drawn(128)
-    for part in ("labeler", "patches", "swcl"):
+    for part in ("labeler", "patches", "swcl", "whole"):
         for key, value in drawn[part].items():
             config[part][key] = (
                 {**config[part].get(key, {}), **value} if isinstance(value, dict) else value
@@ -235,7 +213,8 @@ def _real() -> dict:
         "hyper": {},
         "labeler": {},
         "patches": {"labelled": odir, "unlabelled": eyepacs},
-        "swcl": {"data": {"sets": f"{odir},{eyepacs}"}},
+        "swcl": {},
+        "whole": {"data": {"sets": f"{odir},{eyepacs}"}},
         "methods": {},
         "supervised": {},
         "supervised_on": {"odir": {}, "eyepacs": {}},
@@ -245,16 +224,5 @@ def _real() -> dict:
     }
 
 
-def _beside(name: str):
-    """Returns a file of this folder as a module."""
-    path = Path(__file__).with_name(f"{name}.py")
-    spec = importlib.util.spec_from_file_location(f"_{name}_config", path)
-    if spec is None or spec.loader is None:
-        raise FileNotFoundError(path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def _variant(name: str, variant: str) -> dict:
-    return _beside(name).get_config(variant).to_dict()
+    return beside(__file__, name).get_config(variant).to_dict()

@@ -60,19 +60,20 @@ def write_patches(folder, pairs=8, side=24, seed=0):
 def tiny(variant, data_dir, *overrides):
     """Returns the configuration of a pretraining that takes seconds."""
     paired = variant in ("swcl", "swcl_image", "multitask")
-    place = f"--config.data.patches={data_dir}/patches" if paired else f"--config.data.sets={ODIR}"
+    place = [f"--config.data.patches={data_dir}/patches"]
+    if not paired:
+        place = [f"--config.data.sets={ODIR}", "--config.data.image_size=24"]
     command = [
         "test",
         f"--config={CONFIGS}/swcl.py:{variant}",
         f"--config.data.data_dir={data_dir}",
-        "--config.data.image_size=24",
         "--config.data.size=16",
         f"--config.model.name={NAME}",
         "--config.train.steps=3",
         "--config.train.batch=8",
         "--config.train.log_every=1",
         "--config.optim.warmup_epochs=0",
-        place,
+        *place,
         *overrides,
     ]
     return read_command_line(command).config

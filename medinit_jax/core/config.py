@@ -1,6 +1,7 @@
 """From the command line to one locked configuration, with errors that name the key."""
 
 import difflib
+import importlib.util
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -90,6 +91,21 @@ def unknown_variant(argument: str, known: Iterable[str]) -> UsageError:
     return UsageError(
         f"The config has no variant {argument!r}; write one of {names} after the colon, or none."
     )
+
+
+def beside(file: str, name: str) -> Any:
+    """Returns a config file's neighbor as a module: its `get_config`, and what else it holds.
+
+    Args:
+        file: `__file__` of the config file that asks.
+        name: the neighbor's name, without ".py".
+    """
+    path = Path(file).with_name(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"_{name}_config", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def read_stages(config: ml_collections.ConfigDict, known: Sequence[str]) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax
+import ml_collections
 import numpy as np
 
 from medinit_jax.core.checkpoint import Checkpoints
@@ -37,6 +38,24 @@ class LoopConfig(NamedTuple):
     log_every: int
     checkpoint_every: int
     max_skipped: float = 0.02
+
+
+def make_config(total_steps: int, train: ml_collections.ConfigDict) -> LoopConfig:
+    """Returns how often the loop does what.
+
+    Args:
+        total_steps: the step at which training is complete.
+        train: `log_every` and `checkpoint_every`.
+
+    Raises:
+        UsageError: one of them is below 1.
+    """
+    for name in ("log_every", "checkpoint_every"):
+        if train[name] < 1:
+            raise UsageError(
+                f"config.train.{name}={train[name]} is no number of steps; set it to at least 1."
+            )
+    return LoopConfig(total_steps, train.log_every, train.checkpoint_every)
 
 
 def resume(checkpoints: Checkpoints, state: Any, batches: Any = None) -> Any:
@@ -99,16 +118,9 @@ def run(
         The last state.
 
     Raises:
-        UsageError: more than `max_skipped` of the steps were not finite, or `config` has a number
-            of steps below 1.
+        UsageError: more than `max_skipped` of the steps were not finite.
         KeyboardInterrupt: a signal came; the checkpoint is saved.
     """
-    for name in ("log_every", "checkpoint_every"):
-        if getattr(config, name) < 1:
-            raise UsageError(
-                f"config.train.{name}={getattr(config, name)} is no number of steps; set it to at "
-                "least 1."
-            )
     step = first = int(state.step)
     skipped_before = int(state.skipped)
     end = config.total_steps if stop_after is None else min(config.total_steps, step + stop_after)

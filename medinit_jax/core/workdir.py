@@ -1,17 +1,24 @@
 """A run's folder: which configuration it belongs to, and files that are never half-written."""
 
+import fcntl
 import json
 import os
-from collections.abc import Mapping, Sequence
+import socket
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import ml_collections
 import numpy as np
+from rich.console import Console
 
 from medinit_jax.core.errors import UsageError
 
 CONFIG_FILE = "config.json"
+SUMMARY_FILE = "summary.json"
+LOCK_FILE = "lock"
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -66,15 +73,9 @@ def claim_workdir(
     """
     folder = Path(workdir)
     wanted = json.loads(json.dumps(config.to_dict(), default=str))
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file; choose a folder for the run with --workdir=.")
+    _check_folder(folder)
     file = folder / CONFIG_FILE
     if not file.exists():
-        if folder.exists() and any(folder.iterdir()):
-            raise UsageError(
-                f"{folder} holds files but no {CONFIG_FILE}, so it is no run of this program; "
-                "choose an empty or new folder with --workdir=."
-            )
         folder.mkdir(parents=True, exist_ok=True)
         write_json(file, {"name": name, "config": wanted})
         return False
@@ -94,6 +95,113 @@ def claim_workdir(
             "or start a new run with --workdir=."
         )
     return True
+
+
+@contextmanager
+def claimed(
+    workdir: str | os.PathLike[str],
+    config: ml_collections.ConfigDict,
+    name: str,
+    free: Sequence[str] = (),
+) -> Iterator[None]:
+    """Claims a folder, see `claim_workdir`, and keeps other processes out of it meanwhile.
+
+    Args:
+        workdir: the folder.
+        config: the whole configuration.
+        name: the configuration's name.
+        free: keys that may differ.
+
+    Raises:
+        UsageError: as `claim_workdir`, or another process runs there.
+    """
+    _check_folder(Path(workdir))
+    with locked(workdir):
+        claim_workdir(workdir, config, name, free)
+        yield
+
+
+@contextmanager
+def locked(workdir: str | os.PathLike[str]) -> Iterator[None]:
+    """Holds a folder for one run; the system lets go of it however the process ends.
+
+    Args:
+        workdir: the folder; made if it is missing.
+
+    Raises:
+        UsageError: another run, of this process or of another one, holds it.
+    """
+    folder = Path(workdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK_FILE, "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(
+                f"{folder} is in use by {_holder(file)}; wait until it has ended, stop it, or "
+                "choose another folder with --workdir=."
+            ) from error
+        except OSError as error:
+            # Some file systems of clusters know no locks.
+            print(
+                f"WARNING: {folder} cannot be locked ({error.strerror}); see that no other run "
+                "writes there.",
+                file=sys.stderr,
+            )
+            yield
+            return
+        file.truncate(0)
+        json.dump({"host": socket.gethostname(), "pid": os.getpid()}, file)
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
+            # Processes that were forked meanwhile have the file open, too.
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def is_finished(workdir: str | os.PathLike[str], console: Console) -> bool:
+    """Returns whether a run has left its summary, and says so.
+
+    Args:
+        workdir: its folder.
+        console: where it is said.
+    """
+    if not (Path(workdir) / SUMMARY_FILE).is_file():
+        return False
+    console.print(
+        f"{workdir} is finished; remove it or choose another --workdir to run again.",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+    return True
+
+
+def _holder(file: TextIO) -> str:
+    """Returns who wrote a lock, in words."""
+    file.seek(0)
+    try:
+        held = json.loads(file.read())
+        return f"process {int(held['pid'])} on {held['host']}"
+    except (ValueError, KeyError, TypeError):
+        # It has the lock, but has not signed yet.
+        return "another process"
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises UsageError unless a folder is missing, empty, or a run's."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file; choose a folder for the run with --workdir=.")
+    if (folder / CONFIG_FILE).exists() or not folder.exists():
+        return
+    # A process that was killed at its first moment leaves the lock alone.
+    if any(entry.name != LOCK_FILE for entry in folder.iterdir()):
+        raise UsageError(
+            f"{folder} holds files but no {CONFIG_FILE}, so it is no run of this program; "
+            "choose an empty or new folder with --workdir=."
+        )
 
 
 def _differences(held: Mapping, wanted: Mapping, free: tuple[str, ...]) -> list[str]:

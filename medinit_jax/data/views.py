@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from medinit_jax.data import color, pillow_color
 from medinit_jax.data.augment import halved
-from medinit_jax.data.color import CHANGES
 
 Interpolation = Literal["fast", "bilinear", "bicubic"]
 _RESAMPLING = {
@@ -33,7 +33,7 @@ class View(NamedTuple):
         box: Top, left, height and width of the crop in pixels.
         mirrored: Whether left and right are exchanged.
         changes: Keys of `color.CHANGES` and their amounts, in the order in which they are made.
-        interpolation: How the crop is resized.
+        interpolation: How the crop is resized and its color changed, see `Views`.
     """
 
     box: tuple[int, int, int, int]
@@ -60,7 +60,8 @@ class Views:
         sigma: Lowest and highest deviation of the blur, in pixels of the view.
         solarize: Probability that what is brighter than the middle is inverted.
         interpolation: How crops are resized, without aliasing: "fast" halves them first as often
-            as that leaves enough; "bilinear" and "bicubic" weigh all pixels, as Pillow does.
+            as that leaves enough; "bilinear" and "bicubic" weigh all pixels, as Pillow does. With
+            these two, colors are Pillow's as well, to the level; with "fast" those of `color`.
     """
 
     area: tuple[float, float] = (0.08, 1.0)
@@ -189,8 +190,9 @@ def take_view(image: np.ndarray, view: View, size: int) -> np.ndarray:
     result = _resized(image[top : top + height, left : left + width], size, view.interpolation)
     if view.mirrored:
         result = cv2.flip(result, 1)
+    changes = color.CHANGES if view.interpolation == "fast" else pillow_color.CHANGES
     for name, amount in view.changes:
-        result = CHANGES[name](result, amount)
+        result = changes[name](result, amount)
     return result
 
 

@@ -200,12 +200,6 @@ def upsample_aligned(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return rows @ maps @ columns.T
 
 
-def lesion_probability(positive: np.ndarray, negative: np.ndarray, size: tuple[int, int]):
-    """Returns the softmax of two upsampled raw maps (..., h, w), as SWCL scores patches."""
-    difference = upsample_aligned(positive, size) - upsample_aligned(negative, size)
-    return 0.5 * (1 + np.tanh(difference / 2))
-
-
 def energy_inside(cam: np.ndarray, mask: np.ndarray) -> float:
     """Returns the share of a map's positive energy inside a mask; 0 where there is none.
 

@@ -24,15 +24,13 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     Raises:
         UsageError: Something the user can mend.
     """
-    from medinit_jax.core.workdir import claim_workdir
+    from medinit_jax.core.workdir import claimed, is_finished
     from medinit_jax.finetune.train import Tuning
 
-    claim_workdir(workdir, config, "finetune", free=FREE)
     console = Console(stderr=True)
-    if (workdir / "summary.json").is_file():
-        console.print(f"{workdir} is finished; remove it or choose another --workdir to run again.")
-        return
-    announce(Tuning(config, workdir, console).run(), console)
+    with claimed(workdir, config, "finetune", FREE):
+        if not is_finished(workdir, console):
+            announce(Tuning(config, workdir, console).run(), console)
 
 
 def announce(summary: Mapping[str, Any], console: Console) -> None:

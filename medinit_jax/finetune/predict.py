@@ -20,7 +20,7 @@ from rich.console import Console
 from medinit_jax.core.errors import UsageError
 from medinit_jax.core.progress import Progress
 from medinit_jax.core.provenance import provenance
-from medinit_jax.core.workdir import claim_workdir, write_json
+from medinit_jax.core.workdir import claimed, is_finished, write_json
 from medinit_jax.data.decode import DecodeError, decode_with_size
 from medinit_jax.data.folder import list_files
 from medinit_jax.downstream import cam, windows
@@ -89,11 +89,20 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     if config.cam and model.kind == "segmentation":
         raise UsageError("config.cam=True, but the model segments: its masks show where it sees.")
     found = _files(Path(config.images))
-    claim_workdir(workdir, config, "predict", free=FREE)
     console = Console(stderr=True)
-    if (workdir / "summary.json").is_file():
-        console.print(f"{workdir} is finished; choose another --workdir to run again.")
-        return
+    with claimed(workdir, config, "predict", FREE):
+        if not is_finished(workdir, console):
+            _predict(config, workdir, model, found, console)
+
+
+def _predict(
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    model: Model,
+    found: _Found,
+    console: Console,
+) -> None:
+    """Predicts on all images, and writes what came of it."""
     for what, files in (
         ("Ignored, as they are no images", found.ignored),
         ("Not followed, as they lead out of the folder", found.outside),

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from medinit_jax.core.errors import UsageError
-from medinit_jax.data import color
+from medinit_jax.data import pillow_color
 from medinit_jax.data.augment import NORMALIZATION, Augmentation, normalize, warp
 from medinit_jax.data.decode import Fit, fit_square
 from medinit_jax.data.paired import PairAugmentation, augment_pair
@@ -260,7 +260,7 @@ def drawn_pair(
     image, mask = augment_pair(
         image, mask, dataclasses.replace(draws.pair, geometry=still), size, rng
     )
-    return color.saturation(image, 0.0) if gray else image, mask
+    return pillow_color.saturation(image, 0.0) if gray else image, mask
 
 
 def _start(length: int, size: int, rng: np.random.Generator) -> int:

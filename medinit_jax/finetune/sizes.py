@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from medinit_jax.core.errors import UsageError
 from medinit_jax.data.decode import MAX_SIDE
@@ -27,14 +28,16 @@ def shorter(image: np.ndarray, side: int) -> np.ndarray:
 
 
 def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes an image, or a mask (H, W) by the nearest pixel, to a height and width."""
+    """Resizes an image, or a mask (H, W) by the nearest pixel, to a height and width.
+
+    Images are weighed as in the code of SWCL's authors: Pillow's bilinear, without aliasing.
+    """
     if image.shape[:2] == size:
         return image
     if image.ndim == 2:
-        method = cv2.INTER_NEAREST_EXACT
-    else:
-        method = cv2.INTER_AREA if min(image.shape[:2]) > min(size) else cv2.INTER_LINEAR
-    return cv2.resize(image, size[::-1], interpolation=method)
+        return cv2.resize(image, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+    height, width = size
+    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
 
 def placed(shape: tuple[int, ...], size: int) -> tuple[int, int, int, int]:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
-import shlex
-import shutil
-import sys
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import ml_collections
@@ -17,64 +13,32 @@ import numpy as np
 from rich.console import Console
 
 from medinit_jax.core import loop, optim
-from medinit_jax.core.checkpoint import Checkpoints, save_params
+from medinit_jax.core.checkpoint import Checkpoints
 from medinit_jax.core.errors import UsageError
 from medinit_jax.core.ledger import finite
 from medinit_jax.core.log import create_writer
 from medinit_jax.core.parallel import Parallel
 from medinit_jax.core.progress import Progress
-from medinit_jax.core.provenance import code_version, provenance
-from medinit_jax.core.workdir import write_arrays, write_json
+from medinit_jax.core.provenance import code_version
+from medinit_jax.core.workdir import SUMMARY_FILE, write_json
 from medinit_jax.data.pipeline import Batches
 from medinit_jax.downstream.heads import width
 from medinit_jax.downstream.protocol import fold_seed
-from medinit_jax.finetune import evaluate
+from medinit_jax.finetune import evaluate, outcome
 from medinit_jax.finetune.data import Examples, TaskImages, TrainBatches, open_task
 from medinit_jax.finetune.layers import frozen_modules
 from medinit_jax.finetune.maps import MapAlbum
 from medinit_jax.finetune.network import make_network
+from medinit_jax.finetune.outcome import Best, Course
 from medinit_jax.finetune.starts import Start, make_start
 from medinit_jax.finetune.step import Objective, Recipe, Supervised, TuneState, compiled
 from medinit_jax.finetune.weights import class_weights
 from medinit_jax.models.network import Network
 from medinit_jax.models.statistics import initial_statistics, recalibrate_bn
 
-MODEL_FOLDER = "model"
 _SCHEDULE = ("learning_rate", "schedule", "warmup_steps", "milestones", "decay")
 # A fine-tuning of which more steps than this share were not finite has diverged.
 MAX_SKIPPED = 0.02
-
-
-class Best(NamedTuple):
-    """The parameters that validated best, on the host, and their statistics."""
-
-    params: Any
-    statistics: Any
-
-
-class Course(NamedTuple):
-    """How far a fine-tuning is.
-
-    Attributes:
-        epochs: Validated ones: {"epoch", "step", "loss", "validation"}.
-        losses: Of the steps since the last validation.
-        seconds: Spent so far.
-    """
-
-    epochs: list[dict[str, Any]]
-    losses: list[float]
-    seconds: float
-
-    @property
-    def best(self) -> dict[str, Any] | None:
-        """The epoch with the best validation figure, the first of equals."""
-        known = [row for row in self.epochs if row["validation"] is not None]
-        return max(known, key=lambda row: row["validation"]) if known else None
-
-    @property
-    def diverged(self) -> bool:
-        """Whether the outputs of the last epoch were not finite."""
-        return bool(self.epochs) and self.epochs[-1]["validation"] is None
 
 
 class Tuning:
@@ -197,7 +161,9 @@ class Tuning:
             course = course._replace(seconds=before + time.monotonic() - started)
             held = {"tune": jax.device_get(state), "best": best._asdict()}
             extra = {"course": finite(course._asdict()), "code_version": code_version()}
-            extra["model"] = self.description()
+            extra["model"] = outcome.description_of(
+                self.config, self.images, self.network, self.start
+            )
             # Batches go by step number, so that the state alone says which comes next.
             checkpoints.save(int(state.step), held, None, extra)
 
@@ -319,65 +285,23 @@ class Tuning:
                 "test": scores,
             }
             predictions = found
-        write_arrays(self.workdir / "predictions.npz", _arrays(self.images, predictions))
+        outcome.write_answers(self.workdir, self.images, predictions)
+        described = (self.config, self.images, self.network, self.start)
         if row:
             # Nothing that never gave a finite figure is handed on.
-            self._write_model(best)
-        summary = finite(
-            {
-                "task": self.config.task,
-                "kind": self.images.kind,
-                "metric": self.images.metric,
-                "model": self.config.model.name,
-                "parameters": self.network.program.num_parameters,
-                "start": self.start.record,
-                "seed": self.config.seed,
-                "fraction": self.config.protocol.fraction,
-                "fold": None if self.config.protocol.fold < 0 else self.config.protocol.fold,
-                "learning_rate": self.config.optim.learning_rate,
-                "weight_decay": self.config.optim.weight_decay,
-                "images": {k: len(part) for k, part in self.images.parts().items()},
-                "epochs": course.epochs,
-                **figures,
-                "cam": album.figures(),
-                "diverged": course.diverged,
-                "skipped_steps": int(state.skipped),
-                "seconds": round(course.seconds, 1),
-                "provenance": provenance(shlex.join(sys.argv), self.config.route),
-                "data": self.data(),
-                "notes": [self.config.note] if self.config.note else [],
-            }
-        )
-        write_json(self.workdir / "summary.json", summary)
+            outcome.write_model(self.workdir, *described, best)
+        figures |= {
+            "cam": album.figures(),
+            "skipped_steps": int(state.skipped),
+            "data": self.data(),
+        }
+        summary = outcome.summary_of(*described, course, figures)
+        write_json(self.workdir / SUMMARY_FILE, summary)
         return summary
-
-    def _write_model(self, best: Best) -> None:
-        folder = self.workdir / MODEL_FOLDER
-        if folder.exists():
-            shutil.rmtree(folder)
-        tree = {"params": best.params, "batch_stats": best.statistics}
-        tree = {name: part for name, part in tree.items() if part}
-        save_params(folder, tree, self.description(), kind="model")
 
     def data(self) -> dict[str, Any]:
         """Returns what is known of the images: {part: source, count, digests and license}."""
         return {name: part.describe() for name, part in self.images.parts().items()}
-
-    def description(self) -> dict[str, Any]:
-        """Returns all that the use of the network needs beside its arrays, as JSON."""
-        held = {
-            "task": self.config.task,
-            "kind": self.images.kind,
-            "modality": self.images.modality,
-            "metric": self.images.metric,
-            "heads": [head._asdict() for head in self.images.heads],
-            "model": self.config.model.to_dict(),
-            "data": self.config.data.to_dict(),
-            "size": self.network.program.input_shape[0],
-            "start": self.start.record,
-            "code_version": code_version(),
-        }
-        return json.loads(json.dumps(held))
 
 
 def _single(images: np.ndarray) -> np.ndarray:
@@ -414,14 +338,3 @@ def _check(train: ml_collections.ConfigDict, parallel: Parallel) -> None:
             f"{train.accumulate} parts on {parallel.size} device(s); make it a multiple of "
             f"{max(share, 1)}, or set config.train.devices=1."
         )
-
-
-def _arrays(images: TaskImages, found: evaluate.Answers) -> dict[str, np.ndarray]:
-    """Returns what `predictions.npz` holds: who was judged, the truth, and the answers."""
-    test = images.test
-    arrays = {"id": np.array(test.ids), "patient": np.array(test.patients)}
-    for name, probability in found.probabilities.items():
-        arrays[f"{name}/label"] = test.targets[name]
-        arrays[f"{name}/probability"] = probability.astype(np.float32)
-    arrays |= {f"{name}/counts": counts for name, counts in found.counts.items()}
-    return arrays

@@ -28,20 +28,20 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
     from medinit_jax.core.config import read_stages
     from medinit_jax.core.parallel import Parallel
-    from medinit_jax.core.workdir import claim_workdir
+    from medinit_jax.core.workdir import claimed
     from medinit_jax.hyper.evaluate import evaluate
     from medinit_jax.hyper.setup import make_bilevel
     from medinit_jax.hyper.train import train
     from medinit_jax.report import write_report
 
     stages = read_stages(config, STAGES)
-    claim_workdir(workdir, config, "hyper", free=FREE)
     console = Console(stderr=True)
-    # Made once: evaluation runs the blocks that training compiled.
-    bilevel = make_bilevel(config, Parallel()) if stages != ("report",) else None
-    if "train" in stages:
-        train(config, workdir, console, bilevel=bilevel)
-    if "evaluate" in stages:
-        evaluate(config, workdir, console, shlex.join(sys.argv), bilevel)
-    if "report" in stages:
-        console.print(f"Report: {write_report(workdir)}")
+    with claimed(workdir, config, "hyper", FREE):
+        # Made once: evaluation runs the blocks that training compiled.
+        bilevel = make_bilevel(config, Parallel()) if stages != ("report",) else None
+        if "train" in stages:
+            train(config, workdir, console, bilevel=bilevel)
+        if "evaluate" in stages:
+            evaluate(config, workdir, console, shlex.join(sys.argv), bilevel)
+        if "report" in stages:
+            console.print(f"Report: {write_report(workdir)}")

@@ -114,28 +114,6 @@ def matched_start(
     return blend(program, predicted, key, transfer, permute=True)
 
 
-def untrained_start(
-    module: HyperInitializer,
-    seed: int,
-    program: Program,
-    key: jax.Array,
-    transfer: Transfer = WHOLE,
-) -> Params:
-    """Returns parameters predicted by the hypernetwork before its training.
-
-    Args:
-        module: The hypernetwork.
-        seed: The run's seed, which drew the hypernetwork.
-        program: The network.
-        key: As in `hyper_start`.
-        transfer: As in `hyper_start`.
-
-    Returns:
-        {module: {leaf: array}}, float32.
-    """
-    return hyper_start(module, untrained_theta(module, seed), program, key, transfer)
-
-
 def untrained_theta(module: HyperInitializer, seed: int) -> Theta:
     """Returns the parameters that a run with this seed starts from."""
     return init_theta(module, jax.random.key(seed))["params"]

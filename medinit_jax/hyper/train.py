@@ -137,6 +137,7 @@ def train(
     Raises:
         UsageError: Bad images or config, a damaged checkpoint, too many non-finite steps.
     """
+    course = loop.make_config(config.train.steps, config.train)
     bilevel = bilevel or make_bilevel(config, parallel or Parallel())
     sources = open_sources(config, console)
     options = batch_options(
@@ -175,9 +176,7 @@ def train(
             current = loop.run(
                 step_fn,
                 current,
-                loop.LoopConfig(
-                    config.train.steps, config.train.log_every, config.train.checkpoint_every
-                ),
+                course,
                 writer=writer,
                 progress=bar,
                 batches=batches,

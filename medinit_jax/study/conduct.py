@@ -16,7 +16,7 @@ from medinit_jax.core.errors import UsageError
 from medinit_jax.core.ledger import finite
 from medinit_jax.core.progress import Progress
 from medinit_jax.core.provenance import provenance
-from medinit_jax.core.workdir import write_json
+from medinit_jax.core.workdir import locked, write_json
 from medinit_jax.report.study import write_study_report
 from medinit_jax.study.batch import run_on_ray, write_commands, write_slurm
 from medinit_jax.study.job import Job
@@ -52,7 +52,14 @@ def conduct(config: ml_collections.ConfigDict, workdir: Path) -> None:
         _run_one(plan, jobs_dir, config.only)
         return
     check_images(plan.known(jobs_dir), jobs_dir)
-    _claim(config, workdir)
+    with locked(workdir):
+        _claim(config, workdir)
+        _conduct(plan, jobs_dir, workdir, config, console)
+
+
+def _conduct(
+    plan: Plan, jobs_dir: Path, workdir: Path, config: ml_collections.ConfigDict, console: Console
+) -> None:
     if config.runner in ("commands", "slurm"):
         write = write_slurm if config.runner == "slurm" else write_commands
         path = write(plan.known(jobs_dir), jobs_dir, workdir, sys.argv)

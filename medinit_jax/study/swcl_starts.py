@@ -41,6 +41,8 @@ def encoder(plan: Plan, cell: Cell, method: str, loss: Mapping[str, Any]) -> Job
     """
     config = plain(plan.config.base.swcl[method])
     update(config, plain(plan.size.swcl))
+    if not _takes_patches(method):
+        update(config, plain(plan.size.whole))
     update(config, plain(plan.size.methods.get(method, {})))
     update(config["loss"], loss)
     name = encoder_of(cell.model)

@@ -27,19 +27,18 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """
     from rich.console import Console
 
-    from medinit_jax.core.workdir import claim_workdir
+    from medinit_jax.core.workdir import claimed, is_finished
     from medinit_jax.report.pretrain_page import write_pretrain_report
     from medinit_jax.swcl.pretrain import Pretraining
 
-    claim_workdir(workdir, config, "swcl", free=FREE)
     console = Console(stderr=True)
-    if (workdir / "summary.json").is_file():
-        console.print(f"{workdir} is finished; remove it or choose another --workdir to run again.")
-        if not (workdir / "report.html").is_file():
-            write_pretrain_report(workdir)
-        return
-    summary = Pretraining(config, workdir, console).run()
-    page = write_pretrain_report(workdir)
+    with claimed(workdir, config, "swcl", FREE):
+        if is_finished(workdir, console):
+            if not (workdir / "report.html").is_file():
+                write_pretrain_report(workdir)
+            return
+        summary = Pretraining(config, workdir, console).run()
+        page = write_pretrain_report(workdir)
     console.print(
         f"{summary['method']}: loss {summary['last'].get('loss', float('nan')):.4f} after "
         f"{summary['steps']} steps; the encoder is {workdir / 'model'}, which fine-tuning takes by "

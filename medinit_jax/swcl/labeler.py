@@ -13,7 +13,7 @@ import ml_collections
 from rich.console import Console
 
 from medinit_jax.core.errors import UsageError
-from medinit_jax.core.workdir import claim_workdir
+from medinit_jax.core.workdir import claimed, is_finished
 from medinit_jax.data.tasks import make_builder
 from medinit_jax.downstream.cam import has_cam
 from medinit_jax.finetune import FREE, announce
@@ -34,12 +34,10 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     Raises:
         UsageError: Something the user can mend.
     """
-    claim_workdir(workdir, config, "labeler", free=FREE)
     console = Console(stderr=True)
-    if (workdir / "summary.json").is_file():
-        console.print(f"{workdir} is finished; remove it or choose another --workdir to run again.")
-        return
-    announce(Labeling(config, workdir, console).run(), console)
+    with claimed(workdir, config, "labeler", FREE):
+        if not is_finished(workdir, console):
+            announce(Labeling(config, workdir, console).run(), console)
 
 
 class Labeling(Tuning):

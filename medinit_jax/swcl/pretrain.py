@@ -85,11 +85,7 @@ class Pretraining:
             self.one_sided = sources.threshold_warning(config, self.items)
         if self.one_sided:
             console.print(f"WARNING: {self.one_sided}", soft_wrap=True)
-        if min(train.log_every, train.checkpoint_every) < 1:
-            raise UsageError(
-                f"config.train.log_every={train.log_every} and checkpoint_every="
-                f"{train.checkpoint_every} are steps between two of them; set them to at least 1."
-            )
+        self.intervals = loop.make_config(self.total, train)
         network = make_network(config.model, data.size, 2, "classification", train.dtype)
         self.start = make_start(config, network, console)
         self.statistics = self.start.statistics or initial_statistics(network.program)
@@ -147,7 +143,6 @@ class Pretraining:
         if began:
             self.console.print(f"Going on from step {began}.")
         writer = create_writer(self.workdir, self.console, began)
-        train = self.config.train
         started = time.monotonic()
 
         def step_fn(current: PretrainState, number: int, batch: Mapping[str, np.ndarray]):
@@ -161,7 +156,7 @@ class Pretraining:
                 current = loop.run(
                     step_fn,
                     current,
-                    loop.LoopConfig(self.total, train.log_every, train.checkpoint_every),
+                    self.intervals,
                     writer=writer,
                     progress=bar,
                     batches=batches,

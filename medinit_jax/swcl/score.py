@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_collections
 import numpy as np
@@ -22,7 +22,7 @@ from medinit_jax.core.errors import UsageError
 from medinit_jax.core.parallel import Parallel
 from medinit_jax.core.progress import Progress
 from medinit_jax.core.provenance import provenance
-from medinit_jax.core.workdir import claim_workdir, write_json
+from medinit_jax.core.workdir import claimed, is_finished, write_json
 from medinit_jax.finetune.tuned import Model
 from medinit_jax.report.patch_page import write_patch_report
 from medinit_jax.swcl import SCORE_FREE, patch_plan, score_model, score_sets
@@ -73,12 +73,35 @@ def run(
     if config.layout == "prepared":
         # Before the workdir takes this name for its own, it is looked whether another set has it.
         swap_builder(config.data_dir, config.name, plan, config.crop, config.quality, origin)
-    claim_workdir(workdir, config, "patches", free=SCORE_FREE)
-    if (workdir / "summary.json").is_file():
-        console.print(f"{workdir} is finished; choose another --workdir to run again.")
+    work = _Work(labeler, photographs, plan, settings, origin)
+    with claimed(workdir, config, "patches", SCORE_FREE):
+        if not is_finished(workdir, console):
+            return _score(config, workdir, parallel, work, console)
         if not (workdir / "report.html").is_file():
             write_patch_report(workdir)
         return json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
+
+
+class _Work(NamedTuple):
+    """What is scored: by which labeler, which photographs, in which order, how, and from where."""
+
+    labeler: Model
+    photographs: Photographs
+    plan: Plan
+    settings: Settings
+    origin: str
+
+
+def _score(
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    parallel: Parallel,
+    work: _Work,
+    console: Console,
+) -> dict[str, Any]:
+    """Scores and writes, and returns what `summary.json` holds."""
+    labeler, photographs, plan, settings, origin = work
+    batch = settings.batch
     started = time.monotonic()
     score = score_model.compiled(labeler, settings, parallel)
     workers = config.workers or os.cpu_count() or 1

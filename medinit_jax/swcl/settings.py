@@ -17,6 +17,8 @@ from medinit_jax.swcl.patch_pairs import THRESHOLD
 from medinit_jax.swcl.step import Recipe
 
 EXPORTS = ("student", "teacher")
+# Side of the whole images in SWCL's code, in pixels.
+IMAGE_SIZE = 448
 # What settings are where nobody has changed them, so that a change that does nothing is seen.
 _PLAIN = {
     **{f"loss.{field.name}": field.default for make in METHODS.values()
@@ -25,6 +27,8 @@ _PLAIN = {
     "loss.threshold": THRESHOLD,
     "export": "student",
     "data.patches": "",
+    "data.sets": "",
+    "data.image_size": IMAGE_SIZE,
     "train.ema": Recipe._field_defaults["ema"],
     "train.frozen_epochs": Recipe._field_defaults["frozen_epochs"],
 }  # fmt: skip
@@ -59,7 +63,7 @@ def make_method(config: ml_collections.ConfigDict) -> Any:
     read = _read(config, method) | {f"loss.{name}" for name in known}
     flat = {f"loss.{name}": value for name, value in config.loss.items()} | {
         "export": config.export,
-        "data.patches": config.data.patches,
+        **{f"data.{name}": config.data[name] for name in ("patches", "sets", "image_size")},
         "train.ema": config.train.ema,
         "train.frozen_epochs": config.train.frozen_epochs,
     }
@@ -89,8 +93,7 @@ def _read(config: ml_collections.ConfigDict, method: Any) -> set[str]:
         read |= {"export", "train.ema"}
     if isinstance(method, Dino):
         read |= {"train.frozen_epochs"}
-    if method.images == "pairs":
-        read |= {"data.patches"}
+    read |= {"data.patches"} if method.images == "pairs" else {"data.sets", "data.image_size"}
     if config.method in ("swcl", "swcl_image"):
         read |= {"loss.scheme"}
     if reads_threshold(config):

@@ -18,9 +18,10 @@ from medinit_jax.data.draw import draw_missing
 from medinit_jax.data.prepared import PreparedSource, manifest_of
 from medinit_jax.data.sources import Subset, cached
 from medinit_jax.data.tasks import make_builder
+from medinit_jax.finetune.examples import Cache
 from medinit_jax.swcl.batches import Joined
 from medinit_jax.swcl.labels import label_columns
-from medinit_jax.swcl.patch_pairs import abnormality, one_sided, open_pairs
+from medinit_jax.swcl.patch_pairs import PatchPairs, abnormality, one_sided, open_pairs
 from medinit_jax.swcl.settings import reads_threshold
 
 _NO_NAME = re.compile(r"[_/\s]+")
@@ -44,7 +45,10 @@ def open_items(config: ml_collections.ConfigDict, images: str, console: Console)
                 "config.data.patches is empty; set it to the workdir of configs/patches.py, to "
                 "retinal_swap/NAME, or to a folder in the layout of SWCL's authors."
             )
-        return open_pairs(data.patches, data.data_dir)
+        # Every process that reads ahead keeps its own.
+        return KeptPairs(
+            open_pairs(data.patches, data.data_dir), data.cache_mb / (1 + data.workers)
+        )
     if not data.sets:
         raise UsageError("config.data.sets is empty; name prepared sets, separated by commas.")
     splits = open_splits("config.data.sets", data.sets, data.data_dir, console)
@@ -55,6 +59,36 @@ def open_items(config: ml_collections.ConfigDict, images: str, console: Console)
         whole = len(kept) == len(source)
         parts.append(source if whole else Subset(source, kept, "without repeats"))
     return Joined([cached(part, data.cache_mb / len(parts)) for part in parts])
+
+
+class KeptPairs:
+    """Pairs whose patches are decoded once and kept in memory, as far as they fit.
+
+    Args:
+        pairs: The pairs.
+        limit_mb: Most megabytes of pixels.
+    """
+
+    def __init__(self, pairs: PatchPairs, limit_mb: float):
+        self.table, self._pairs, self._cache = pairs.table, pairs, Cache(limit_mb)
+
+    def __len__(self) -> int:
+        """Returns the number of pairs."""
+        return len(self._pairs)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        """Returns the patches of one pair: `left` and `right`, uint8 (S, S, 3)."""
+
+        def read() -> tuple[np.ndarray, ...]:
+            pair = self._pairs[index]
+            return pair["left"], pair["right"]
+
+        left, right = self._cache.get(index, read)
+        return {"left": left, "right": right}
+
+    def describe(self) -> dict[str, Any]:
+        """Returns the description of the pairs."""
+        return self._pairs.describe()
 
 
 class Firsts:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from ml_collections import ConfigDict
 from rich.console import Console
 
 from medinit_jax.core import log, loop
@@ -219,9 +220,11 @@ def test_too_many_skipped_steps_abort_with_the_architectures(tmp_path):
 
 @pytest.mark.parametrize("name", ["log_every", "checkpoint_every"])
 def test_a_number_of_steps_is_at_least_one(name):
-    every = loop.LoopConfig(3, 1, 1)._replace(**{name: 0})
+    train = ConfigDict({"log_every": 1, "checkpoint_every": 2})
+    assert loop.make_config(3, train) == loop.LoopConfig(3, 1, 2)
+    train[name] = 0
     with pytest.raises(UsageError, match=f"config.train.{name}=0 is no number of steps"):
-        loop.run(None, None, every, writer=None, progress=None)  # pyright: ignore
+        loop.make_config(3, train)
 
 
 def test_the_count_of_skipped_steps_survives_a_resume(tmp_path):

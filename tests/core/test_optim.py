@@ -79,6 +79,31 @@ def test_decay_mask_leaves_the_rest_alone():
     np.testing.assert_allclose(updates["bias"], 0.0)
 
 
+def test_weight_decay_goes_along_a_cosine_as_in_dino():
+    config = make_config(weight_decay=0.04, weight_decay_end=0.4, total_steps=4, warmup_steps=2)
+    decay = optim.create_decay(config)
+    # 0.4 - 0.18 * (1 + cos(pi * t / 4)) for t = 0..4; the warm-up of the rate leaves it alone.
+    expected = [0.04, 0.4 - 0.18 * (1 + 2**-0.5), 0.22, 0.4 - 0.18 * (1 - 2**-0.5), 0.4, 0.4]
+    np.testing.assert_allclose([decay(i) for i in range(6)], expected, rtol=1e-6)
+    assert optim.create_decay(make_config(weight_decay=0.04)) == 0.04
+
+
+@pytest.mark.parametrize(("first", "name"), [(0.5, "adamw"), (0.0, "adamw"), (0.5, "sgd")])
+def test_every_update_has_its_own_decay(first, name):
+    """Without a gradient an update is rate times decay times the parameter."""
+    plain = {"momentum": 0.0} if name == "sgd" else {}
+    config = make_config(
+        name=name, weight_decay=first, weight_decay_end=1.0, total_steps=2, **plain
+    )
+    optimizer, _ = optim.create(config, lambda params: {"kernel": True, "bias": False})
+    params = {"kernel": jnp.ones(()), "bias": jnp.ones(())}
+    state = optimizer.init(params)
+    for decay in (first, (first + 1) / 2, 1.0):
+        updates, state = optimizer.update(jax.tree.map(jnp.zeros_like, params), state, params)
+        np.testing.assert_allclose(updates["kernel"], -0.1 * decay, rtol=1e-6, atol=1e-8)
+        assert updates["bias"] == 0
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -88,12 +113,26 @@ def test_decay_mask_leaves_the_rest_alone():
         ({"schedule": "step", "milestones": (4,), "decay": 0.0}, ["decay=0.0"]),
         ({"warmup_steps": 10}, ["warmup_steps=10", "total_steps=10"]),
         ({"total_steps": 0}, ["total_steps=0"]),
+        (
+            {"name": "adamw", "nesterov": True},
+            ["optim.nesterov", "name=adamw", "at False", "=sgd"],
+        ),
+        ({"name": "adam", "momentum": 0.5}, ["optim.momentum", "name=adam;", "at 0.9"]),
+        ({"milestones": (4,)}, ["optim.milestones", "schedule=constant", "at ()", "=step"]),
+        ({"schedule": "cosine", "decay": 0.5}, ["optim.decay", "schedule=cosine", "at 0.1"]),
+        ({"weight_decay": -0.1}, ["weight_decay=-0.1", "at least 0"]),
+        ({"weight_decay_end": -0.1}, ["weight_decay_end=-0.1", "at least 0"]),
     ],
 )
 def test_a_wrong_value_is_named(change, words):
     with pytest.raises(UsageError) as caught:
         optim.create(make_config(**change))
     assert all(word in str(caught.value) for word in words)
+
+
+def test_settings_that_are_left_as_they_are_may_stand_beside_any_optimizer():
+    unread = {"momentum": 0.9, "nesterov": False, "milestones": [], "decay": 0.1}
+    optim.create(make_config(name="adamw", **unread))
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +199,7 @@ def test_a_momentum_of_zero_is_plain_descent():
 def test_the_first_update_of_a_warm_up_moves_nothing(name):
     """SWCL's code begins at a rate of 0, and reaches the peak after as many updates as stated."""
     config = make_config(
-        name=name, schedule="cosine", warmup_steps=4, weight_decay=0.1, nesterov=True
+        name=name, schedule="cosine", warmup_steps=4, weight_decay=0.1, nesterov=name == "sgd"
     )
     optimizer, schedule = optim.create(config)
     params = jnp.array([1.0, -2.0])

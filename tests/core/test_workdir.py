@@ -1,10 +1,17 @@
+import errno
+import io
 import json
+import os
+import socket
+import subprocess
+import sys
 
 import pytest
 from ml_collections import ConfigDict
+from rich.console import Console
 
 from medinit_jax.core.errors import UsageError
-from medinit_jax.core.workdir import claim_workdir, write_json
+from medinit_jax.core.workdir import claim_workdir, claimed, is_finished, locked, write_json
 
 
 def make_config(**changes):
@@ -82,6 +89,75 @@ def test_a_config_file_cut_short_is_refused(tmp_path, content):
     with pytest.raises(UsageError, match=r"config\.json cannot be read"):
         claim_workdir(tmp_path, make_config(), "hyper")
     assert (tmp_path / "config.json").read_text() == content
+
+
+def test_a_workdir_is_held_while_a_run_lasts(tmp_path):
+    config, words = make_config(), rf"in use by process {os.getpid()} on {socket.gethostname()};"
+    with claimed(tmp_path, config, "hyper"):
+        with pytest.raises(UsageError, match=words):
+            with claimed(tmp_path, config, "hyper"):
+                pass
+    with pytest.raises(ZeroDivisionError), locked(tmp_path):
+        raise ZeroDivisionError
+    with claimed(tmp_path, config, "hyper"):
+        pass
+
+
+def test_what_is_no_home_of_the_run_is_not_touched(tmp_path):
+    (tmp_path / "photo.jpg").write_bytes(b"x")
+    with pytest.raises(UsageError, match=r"no config.json"):
+        with claimed(tmp_path, make_config(), "hyper"):
+            pass
+    assert [p.name for p in tmp_path.iterdir()] == ["photo.jpg"]
+
+
+def test_a_lock_that_a_first_moment_left_is_no_file_of_something_else(tmp_path):
+    (tmp_path / "lock").write_text("")
+    assert not claim_workdir(tmp_path, make_config(), "hyper")
+
+
+HOLD = """
+import sys, time
+from medinit_jax.core.workdir import locked
+with locked(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(120)
+"""
+
+
+def test_another_process_is_named_and_lets_go_when_it_is_killed(tmp_path):
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(UsageError, match=rf"in use by process {other.pid} on .*--workdir=\.$"):
+            with claimed(tmp_path, make_config(), "hyper"):
+                pass
+        assert not (tmp_path / "config.json").exists()
+    finally:
+        other.kill()
+        other.wait()
+        other.stdout.close()
+    with claimed(tmp_path, make_config(), "hyper"):
+        pass
+
+
+def test_where_nothing_can_be_locked_it_is_said(tmp_path, monkeypatch, capsys):
+    def refuse(file, how):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with claimed(tmp_path, make_config(), "hyper"):
+        pass
+    assert "cannot be locked" in capsys.readouterr().err
+
+
+def test_a_summary_ends_a_run(tmp_path):
+    console = Console(file=io.StringIO())
+    assert not is_finished(tmp_path, console) and not console.file.getvalue()
+    (tmp_path / "summary.json").write_text("{}")
+    assert is_finished(tmp_path, console) and "is finished" in console.file.getvalue()
 
 
 def test_write_json_replaces_in_one_move(tmp_path):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from oracles import swcl
 
-from medinit_jax.data import color
+from medinit_jax.data import color, pillow_color
 from medinit_jax.data.phantoms import fundus
 
 LUMA = np.array([0.299, 0.587, 0.114])
@@ -130,21 +130,59 @@ def test_solarization_is_the_authors(held):
     np.testing.assert_allclose(found[clear], expected[clear], atol=0.5001 / 255)
 
 
-@pytest.mark.parametrize(
-    ("name", "change", "amount", "most", "mean"),
-    [
-        ("bright1.3", "brightness", 1.3, 1, 0.5),
-        ("contrast0.7", "contrast", 0.7, 1, 0.61),
-        ("sat1.4", "saturation", 1.4, 1, 0.5),
-        ("hue0.1", "hue", 0.1, 16, 1.0),
-        ("hue-0.07", "hue", -0.07, 16, 1.0),
-    ],
-)
-def test_changes_are_pillows(held, name, change, amount, most, mean):
+PILLOWS = [
+    ("bright1.3", "brightness", 1.3, 1, 0.5),
+    ("contrast0.7", "contrast", 0.7, 1, 0.61),
+    ("sat1.4", "saturation", 1.4, 1, 0.5),
+    ("hue0.1", "hue", 0.1, 16, 1.0),
+    ("hue-0.07", "hue", -0.07, 16, 1.0),
+]
+
+
+@pytest.mark.parametrize(("name", "change", "amount", "most", "mean"), PILLOWS)
+def test_changes_are_near_pillows(held, name, change, amount, most, mean):
     """Pillow cuts where OpenCV rounds, and turns hue by 25 or 17 of 256 levels."""
     found = color.CHANGES[change](held["pil_in"], amount)
     difference = np.abs(found - held[f"pil_{name}"].astype(float))
     assert difference.max() <= most and difference.mean() < mean
+
+
+@pytest.mark.parametrize(("name", "change", "amount", "most", "mean"), PILLOWS)
+def test_pillows_changes_are_the_authors_to_the_level(held, name, change, amount, most, mean):
+    del most, mean
+    found = pillow_color.CHANGES[change](held["pil_in"], amount)
+    np.testing.assert_array_equal(found, held[f"pil_{name}"])
+
+
+def test_pillows_gray_is_the_authors(held):
+    found = pillow_color.saturation(held["pil_in"], 0.0)
+    np.testing.assert_array_equal(found, np.repeat(held["pil_gray"][..., None], 3, -1))
+
+
+@pytest.mark.parametrize(
+    ("change", "amounts", "most"),
+    [
+        ("brightness", (0.0, 0.9, 1.8), 1),
+        ("contrast", (0.0, 0.9, 1.8), 1.8),
+        ("saturation", (0.0, 0.9, 1.8), 1.8),
+    ],
+)
+def test_pillows_changes_follow_their_formula(change, amounts, most, pictures):
+    """They cut values that the formula leaves, and grays that it starts from are whole levels."""
+    for picture in pictures:
+        for amount in amounts:
+            found = pillow_color.CHANGES[change](picture, amount)
+            assert np.abs(found - globals()[change](picture, amount)).max() <= most
+
+
+def test_pillows_hue_by_hand():
+    """Hue is added in 256 levels and read as 255 a circle, so that turning back misses by one."""
+    red = np.full((1, 1, 3), (255, 0, 0), np.uint8)
+    # Levels 85, 256 - 85 and 127: 2, 4 + 6 / 255 and 3 - 3 / 255 sixths of the circle.
+    for turn, expected in ((1 / 3, (0, 255, 0)), (-1 / 3, (6, 0, 255)), (0.5, (0, 255, 252))):
+        assert pillow_color.hue(red, turn).tolist() == [[list(expected)]]
+    # Less than a level turns nothing.
+    np.testing.assert_array_equal(pillow_color.hue(red, 0.0039), red)
 
 
 def test_gray_is_pillows(held):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from oracles import swcl
 
-from medinit_jax.data import color
+from medinit_jax.data import color, pillow_color
 from medinit_jax.data.views import RECIPES, View, ViewRecipe, Views, dino, make_views, take_view
 
 STILL = Views(area=(1, 1), aspect=(1, 1), mirror=0, jitter=0, gray=0, blur=0)
@@ -121,6 +121,22 @@ def test_resized_crops_are_pillows():
     cubic = take_view(held["pil_in"], view._replace(interpolation="bicubic"), 32)
     difference = np.abs(cubic.astype(int) - found)
     assert 1 < difference.max() < 128
+
+
+@pytest.mark.parametrize(
+    ("interpolation", "changes"),
+    [
+        ("fast", color.CHANGES),
+        ("bilinear", pillow_color.CHANGES),
+        ("bicubic", pillow_color.CHANGES),
+    ],
+)
+def test_colors_are_those_of_what_resizes(interpolation, changes):
+    image = rng().integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    for change, amount in (("hue", 0.13), ("brightness", 1.3), ("contrast", 0.7)):
+        view = View((0, 0, 16, 16), False, ((change, amount),), interpolation)
+        np.testing.assert_array_equal(take_view(image, view, 16), changes[change](image, amount))
+    assert np.any(color.hue(image, 0.13) != pillow_color.hue(image, 0.13))
 
 
 def share_of(name, views, draws=1500):

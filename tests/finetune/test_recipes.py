@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
+from oracles import swcl
 
 from medinit_jax.core.errors import UsageError
 from medinit_jax.data.augment import NORMALIZATION
-from medinit_jax.finetune import recipes
+from medinit_jax.finetune import recipes, sizes
 from medinit_jax.finetune.recipes import RECIPES, make_plan
 
 
@@ -127,6 +128,11 @@ def test_a_padded_image_comes_back_at_its_size():
     back = recipes.to_native(logits, (40, 20), plan)
     assert back.shape == (40, 20, 2) and back.dtype == np.float32
     np.testing.assert_array_equal(back.argmax(-1) + 1, mask)
+
+
+def test_a_shorter_side_is_the_authors():
+    held = swcl()
+    np.testing.assert_array_equal(sizes.shorter(held["pil_in"], 48), held["pil_resize_short48"])
 
 
 def test_discs_are_stretched_to_a_square():

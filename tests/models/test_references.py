@@ -4,6 +4,8 @@ Their weights are not stored; each is drawn from its PyTorch name. Hence a test 
 and forward pass together.
 """
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from state_trees import tree
 from medinit_jax.downstream.cam import last_map, run_with_map
 from medinit_jax.interop.layouts import from_state
 from medinit_jax.models import zoo
+from medinit_jax.models.network import Network
 
 SHAPE = (64, 64, 3)
 
@@ -47,6 +50,17 @@ CASES = {
 }  # fmt: skip
 
 
+def near(found, expected):
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+
+def without_norm(variables, name):
+    """Returns variables by which one batch normalization hands on what it gets."""
+    held = variables["batch_stats"][f"{name}.stats"]
+    plain = {"scale": np.sqrt(held["var"] + 1e-5), "bias": held["mean"]}
+    return {**variables, "params": {**variables["params"], name: plain}}
+
+
 @pytest.mark.parametrize("model", CASES)
 def test_logits(model, held):
     name, classes, options, tasks, outputs = CASES[model]
@@ -59,10 +73,19 @@ def test_logits(model, held):
         expected = expected.transpose(0, 2, 3, 1)
     images = held["net_x"].transpose(0, 2, 3, 1)[: len(expected)]
     variables = {"params": params, "batch_stats": statistics}
-    found = np.asarray(jax.jit(network.apply)(variables, images))
-    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+    apply = jax.jit(network.apply)
+    near(apply(variables, images), expected)
+    if f"net_{model}_logits_b1" in held:
+        # Of an image alone the authors leave out one norm; here it is made to do nothing.
+        variables = without_norm(variables, "aspp.convs.4.2")
+        near(apply(variables, images)[:1], held[f"net_{model}_logits_b1"].transpose(0, 2, 3, 1))
+    if f"net_{model}_feat" in held and model.startswith("dlv3p"):
+        calls = network.program.calls
+        encoder = next(i for i, call in enumerate(calls) if call.prefix.startswith("aspp"))
+        inner = Network(dataclasses.replace(network.program, calls=calls[:encoder]))
+        found = jax.jit(inner.apply)(variables, images)
+        near(found, held[f"net_{model}_feat"].transpose(0, 2, 3, 1))
     if model == "labeler34rs":
         assert last_map(network.program)
         features = jax.jit(lambda x: run_with_map(network, params, statistics, x)[1])(images)
-        wanted = held[f"net_{model}_feat"].transpose(0, 2, 3, 1)
-        np.testing.assert_allclose(features, wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max())
+        near(features, held[f"net_{model}_feat"].transpose(0, 2, 3, 1))

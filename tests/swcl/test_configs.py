@@ -67,6 +67,12 @@ def test_the_papers_pretraining():
     assert -(-493_470 // config.train.batch) * config.train.epochs == 39_800
 
 
+def test_weight_decay_of_official_dino_grows():
+    optim = read("swcl", "dino_official").optim
+    assert (optim.weight_decay, optim.weight_decay_end) == (0.04, 0.4)
+    assert all(read("swcl", m).optim.weight_decay_end == 0 for m in METHODS if m != METHODS[-1])
+
+
 def test_the_papers_labeler():
     config = read("labeler", "")
     assert config == read("labeler", "paper")

@@ -191,3 +191,9 @@ def test_what_is_no_set_is_explained(files, tmp_path):
     (files / "labels.csv").write_text(header)
     with pytest.raises(UsageError, match="lists no patches; write the set again"):
         open_pairs(str(files))
+
+
+def test_a_workdir_without_patches_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UsageError, match="is no finished run of configs/patches.py"):
+        open_pairs(str(tmp_path))

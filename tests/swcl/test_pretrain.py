@@ -236,7 +236,7 @@ REFUSED = [
     ("simclr", "train.batch=6", "does not divide among 4 device"),
     ("simclr", "train.batch=400", "batch=400, but there are 20 images"),
     ("simclr", "train.epochs=0", "are no length"),
-    ("simclr", "train.log_every=0", "config.train.log_every=0 and checkpoint_every=500"),
+    ("simclr", "train.log_every=0", "config.train.log_every=0 is no number of steps"),
     ("simclr", "train.dtype=half", "config.train.dtype='half'"),
     ("simclr", "model.name=unet", "is no network for classification"),
     ("simclr", "init.start=encoder", "needs config.init.path"),
@@ -264,6 +264,18 @@ REFUSED = [
     ("byol", "train.frozen_epochs=1", "config.train.frozen_epochs=1 does nothing"),
     ("simclr", "loss.scheme=position", "config.loss.scheme='position' does nothing"),
     ("simclr", "data.patches=runs/patches", "config.data.patches='runs/patches' does nothing"),
+    (
+        "swcl",
+        f"data.sets={ODIR}",
+        "config.data.sets='phantom_odir.*' does nothing .*at ''",
+    ),
+    ("multitask", "data.image_size=24", "config.data.image_size=24 does nothing .*at 448"),
+    (
+        "swcl",
+        "optim.nesterov=True",
+        "changes optim.nesterov, .*name=adamw; leave it at False",
+    ),
+    ("simclr", "optim.milestones=(1,)", "changes optim.milestones, .*schedule=cosine; leave it at"),
     ("swcl_image", "loss.threshold=0.3", "config.loss.threshold=0.3 does nothing"),
     ("multitask", "loss.scheme=position", "config.loss.scheme='position' does nothing"),
 ]
@@ -302,6 +314,22 @@ def test_photographs_without_labels_are_refused_for_swcl_image(data_dir, tmp_pat
     config = configured("swcl_image", data_dir, f"--config.data.patches={folder}")
     with pytest.raises(UsageError, match="^8 pairs of .* come from photographs without a label"):
         Pretraining(config, tmp_path, quiet())
+
+
+def test_a_start_of_another_encoder_is_refused(ran, data_dir, tmp_path):
+    start = ("--config.init.start=encoder", f"--config.init.path={ran('swcl')}")
+    config = configured("swcl", data_dir, *start, "--config.model.name=resnet18")
+    with pytest.raises(UsageError, match="config.model.name=resnet18 has another encoder"):
+        Pretraining(config, tmp_path, quiet())
+
+
+def test_patches_on_one_side_of_the_threshold_are_a_warning(data_dir, tmp_path):
+    console = quiet()
+    run = Pretraining(
+        configured("swcl", data_dir, "--config.loss.threshold=1.0"), tmp_path, console
+    )
+    assert run.one_sided.startswith("All 16 patches lie below the threshold 1.0")
+    assert "WARNING: All 16 patches" in console.file.getvalue()
 
 
 def test_a_collapse_is_said():

@@ -2,9 +2,6 @@
 
 import json
 import signal
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -12,11 +9,10 @@ import numpy as np
 import pytest
 from fake_trees.eyepacs import make_eyepacs
 from fake_trees.oia_odir import make_oia_odir
-from made_labeler import HEAD, write_labeler
+from made_labeler import write_labeler
 from made_patches import content
 
 from medinit_jax import main as main_lib
-from medinit_jax.core.checkpoint import save_params
 from medinit_jax.core.config import read_command_line
 from medinit_jax.core.errors import UsageError
 from medinit_jax.core.parallel import Parallel
@@ -26,15 +22,13 @@ from medinit_jax.data.builders.oia_odir import MedinitOiaOdir
 from medinit_jax.data.prepare import prepare
 from medinit_jax.data.prepared import PreparedSource
 from medinit_jax.data.tasks import make_builder
-from medinit_jax.downstream.cam import lesion_probability, run_with_map
+from medinit_jax.downstream.cam import run_with_map, upsample_aligned
 from medinit_jax.finetune.tuned import load_model
-from medinit_jax.swcl import patch_plan, patch_store, score, score_model, score_stream
+from medinit_jax.swcl import patch_plan, patch_store, score, score_stream
 from medinit_jax.swcl.cam_scores import foreground
 from medinit_jax.swcl.patch_geometry import CUTS, boxes, cut_patch, named
 from medinit_jax.swcl.patch_pairs import open_pairs
-from medinit_jax.swcl.patch_plan import Eye
 from medinit_jax.swcl.score_sets import open_sets, source_name
-from medinit_jax.swcl.score_stream import Stream
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "patches.py"
 SIDE, CROP = 64, 32
@@ -108,7 +102,8 @@ def scores_of(labeler, image):
     last = run_with_map(model.network, model.params, model.statistics, jax.numpy.asarray(shown))[1]
     kernel = np.asarray(model.params[model.network.program.head]["kernel"], np.float64)
     maps = np.asarray(last[0], np.float64) @ kernel
-    lesions = lesion_probability(maps[..., 1], maps[..., 0], (SIDE, SIDE))
+    normal, abnormal = (upsample_aligned(maps[..., k], (SIDE, SIDE)) for k in (0, 1))
+    lesions = 1 / (1 + np.exp(normal - abnormal))
     lesions = lesions * np.asarray(foreground(shown, model.plan.mean, model.plan.std))[0]
     return {
         cut: lesions[top : top + CROP, left : left + CROP].mean()
@@ -340,41 +335,6 @@ def test_one_sided_scores_are_a_warning(labeler, data_dir, tmp_path, capsys):
     assert "lie below the threshold 1.0" in (tmp_path / "run" / "report.html").read_text()
 
 
-GRADES = {"name": "dr", "classes": ["a", "b", "c"], "kind": "softmax"}
-
-
-@pytest.mark.parametrize(
-    ("model", "sentence"),
-    [
-        ({"heads": (HEAD, GRADES)}, "predicts abnormal .normal / abnormal., dr .a / b / c.; name"),
-        ({"heads": (GRADES,)}, "where a labeler has the two classes normal and abnormal"),
-        ({"heads": ({**HEAD, "kind": "sigmoid"},)}, "one head of the two classes"),
-        ({"heads": ({**HEAD, "classes": ["abnormal", "normal"]},)}, "abnormal .abnormal / normal"),
-        (
-            {"name": "vit_tiny_patch16_224", "width": 0},
-            "has no class activation maps; fine-tune a ResNet",
-        ),
-    ],
-)
-def test_other_models_are_refused(model, sentence, tmp_path):
-    with pytest.raises(UsageError, match=sentence):
-        score_model.load_labeler(write_labeler(tmp_path, **{"width": 8, **model}))
-
-
-def test_what_is_no_model_is_refused(tmp_path):
-    save_params(tmp_path / "encoder" / "model", {"params": {}}, {"kind": "encoder"}, kind="model")
-    with pytest.raises(UsageError, match="describes a pretrained encoder, which predicts nothing"):
-        score_model.load_labeler(tmp_path / "encoder")
-    with pytest.raises(UsageError, match="is no model: model.json is missing"):
-        score_model.load_labeler(tmp_path)
-
-
-def test_a_workdir_without_patches_is_refused(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UsageError, match="is no finished run of configs/patches.py"):
-        open_pairs(str(tmp_path))
-
-
 def test_sets_have_names_of_their_own(data_dir):
     names = {
         "medinit_oia_odir/all": "oia-odir",
@@ -426,96 +386,3 @@ def test_the_published_sets_by_their_builders(tmp_path, labeler):
     assert table.scores[names["oia-odir_43_left_c"]].min() > 0
     assert table.labels[names["eyepacs_1_left_c"]].tolist() == [0, 0]
     assert table.scores[names["eyepacs_1_left_c"]].min() > 0
-
-
-def eyes(count):
-    return [Eye("made", str(i // 2), ("left", "right")[i % 2], i) for i in range(count)]
-
-
-def streamed(count, batch, score_batch, read=None, **options):
-    """Runs a stream over made photographs; returns what it yields and the stream."""
-    with ThreadPoolExecutor(2) as readers, ThreadPoolExecutor(1) as fetcher:
-        read = read or (lambda number: np.full((2, 2, 3), number, np.uint8))
-        stream = Stream(read, score_batch, batch, readers, fetcher, **options)
-        return list(stream(eyes(count))), stream
-
-
-def test_the_stream_keeps_the_order_and_fills_batches():
-    shapes = []
-
-    def score_batch(images):
-        shapes.append(images.shape)
-        return None, np.repeat(images[:, 0, 0, :1], 5, 1).astype(np.float32)
-
-    found, stream = streamed(9, 4, score_batch)
-    assert [int(image[0, 0, 0]) for image, _ in found] == list(range(9))
-    assert [scores.tolist() for _, scores in found] == [[i] * 5 for i in range(9)]
-    # Parts of six: batches of 4, 2, and 3, each filled up.
-    assert shapes == [(4, 2, 2, 3)] * 3 and stream.scored == 9
-
-
-def test_the_next_batch_waits_for_nothing():
-    """While scores are fetched, later batches are with the devices and others are being read."""
-    handed, read = [], []
-    gate = threading.Event()
-
-    class Late:
-        """Scores that come when the gate opens."""
-
-        def __array__(self, dtype=None, copy=None):
-            assert gate.wait(20)
-            return np.zeros((2, 5), np.float32)
-
-    def score_batch(images):
-        handed.append(images)
-        return None, Late()
-
-    def read_one(number):
-        read.append(number)
-        return np.zeros((2, 2, 3), np.uint8)
-
-    with ThreadPoolExecutor(2) as readers, ThreadPoolExecutor(1) as fetcher:
-        stream = Stream(read_one, score_batch, 2, readers, fetcher)(eyes(20))
-        first = threading.Thread(target=lambda: next(stream))
-        first.start()
-        deadline = time.monotonic() + 20
-        while (len(handed) < 3 or len(read) < 10) and time.monotonic() < deadline:
-            time.sleep(0.005)
-        assert len(handed) == 3 and len(read) == 10
-        gate.set()
-        first.join(20)
-        stream.close()
-
-
-def test_a_photograph_that_cannot_be_read_ends_the_stream():
-    def broken(number):
-        if number == 5:
-            raise UsageError("photograph 5 cannot be read")
-        return np.zeros((2, 2, 3), np.uint8)
-
-    with pytest.raises(UsageError, match="photograph 5"):
-        streamed(9, 4, lambda images: (None, np.zeros((4, 5))), broken)
-
-
-def test_busy_time_is_that_of_the_union():
-    # Two that overlap, one inside another, a pause of 2 seconds.
-    assert score_stream.union([(0, 3), (1, 5), (2, 5), (7, 8)]) == 6
-    assert score_stream.union([]) == 0
-
-
-def test_the_busy_share_by_hand():
-    """Reading takes two seconds on this clock, which an idle device waits for."""
-    now = [0.0]
-
-    def score_batch(images):
-        now[0] += 3.0
-        return None, np.zeros((4, 5), np.float32)
-
-    def read_one(number):
-        if number == 0:
-            now[0] += 2.0
-        return np.zeros((2, 2, 3), np.uint8)
-
-    _, stream = streamed(4, 4, score_batch, read_one, clock=lambda: now[0])
-    assert stream.seconds == 5 and stream.busy_share == 0.6
-    assert Stream(read_one, score_batch, 4, None, None).busy_share is None

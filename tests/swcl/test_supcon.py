@@ -109,6 +109,7 @@ def test_two_processes_of_the_reference():
     np.testing.assert_allclose(value, held["gather_loss"], 1e-5)
     np.testing.assert_allclose(gradient.reshape(z.shape), held["gather_localgrads"], 1e-5, 1e-6)
     np.testing.assert_allclose(value, held["gather_single_loss"], 1e-5)
+    np.testing.assert_allclose(gradient.reshape(z.shape), held["gather_single_grad"], 1e-5, 1e-6)
 
 
 @pytest.mark.parametrize("views, columns", ((1, 3), (2, 1), (3, 2)))
