@@ -40,12 +40,14 @@ class Loaded(NamedTuple):
     Attributes:
         title: Its class.
         run: The network as a function of images.
+        answer: Images -> the answers alone.
         first: The network here up to the features that `run` returns.
         library: Versions of what ran.
     """
 
     title: str
     run: Run
+    answer: Callable[[np.ndarray], np.ndarray]
     first: Program
     library: dict[str, str]
 
@@ -150,13 +152,15 @@ def load(
         def answers(images):
             return described(images) if origin.has_head else None, described.before_head(images)
 
-        return Loaded(OWN_CLASS, _runner(answers), first, versions)
+        return Loaded(OWN_CLASS, _runner(answers), _answering(described), first, versions)
     versions[found.library] = str(importlib.import_module(found.library).__version__)
     if layout == "smp":
         # The last map of the encoder, which a head would pool.
         _strict(net, state, found.call)
         run = _runner(lambda images: (None, net(images)[-1]))
-        return Loaded(found.call, run, body(origin.program), versions)
+        return Loaded(
+            found.call, run, lambda images: run(images)[1], body(origin.program), versions
+        )
     if not origin.has_head:
         for head in heads:
             net.set_submodule(head, torch.nn.Identity())
@@ -172,7 +176,7 @@ def load(
         logits = net(images)
         return logits if origin.has_head else None, read["features"].flatten(1)
 
-    return Loaded(found.call, _runner(both), first, versions)
+    return Loaded(found.call, _runner(both), _answering(net), first, versions)
 
 
 def _strict(net: Any, state: Mapping[str, np.ndarray], title: str) -> None:
@@ -207,6 +211,11 @@ def _runner(both: Callable[[Any], tuple[Any, Any]]) -> Run:
             return None if logits is None else _channels_last(logits), _channels_last(features)
 
     return run
+
+
+def _answering(net: Any) -> Callable[[np.ndarray], np.ndarray]:
+    run = _runner(lambda images: (None, net(images)))
+    return lambda images: run(images)[1]
 
 
 def _channels_last(tensor: Any) -> np.ndarray:

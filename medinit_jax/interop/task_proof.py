@@ -8,7 +8,6 @@ from typing import Any
 import ml_collections
 from rich.console import Console
 
-from medinit_jax.core.compiler import jit
 from medinit_jax.core.errors import UsageError
 from medinit_jax.finetune import evaluate
 from medinit_jax.finetune.data import open_task
@@ -43,14 +42,11 @@ def on_test_images(
         config.data.data_dir = settings["data_dir"]
     images = open_task(config, console)
     network = Network(origin.program)
-    variables = {"params": origin.params, "batch_stats": origin.statistics}
-    compiled = jit(lambda pixels: network.apply(variables, pixels))
-    window, batch = origin.program.input_shape[0], settings["batch"]
-    figures = []
-    for answer in (compiled, lambda pixels: loaded.run(pixels)[0]):
-        found = evaluate.answers_of(answer, window, images, images.test, batch)
-        figures.append(evaluate.value(images, images.test, found))
-    here, there = figures
+    part, batch, window = images.test, settings["batch"], origin.program.input_shape[0]
+    found = evaluate.answers(network, origin.params, origin.statistics, images, part, batch)
+    here = evaluate.value(images, part, found)
+    found = evaluate.answers_of(loaded.answer, window, images, part, batch)
+    there = evaluate.value(images, part, found)
     return {
         "metric": images.metric,
         "images": len(images.test),
