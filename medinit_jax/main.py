@@ -36,6 +36,7 @@ ROUTES: dict[str, Callable[[ml_collections.ConfigDict, Path], None]] = {
     "labeler": _route("medinit_jax.swcl.labeler"),
     "swcl": _route("medinit_jax.swcl"),
     "patches": _route("medinit_jax.swcl.score"),
+    "export": _route("medinit_jax.interop.export"),
 }
 
 

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import safetensors.numpy
+from etils import epath
 from flax import traverse_util
 
 from medinit_jax.core import cluster
@@ -158,6 +159,33 @@ class Checkpoints:
         if iterator is not None:
             iterator = iterator["utf8"].encode() if "utf8" in iterator else iterator["json"]
         return Restored(step, restored["state"], iterator, record["extra"])
+
+    def read(self) -> Restored:
+        """Reads the newest checkpoint without knowing its state beforehand.
+
+        Returns:
+            As `restore`, but the state is nested dicts (and lists) of NumPy arrays.
+
+        Raises:
+            UsageError: No checkpoint, or a file that was cut short, changed or removed.
+        """
+        steps = self.steps()
+        if not steps:
+            raise UsageError(f"{self.folder} has no checkpoint; train first, or name another one.")
+        place = self.folder / str(steps[-1])
+        remedy = "fetch the run again"
+        _check_files(place, remedy)
+        try:
+            record = json.loads((place / "record" / "metadata").read_text(encoding="utf-8"))
+            described: Any = ocp.StandardCheckpointHandler().metadata(epath.Path(place / "state"))
+            # Arrays of NumPy: whatever devices it was saved from, it is wanted on the host.
+            target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), described.tree)
+            restored = self._manager.restore(
+                steps[-1], args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
+            )
+            return Restored(steps[-1], restored["state"], None, record["extra"])
+        except (OSError, ValueError, KeyError) as error:
+            raise _damaged(place, str(error).split("[tensorstore_spec")[0], remedy) from error
 
     def close(self) -> None:
         """Ends the manager's threads."""

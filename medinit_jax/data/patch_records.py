@@ -35,6 +35,7 @@ class PatchRecords:
         refuse_cut_short(self.folder, manifest["shards"], self.name)
         self._count = manifest["splits"][SPLIT]
         self._checksums = [shard["sha256"] for shard in manifest["shards"]]
+        self._license = builder.license_text()
         features = builder.info.features
         # Only these are parsed.
         self._features = tfds.features.FeaturesDict(
@@ -57,10 +58,11 @@ class PatchRecords:
         return stored["image_id"].decode(), left, right
 
     def describe(self) -> dict[str, Any]:
-        """Returns source, count and a sha256 over those of the shards."""
+        """Returns source, count, a sha256 over those of the shards, and the license."""
         digest = hashlib.sha256("".join(self._checksums).encode())
         return {
             "source": f"prepared:{self.name}/{SPLIT}",
             "count": len(self),
             "sha256": digest.hexdigest(),
+            "license": self._license,
         }

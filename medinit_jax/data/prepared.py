@@ -46,6 +46,7 @@ class PreparedSource:
         self._manifest = manifest_of(builder)
         self._name = f"{builder.name}/{builder.builder_config.name}"
         self._split, self._size = split, size
+        self._license = builder.license_text()
         self._fit: Fit = fit
         if not self._manifest["splits"].get(split):
             have = ", ".join(name for name, count in self._manifest["splits"].items() if count)
@@ -122,7 +123,7 @@ class PreparedSource:
         return known or f"{self._split}/{stored['image_id'].decode()}"
 
     def describe(self) -> dict[str, Any]:
-        """Returns source, count and a sha256 over those of the split's shards, and the label."""
+        """Returns source, count, a sha256 over those of the split's shards, license and label."""
         digest = hashlib.sha256()
         for shard in self._shards:
             digest.update(shard["sha256"].encode())
@@ -130,6 +131,7 @@ class PreparedSource:
             "source": f"prepared:{self._name}/{self._split}",
             "count": len(self),
             "sha256": digest.hexdigest(),
+            "license": self._license,
             "label": self.label,
         }
 

@@ -43,22 +43,10 @@ def compiled(network: Network) -> Callable[[Any, Any, Any], jax.Array]:
     return jit(run)
 
 
-def classify(
-    network: Network, params: Any, statistics: Any, images: Iterable[np.ndarray], batch: int
+def _logits(
+    run: Callable[[np.ndarray], Any], images: Iterable[np.ndarray], batch: int
 ) -> np.ndarray:
-    """Returns the logits (n, width) of images, read a batch at a time.
-
-    Args:
-        network: The network.
-        params: Its parameters.
-        statistics: Its batch statistics.
-        images: Float32 (H, W, C) each, normalized.
-        batch: Images at a time.
-    """
-    run = compiled(network)  # pyright: ignore[reportArgumentType]
-    parts = []
-    for piece, count in batches(images, batch):
-        parts.append(run(params, statistics, piece)[:count])
+    parts = [run(piece)[:count] for piece, count in batches(images, batch)]
     return np.concatenate([np.asarray(part) for part in parts])
 
 
@@ -97,6 +85,29 @@ def answers(
         batch: Images or windows at a time.
         parallel: Devices; None: those of this process.
     """
+    run = functools.partial(compiled(network), params, statistics)  # pyright: ignore
+    window = network.program.input_shape[0]
+    return answers_of(run, window, images, part, batch, parallel)
+
+
+def answers_of(
+    run: Callable[[np.ndarray], Any],
+    window: int,
+    images: TaskImages,
+    part: Examples,
+    batch: int,
+    parallel: Parallel | None = None,
+) -> Answers:
+    """Runs any function of pixels over a part of a task's images; otherwise as `answers`.
+
+    Args:
+        run: Float32 (batch, H, W, 3), normalized -> logits (batch, ..., width).
+        window: Side of what it segments at a time.
+        images: The task.
+        part: The part.
+        batch: Images or windows at a time.
+        parallel: Devices; None: those of this process.
+    """
     process, processes = parallel.process if parallel else (0, 1)
     share = -(-len(part) // processes)
     # The last process may repeat the last image, so that all hand in as many.
@@ -107,13 +118,11 @@ def answers(
 
     inputs = (images.evaluation_image(part, index) for index in own)
     if images.kind == "classification":
-        logits = everyones(classify(network, params, statistics, inputs, batch))
+        logits = everyones(_logits(run, inputs, batch))
         finite = bool(np.isfinite(logits).all())
         return Answers(predictions.probabilities(images.heads, logits), {}, finite)
-    run = functools.partial(compiled(network), params, statistics)  # pyright: ignore
     found: dict[str, list[np.ndarray]] = {head.name: [] for head in images.heads}
     finite = True
-    window = network.program.input_shape[0]
     for index, logits in zip(own, windows.predict_images(run, inputs, window, batch), strict=True):
         finite &= bool(np.isfinite(logits).all())
         logits = images.native_logits(part, index, logits)

@@ -104,8 +104,8 @@ class Records:
         return self._reader([feature]).deserialize_example_np(record, decoders=decoders)[feature]
 
     def describe(self) -> dict[str, Any]:
-        """Returns source, count and a sha256 over the split's shards."""
-        return {key: self._described[key] for key in ("source", "count", "sha256")}
+        """Returns source, count, a sha256 over the split's shards, and the set's license."""
+        return {key: self._described[key] for key in ("source", "count", "sha256", "license")}
 
     def _reader(self, features: Sequence[str]) -> Any:
         return tfds.features.FeaturesDict({name: self._features[name] for name in features})
@@ -248,7 +248,7 @@ class Examples:
         return height, width
 
     def describe(self) -> dict[str, Any]:
-        """Returns source, count and the sha256 of the split's shards and of the images' names."""
+        """Returns source, count, license, and sha256 of the split's shards and of the names."""
         names = hashlib.sha256("\n".join(self.ids).encode()).hexdigest()
         return {**self.records.describe(), "count": len(self), "ids_sha256": names}
 

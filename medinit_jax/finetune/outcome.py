@@ -95,7 +95,24 @@ def write_model(
     folder = workdir / MODEL_FOLDER
     if folder.exists():
         shutil.rmtree(folder)
-    metadata = {
+    tree = {"params": best.params, "batch_stats": best.statistics}
+    tree = {name: part for name, part in tree.items() if part}
+    described = description_of(config, images, network, start)
+    save_params(folder, tree, described, kind="model")
+
+
+def description_of(
+    config: ml_collections.ConfigDict, images: TaskImages, network: Network, start: Start
+) -> dict[str, Any]:
+    """Returns all that the use of the network needs beside its arrays, as JSON.
+
+    Args:
+        config: The experiment.
+        images: The task.
+        network: The network.
+        start: What it began from.
+    """
+    held = {
         "task": config.task,
         "kind": images.kind,
         "modality": images.modality,
@@ -107,9 +124,7 @@ def write_model(
         "start": start.record,
         "code_version": code_version(),
     }
-    tree = {"params": best.params, "batch_stats": best.statistics}
-    tree = {name: part for name, part in tree.items() if part}
-    save_params(folder, tree, json.loads(json.dumps(metadata)), kind="model")
+    return json.loads(json.dumps(held))
 
 
 def summary_of(
@@ -129,7 +144,7 @@ def summary_of(
         start: What it began from.
         course: The whole course.
         figures: "best" and "last", each with epoch, validation figure and those of the test images;
-            "cam" and "skipped_steps".
+            "cam", "skipped_steps", and what is known of the images as "data".
     """
     return finite(
         {
@@ -150,7 +165,6 @@ def summary_of(
             "diverged": course.diverged,
             "seconds": round(course.seconds, 1),
             "provenance": provenance(shlex.join(sys.argv), config.route),
-            "data": {name: part.describe() for name, part in images.parts().items()},
             "notes": [config.note] if config.note else [],
         }
     )

@@ -169,6 +169,9 @@ class Tuning:
             course = course._replace(seconds=before + time.monotonic() - started)
             held = {"tune": jax.device_get(state), "best": best._asdict()}
             extra = {"course": finite(course._asdict()), "code_version": code_version()}
+            extra["model"] = outcome.description_of(
+                self.config, self.images, self.network, self.start
+            )
             # Batches go by step number, so that the state alone says which comes next.
             checkpoints.save(int(state.step), held, None, extra)
 
@@ -310,10 +313,18 @@ class Tuning:
         if course.best:
             # Nothing that never gave a finite figure is handed on.
             outcome.write_model(self.workdir, *described, best)
-        figures |= {"cam": album.figures(), "skipped_steps": int(state.skipped)}
+        figures |= {
+            "cam": album.figures(),
+            "skipped_steps": int(state.skipped),
+            "data": self.data(),
+        }
         summary = outcome.summary_of(*described, course, figures)
         write_json(self.workdir / SUMMARY_FILE, summary)
         return summary
+
+    def data(self) -> dict[str, Any]:
+        """Returns what is known of the images: {part: source, count, digests and license}."""
+        return {name: part.describe() for name, part in self.images.parts().items()}
 
 
 def _own(tree: Any) -> Any:

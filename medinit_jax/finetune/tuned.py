@@ -77,11 +77,23 @@ def load_model(path: str | Path) -> Model:
     folder = Path(path)
     if (folder / MODEL_FOLDER).is_dir():
         folder = folder / MODEL_FOLDER
-    tree, record = load_params(folder, "model")
-    file = folder / KINDS["model"]
+    return model_of(*load_params(folder, "model"), folder / KINDS["model"])
+
+
+def model_of(tree: Mapping[str, Any], record: Any, file: Path) -> Model:
+    """Makes a model of arrays and what is recorded of them.
+
+    Args:
+        tree: "params" {module: {leaf: array}}, and "batch_stats" where the network has some.
+        record: What `model.json` holds under metadata.
+        file: Where it was read, for errors.
+
+    Raises:
+        UsageError: As those of `load_model`.
+    """
     heads = _checked(record, file)
     if "params" not in tree:
-        raise UsageError(f"{folder} holds no parameters; fetch the model again.")
+        raise UsageError(f"{file.parent} holds no parameters; fetch the model again.")
     data = record["data"]
     try:
         network = make_network(record["model"], record["size"], width(heads), record["kind"])

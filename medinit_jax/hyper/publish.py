@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,11 @@ from medinit_jax.hyper.hypernetwork import HyperInitializer
 
 
 def publish(
-    config: ml_collections.ConfigDict, workdir: Path, module: HyperInitializer, theta: Any
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    module: HyperInitializer,
+    theta: Any,
+    images: Mapping[str, Any],
 ) -> Path:
     """Writes `workdir/initializer`: parameters and all that is needed to use them.
 
@@ -25,6 +30,7 @@ def publish(
         workdir: Its workdir.
         module: The hypernetwork.
         theta: Its parameters, on the host.
+        images: What is known of the images that it was trained on: source, count, digest.
 
     Returns:
         The folder.
@@ -48,6 +54,7 @@ def publish(
             "range": "0..1 before mean and std",
         },
         "modality": config.data.name if config.data.source == "phantom" else config.data.source,
+        "images": dict(images),
         "code_version": code_version(),
         "steps": config.train.steps,
         "seed": config.seed,

@@ -210,7 +210,10 @@ def train(
         stream.close()
         checkpoints.close()
     if int(current.step) == config.train.steps and started_at < config.train.steps:
-        cluster.once(lambda: _finish(config, workdir, current, bilevel, seconds, stream, console))
+        images = sources["train"].describe()
+        cluster.once(
+            lambda: _finish(config, workdir, current, bilevel, seconds, stream, console, images)
+        )
     return current
 
 
@@ -251,7 +254,7 @@ def _with_validation(step_fn, accuracy, every: int, writer: MetricWriter, last: 
     return step
 
 
-def _finish(config, workdir, current, bilevel, seconds, stream, console) -> None:
+def _finish(config, workdir, current, bilevel, seconds, stream, console, images) -> None:
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     losses = [(line["step"], line["train/loss"]) for line in lines if "train/loss" in line]
     takeoff = next((step for step, loss in losses if (loss or 9.0) < TAKEOFF_LOSS), None)
@@ -268,7 +271,8 @@ def _finish(config, workdir, current, bilevel, seconds, stream, console) -> None
         "curve_file": "metrics.jsonl",
     }
     write_json(workdir / "train.json", summary)
-    publish(config, workdir, bilevel.module, jax.device_get(current.params))
+    theta = jax.device_get(current.params)
+    publish(config, workdir, bilevel.module, theta, images)
     if takeoff is None:
         console.print(
             "WARNING: the loss never left chance (ln 4); the initializer is no better than an "

@@ -62,8 +62,8 @@ class Labeling(Tuning):
                 f"{config.task} is no single classification; a labeler tells normal from abnormal: "
                 "set config.labels=abnormal."
             )
-        unlabelled = open_unlabelled(config, self.images, self.console)
-        batches = S4LBatches(config, self.images, unlabelled)
+        self.unlabelled = open_unlabelled(config, self.images, self.console)
+        batches = S4LBatches(config, self.images, self.unlabelled)
         parts = config.train.accumulate
         if s4l.unlabelled_batch % (parts * self.parallel.size):
             raise UsageError(
@@ -75,6 +75,12 @@ class Labeling(Tuning):
             "unlabelled images", {f"set {i}": p.describe() for i, p in enumerate(unlabelled)}
         )
         return batches, S4L(s4l.triplet, s4l.margin, s4l.weight, parts)
+
+    def data(self) -> dict[str, Any]:
+        """Returns what is known of the images, the unlabelled ones among them."""
+        parts = [part.describe() for part in self.unlabelled]
+        count = sum(part["count"] for part in parts)
+        return {**super().data(), "unlabelled": {"count": count, "parts": parts}}
 
     def rates(self) -> dict[str, Any]:
         """Returns the learning rate's settings; milestones are given in epochs."""

@@ -207,7 +207,7 @@ class PreparedPairs:
         return _pair(self.table, index, left, right)
 
     def describe(self) -> dict[str, Any]:
-        """Returns source, count and a sha256 over those of the shards."""
+        """Returns source, count, a sha256 over those of the shards, and the license."""
         return self._records.describe()
 
 

@@ -166,7 +166,7 @@ class Pretraining:
                     progress=bar,
                     batches=batches,
                     checkpoints=checkpoints,
-                    extra={"code_version": code_version()},
+                    extra={"code_version": code_version(), "model": self.description()},
                 )
         finally:
             writer.close()
@@ -223,19 +223,24 @@ class Pretraining:
         params = held.target["params"] if teacher else held.train.params
         statistics = held.target["statistics"] if teacher else held.statistics
         tree = {"params": params["encoder"], "batch_stats": statistics["encoder"]}
-        metadata = {
+        tree = {name: part for name, part in tree.items() if part}
+        save_params(folder, tree, self.description(), kind="model")
+
+    def description(self) -> dict[str, Any]:
+        """Returns all that the use of the encoder needs beside its arrays, as JSON."""
+        held = {
             "task": "",
             "kind": "encoder",
             "modality": "fundus",
             "method": self.config.method,
+            "export": self.config.export,
             "model": self.config.model.to_dict(),
             "data": self.config.data.to_dict(),
             "size": self.config.data.size,
             "start": self.start.record,
             "code_version": code_version(),
         }
-        tree = {name: part for name, part in tree.items() if part}
-        save_params(folder, tree, json.loads(json.dumps(metadata)), kind="model")
+        return json.loads(json.dumps(held))
 
 
 def _module(statistics: str) -> str:
