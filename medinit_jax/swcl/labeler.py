@@ -72,7 +72,7 @@ class Labeling(Tuning):
                 f"multiple of {parts * self.parallel.size}, or set config.train.devices=1."
             )
         cluster.check_alike(
-            "unlabelled images", {f"set {i}": p.describe() for i, p in enumerate(unlabelled)}
+            "unlabelled images", {f"set {i}": p.describe() for i, p in enumerate(self.unlabelled)}
         )
         return batches, S4L(s4l.triplet, s4l.margin, s4l.weight, parts)
 
