@@ -1,37 +1,74 @@
 #!/usr/bin/env bash
-# Runs medinit_jax in several processes on this machine, to try what several hosts do.
+# Runs medinit_jax as several processes of one machine, as several hosts would.
 #
-#   launch/local.sh 2 --config=configs/swcl.py:simclr --workdir=runs/two
+#   launch/local.sh --processes=2 -- --config=configs/swcl.py:swcl --config.data.patches=runs/patches
 #
-# The first argument is how many; the others go to medinit_jax.main. A signal reaches all of them. On
-# a machine with GPUs one process uses all of them by itself; set PYTHON for another interpreter.
+# Options:  --processes=N   how many
+#           --gpus          process i sees GPU i alone; without it all see the same devices
+#           --port=PORT     where they meet
+# One process shares its work among all GPUs by itself, so this is for trying out what several hosts
+# do. The first process prints, the others write to local-N.log. If one fails, all are ended.
 set -euo pipefail
 
+processes=2
+gpus=no
+port=47111
 python=${PYTHON:-python}
-count=${1:-}
-if ! [[ $count =~ ^[1-9][0-9]*$ ]]; then
-    sed -n '2,7s/^# \{0,1\}//p' "$0" >&2
-    exit 2
-fi
-shift
 
-port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
-pids=()
-for ((process = 0; process < count; process++)); do
-    "$python" -m medinit_jax.main --coordinator="127.0.0.1:$port" --processes="$count" \
-        --process="$process" "$@" &
-    pids+=($!)
+while [ $# -gt 0 ]; do
+    case $1 in
+        --processes=*) processes=${1#*=} ;;
+        --port=*) port=${1#*=} ;;
+        --gpus) gpus=yes ;;
+        -h | --help)
+            sed -n '2,/^set /s/^# \{0,1\}//p' "$0"
+            exit 0
+            ;;
+        --)
+            shift
+            break
+            ;;
+        *)
+            echo "local.sh: there is no option $1; --help lists them." >&2
+            exit 2
+            ;;
+    esac
+    shift
 done
-trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' INT TERM
+
+started=()
+told=
+end_all() { kill -TERM "${started[@]}" 2>/dev/null || true; }
+# A run that is told to stop saves first.
+trap 'told=yes; end_all' INT TERM
+
+for ((i = 0; i < processes; i++)); do
+    [ "$gpus" = no ] || export CUDA_VISIBLE_DEVICES=$i
+    command=("$python" -m medinit_jax.main --coordinator="localhost:$port" --processes="$processes" --process="$i" "$@")
+    if [ "$i" -eq 0 ]; then
+        "${command[@]}" &
+    else
+        "${command[@]}" >"local-$i.log" 2>&1 &
+    fi
+    started+=($!)
+done
 
 code=0
-for pid in "${pids[@]}"; do
-    while true; do
-        own=0
-        wait "$pid" || own=$?
-        # A signal to this script ends `wait`, not the process.
-        kill -0 "$pid" 2>/dev/null || break
-    done
-    [ "$own" -eq 0 ] || code=$own
+left=$processes
+while [ "$left" -gt 0 ]; do
+    one=0
+    wait -n || one=$?
+    # Nothing is left to wait for.
+    [ "$one" -ne 127 ] || break
+    # It was the signal that ended the wait, not a process.
+    if [ -n "$told" ]; then
+        told=
+        continue
+    fi
+    left=$((left - 1))
+    if [ "$one" -ne 0 ] && [ "$code" -eq 0 ]; then
+        code=$one
+        end_all
+    fi
 done
 exit "$code"
