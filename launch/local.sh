@@ -1,40 +1,27 @@
 #!/usr/bin/env bash
-# Runs medinit_jax as several processes of one machine, as several hosts would.
+# Runs medinit_jax as several processes of this machine, as several hosts would.
 #
-#   launch/local.sh --processes=2 -- --config=configs/swcl.py:swcl --config.data.patches=runs/patches
+#   launch/local.sh 2 --config=configs/swcl.py:swcl --config.data.patches=runs/patches
+#   launch/local.sh --gpus 2 --config=configs/swcl.py:swcl ...    process i sees GPU i alone
 #
-# Options:  --processes=N   how many
-#           --gpus          process i sees GPU i alone; without it all see the same devices
-#           --port=PORT     where they meet
 # One process shares its work among all GPUs by itself, so this is for trying out what several hosts
-# do. The first process prints, the others write to local-N.log. If one fails, all are ended.
+# do. The first process prints, the others write to local-N.log. If one fails, all are ended; a
+# signal reaches all, and they save first. PYTHON names another interpreter.
 set -euo pipefail
 
-processes=2
 gpus=no
-port=47111
-python=${PYTHON:-python}
-
-while [ $# -gt 0 ]; do
-    case $1 in
-        --processes=*) processes=${1#*=} ;;
-        --port=*) port=${1#*=} ;;
-        --gpus) gpus=yes ;;
-        -h | --help)
-            sed -n '2,/^set /s/^# \{0,1\}//p' "$0"
-            exit 0
-            ;;
-        --)
-            shift
-            break
-            ;;
-        *)
-            echo "local.sh: there is no option $1; --help lists them." >&2
-            exit 2
-            ;;
-    esac
+if [ "${1-}" = --gpus ]; then
+    gpus=yes
     shift
-done
+fi
+if [[ ! ${1-} =~ ^[1-9][0-9]*$ ]]; then
+    sed -n '2,/^set /s/^# \{0,1\}//p' "$0" >&2
+    exit 2
+fi
+processes=$1
+shift
+python=${PYTHON:-python}
+port=${PORT:-$("$python" -c 'import socket; s = socket.create_server(("localhost", 0)); print(s.getsockname()[1])')}
 
 started=()
 told=

@@ -38,11 +38,11 @@ def test_shellcheck_finds_nothing(script):
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("script", [path for path in SCRIPTS if "slurm" not in path.name][:-1])
+@pytest.mark.parametrize("script", ["tpu_vm.sh", "local.sh"])
 def test_help_is_the_head_of_the_script(script):
-    done = ran(script, "--help")
-    assert done.returncode == 0
-    assert done.stdout.startswith("Runs medinit_jax") and "set -" not in done.stdout
+    done = ran(LAUNCH / script, "--help")
+    shown = done.stdout + done.stderr
+    assert shown.startswith("Runs medinit_jax") and "set -" not in shown
 
 
 @pytest.fixture
@@ -80,13 +80,13 @@ def test_nodes_of_slurm_find_each_other(slurm):
 
 def local(tmp_path, body, *options):
     executable(tmp_path / "python", body)
-    return ran(LAUNCH / "local.sh", *options, "--", "--config=x", HERE=str(tmp_path),
+    return ran(LAUNCH / "local.sh", *options, "--config=x", PORT="9", HERE=str(tmp_path),
                PYTHON=str(tmp_path / "python"))  # fmt: skip
 
 
 def test_local_starts_every_process_with_its_number(tmp_path):
     body = 'echo "$* gpu=${CUDA_VISIBLE_DEVICES-}"'
-    done = local(tmp_path, body, "--processes=3", "--port=9", "--gpus")
+    done = local(tmp_path, body, "--gpus", "3")
     assert done.returncode == 0, done.stderr
     given = "-m medinit_jax.main --coordinator=localhost:9 --processes=3 --process={0} --config=x"
     said = [done.stdout, *((tmp_path / f"local-{i}.log").read_text() for i in (1, 2))]
@@ -102,7 +102,7 @@ trap 'touch saved; kill $!; exit 130' TERM
 sleep 60 &
 touch ready
 wait"""
-    done = local(tmp_path, body)
+    done = local(tmp_path, body, "2")
     assert done.returncode == 2
     assert (tmp_path / "saved").exists()
 
