@@ -67,10 +67,17 @@ class Work(NamedTuple):
     flops: float
     moved: float
 
+    def computing(self, machine: Machine) -> float:
+        """Returns the seconds that it computes."""
+        return self.flops / (OF_FLOPS * machine.flops)
+
+    def moving(self, machine: Machine) -> float:
+        """Returns the seconds that it moves bytes."""
+        return self.moved / (OF_MEMORY * machine.memory_rate)
+
     def seconds(self, machine: Machine) -> float:
-        """Returns how long it takes."""
-        computing = self.flops / (OF_FLOPS * machine.flops)
-        return max(computing, self.moved / (OF_MEMORY * machine.memory_rate))
+        """Returns how long it takes: the longer of both."""
+        return max(self.computing(machine), self.moving(machine))
 
 
 def all_reduce_seconds(size: float, machine: Machine, times: int = 1) -> float:
@@ -98,11 +105,13 @@ class Step(NamedTuple):
     """One training step.
 
     Attributes:
-        device: Seconds in which a device computes or moves bytes.
+        computing: Seconds in which a device computes, if bytes were there at once.
+        device: Seconds in which it computes or moves bytes.
         between: Seconds in which devices wait for each other's bytes.
         host: Seconds in which the host starts functions and prepares architectures, meanwhile.
     """
 
+    computing: float
     device: float
     between: float
     host: float
@@ -132,6 +141,7 @@ def step(
         architectures: Those that the host prepares; its threads share one interpreter.
     """
     return Step(
+        math.fsum(count * part.computing(machine) for count, part in work),
         math.fsum(count * part.seconds(machine) for count, part in work),
         all_reduce_seconds(crossing, machine, sums),
         launches * LAUNCH + architectures * ARCHITECTURE,

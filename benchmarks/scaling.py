@@ -20,7 +20,7 @@ import subprocess
 import sys
 
 from compiled_steps import Figures, bilevel_steps, experiment, feeding, pretraining
-from machines import MACHINES, Machine, Work, efficiency, step
+from machines import MACHINES, Machine, Step, Work, efficiency, step
 from ml_collections import ConfigDict
 
 from medinit_jax.core.parallel import Parallel
@@ -99,6 +99,13 @@ def on_one(counts: Figures) -> Figures:
     }
 
 
+def shown(taken: Step) -> Figures:
+    """Returns milliseconds of a step: the whole, and its parts."""
+    return {"ms": 1e3 * taken.seconds} | {
+        f"{name}_ms": 1e3 * seconds for name, seconds in taken._asdict().items()
+    }
+
+
 def pretraining_on(machine: Machine, counts: Figures, batch: int) -> Figures:
     """Calculates a step of route 2 with the paper's batch, made a multiple of the devices."""
     full, half = counts["route2"], counts["route2_half"]
@@ -118,9 +125,7 @@ def pretraining_on(machine: Machine, counts: Figures, batch: int) -> Figures:
     rate, hosts = images / taken.seconds, machine.devices / machine.per_host
     return {
         "images": images,
-        "ms": 1e3 * taken.seconds,
-        "device_ms": 1e3 * taken.device,
-        "between_ms": 1e3 * taken.between,
+        **shown(taken),
         "efficiency": efficiency(alone, taken, machine.devices),
         "memory_gb": at(2 * images / machine.devices, "memory") / 1e9,
         "patches_per_s": rate,
@@ -154,10 +159,7 @@ def bilevel_on(machine: Machine, counts: Figures, config: ConfigDict) -> Figures
     paper = step(of(1), few, crossing=raw, sums=networks, **given).seconds * config.train.steps
     return {
         "views": one["views"] * machine.devices,
-        "ms": 1e3 * taken.seconds,
-        "device_ms": 1e3 * taken.device,
-        "between_ms": 1e3 * taken.between,
-        "host_ms": 1e3 * taken.host,
+        **shown(taken),
         "efficiency": efficiency(alone, taken, machine.devices),
         "devices_of_paper": groups,
         "hours_of_paper": paper / 3600,

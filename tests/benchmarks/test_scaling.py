@@ -122,5 +122,7 @@ def test_times_follow_from_counts_by_hand(machines):
     assert machines.all_reduce_seconds(7e8, machine) == pytest.approx(1 + between + 60e-6)
     step = machines.step([(2, work)], machine, 0, 0, launches=10, architectures=3)
     assert step.device == pytest.approx(2) and step.host == pytest.approx(10 * 50e-6 + 6e-3)
-    assert machines.efficiency(machines.Step(8, 0, 0), machines.Step(2, 2, 1), 4) == 0.5
-    assert machines.Step(1, 0, 3).seconds == 3
+    assert step.computing == pytest.approx(2)
+    together = machines.Step(1, 2, 2, 1)
+    assert machines.efficiency(machines.Step(1, 8, 0, 0), together, 4) == 0.5
+    assert machines.Step(1, 1, 0, 3).seconds == 3
