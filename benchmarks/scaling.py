@@ -8,7 +8,7 @@ Nothing is run: both routes are compiled for so many virtual devices, each numbe
 its own, and the compiled programs are read: operations and bytes of one device, and bytes between
 devices. Every device keeps as many images as before, so that the first two should stay and the last
 follow a formula. From the counts on one device and the specification sheets in `machines.py` follow
-the times on accelerators, which nobody measured here. Takes ten minutes on two cores.
+the times on accelerators, which nobody measured here. Takes a quarter of an hour of one core.
 """
 
 from __future__ import annotations
