@@ -158,7 +158,7 @@ class Pretraining:
             return self.step(current, placed, labels)
 
         folder = self.workdir / "profile"
-        watch = Stopwatch({"images": train.batch}, self.config.profile, folder)
+        watch = Stopwatch({"images": self.config.train.batch}, self.config.profile, folder)
         try:
             with watch, Progress("pretrain", self.total, self.console, start=began) as bar:
                 current = loop.run(

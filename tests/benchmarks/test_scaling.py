@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from tiny_pretrain import NAME, tiny_zoo
 
 from medinit_jax.arch.tape import signatures
 from medinit_jax.core.parallel import Parallel
@@ -36,12 +37,12 @@ def pretraining(counting):
     config = counting.experiment("swcl.py", "swcl")
     with config.unlocked():
         config.data.size = 16
-        config.model.name, config.model.stem, config.model.width = "resnet18", "small", 4
-        config.model.norm = "none"
+        config.model.name, config.model.norm = NAME, "none"
     found = {}
     for devices in (1, 4):
         parallel = Parallel(jax.devices()[:devices])
-        found[devices] = counting.pretraining(config, parallel, 2)
+        with tiny_zoo():
+            found[devices] = counting.pretraining(config, parallel, 2)
     return found
 
 
