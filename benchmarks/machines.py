@@ -123,7 +123,7 @@ class Step(NamedTuple):
 
 
 def step(
-    work: Sequence[tuple[int, Work]],
+    work: Sequence[tuple[float, Work]],
     machine: Machine,
     crossing: float,
     sums: int,

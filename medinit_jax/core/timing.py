@@ -63,10 +63,10 @@ class Stopwatch:
         self._seconds: dict[str, float] = {}
         self._compiled, self._compiling = 0, 0.0
 
-    def _listen(self, event: str, duration: float, **_: Any) -> None:
+    def _listen(self, event: str, duration_secs: float, **_: Any) -> None:
         if event == _COMPILED:
             self._compiled += 1
-            self._compiling += duration
+            self._compiling += duration_secs
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
