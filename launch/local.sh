@@ -5,8 +5,8 @@
 #   launch/local.sh --gpus 2 --config=configs/swcl.py:swcl ...    process i sees GPU i alone
 #
 # One process shares its work among all GPUs by itself, so this is for trying out what several hosts
-# do. The first process prints, the others write to local-N.log. If one fails, all are ended; a
-# signal reaches all, and they save first. PYTHON names another interpreter.
+# do. The first process shows how far the run is. If one fails, all are ended; a signal reaches all,
+# and they save first. PYTHON names another interpreter.
 set -euo pipefail
 
 gpus=no
@@ -21,7 +21,7 @@ fi
 processes=$1
 shift
 python=${PYTHON:-python}
-port=${PORT:-$("$python" -c 'import socket; s = socket.create_server(("localhost", 0)); print(s.getsockname()[1])')}
+port=${PORT:-$("$python" -c 'import socket; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1])')}
 
 started=()
 told=
@@ -31,12 +31,8 @@ trap 'told=yes; end_all' INT TERM
 
 for ((i = 0; i < processes; i++)); do
     [ "$gpus" = no ] || export CUDA_VISIBLE_DEVICES=$i
-    command=("$python" -m medinit_jax.main --coordinator="localhost:$port" --processes="$processes" --process="$i" "$@")
-    if [ "$i" -eq 0 ]; then
-        "${command[@]}" &
-    else
-        "${command[@]}" >"local-$i.log" 2>&1 &
-    fi
+    command=("$python" -m medinit_jax.main --coordinator="127.0.0.1:$port" --processes="$processes" --process="$i" "$@")
+    "${command[@]}" &
     started+=($!)
 done
 
@@ -55,6 +51,8 @@ while [ "$left" -gt 0 ]; do
     left=$((left - 1))
     if [ "$one" -ne 0 ] && [ "$code" -eq 0 ]; then
         code=$one
+        # The others say by themselves which one failed and end, unless they never met.
+        sleep "${GRACE:-5}"
         end_all
     fi
 done
