@@ -48,6 +48,8 @@ def _default(task: str) -> ConfigDict:
     config.task = task
     config.seed = 42
     config.cache_dir = ""
+    # Steps that are traced for TensorBoard's profiler; 0 = none.
+    config.profile = 0
     config.note = ""
     # Features to predict, separated by commas; "" = the task's own.
     config.labels = ""

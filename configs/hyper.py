@@ -46,6 +46,8 @@ def _default() -> ConfigDict:
     config.stages = ("train", "evaluate", "report")
     config.seed = 1111
     config.cache_dir = ""
+    # Steps that are traced for TensorBoard's profiler; 0 = none.
+    config.profile = 0
     config.init_from = ""
     config.preset = "stable"
     config.note = (

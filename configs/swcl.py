@@ -66,6 +66,8 @@ def _default(method: str) -> ConfigDict:
     config.method = method
     config.seed = 42
     config.cache_dir = ""
+    # Steps that are traced for TensorBoard's profiler; 0 = none.
+    config.profile = 0
     config.note = ""
     # Of BYOL and DINO: the student or the teacher becomes the encoder.
     config.export = "student"

@@ -22,6 +22,7 @@ from flax import traverse_util
 
 from medinit_jax.core import cluster
 from medinit_jax.core.errors import UsageError
+from medinit_jax.core.secrets import redacted
 from medinit_jax.core.workdir import write_json
 
 PyTree = Any
@@ -101,7 +102,7 @@ class Checkpoints:
             iterator = {"utf8": iterator.decode()}
         elif iterator is not None:
             iterator = {"json": iterator}
-        record = {"iterator": iterator, "extra": dict(extra or {}), "leaves": _leaves(state)}
+        record = {"iterator": iterator, "extra": _plain(extra or {}), "leaves": _leaves(state)}
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -190,6 +191,10 @@ class Checkpoints:
     def close(self) -> None:
         """Ends the manager's threads."""
         self._manager.close()
+
+
+def _plain(extra: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(redacted(json.dumps(dict(extra))))
 
 
 def save_params(

@@ -16,11 +16,14 @@ import numpy as np
 from rich.console import Console
 
 from medinit_jax.core import cluster
+from medinit_jax.core.timing import PREFIX
 
 Scalars = Mapping[str, Any]
 Arrays = Mapping[str, Any]
 
 METRICS_FILE = "metrics.jsonl"
+# What `core.timing` measures; the same steps take another time in a run that was resumed.
+TIMING_FILE = "timing.jsonl"
 
 
 class MetricWriter:
@@ -71,25 +74,30 @@ class JsonlWriter(MetricWriter):
     A value that is not finite is written as null, which every JSON reader takes.
     """
 
-    def __init__(self, path: Path, resume_step: int | None = None):
+    def __init__(self, path: Path, resume_step: int | None = None, timing: bool = False):
         """Opens the file for appending.
 
         Args:
             path: the file.
             resume_step: the step that a run goes on from; lines of later steps and a line cut
                 short are dropped, since they are written again. None keeps every line.
+            timing: takes what `core.timing` measures and nothing else, instead of all else.
         """
+        self._timing = timing
         if path.exists() and resume_step is not None:
             _drop_after(path, resume_step)
         self._file = open(path, "a", encoding="utf-8", buffering=1)
 
     def write_scalars(self, step: int, scalars: Scalars) -> None:
-        """Appends one line with every scalar."""
-        self._write(step, {name: _number(value) for name, value in scalars.items()})
+        """Appends one line with every scalar that it takes."""
+        kept = _kept(scalars, self._timing)
+        if kept or not scalars:
+            self._write(step, {name: _number(value) for name, value in kept.items()})
 
     def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
         """Appends one line with every text."""
-        self._write(step, dict(texts))
+        if not self._timing:
+            self._write(step, dict(texts))
 
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
         """Does nothing: the workdir's config.json holds them."""
@@ -115,7 +123,9 @@ class ConsoleWriter(MetricWriter):
 
     def write_scalars(self, step: int, scalars: Scalars) -> None:
         """Prints `step 100  loss 1.23  ...`."""
-        self._print(step, "  ".join(f"{k} {float(v):.4g}" for k, v in scalars.items()))
+        kept = _kept(scalars, timing=False)
+        if kept or not scalars:
+            self._print(step, "  ".join(f"{k} {float(v):.4g}" for k, v in kept.items()))
 
     def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
         """Prints each text on a line."""
@@ -243,7 +253,7 @@ class MultiWriter(MetricWriter):
 def create_writer(
     workdir: str | os.PathLike[str], console: Console, resume_step: int | None = None
 ) -> MetricWriter:
-    """Returns the writer of a run: metrics.jsonl, the console and TensorBoard.
+    """Returns the writer of a run: metrics.jsonl, timing.jsonl, the console and TensorBoard.
 
     Of several processes the first one writes.
 
@@ -253,7 +263,7 @@ def create_writer(
         resume_step: the restored step, whose later lines are dropped; None for a new run.
 
     Returns:
-        One writer over the three.
+        One writer over the four.
     """
     if not cluster.first():
         return MetricWriter()
@@ -261,10 +271,15 @@ def create_writer(
     return MultiWriter(
         [
             JsonlWriter(folder / METRICS_FILE, resume_step),
+            JsonlWriter(folder / TIMING_FILE, resume_step, timing=True),
             ConsoleWriter(console),
             TensorBoardWriter(folder / "tensorboard", resume_step),
         ]
     )
+
+
+def _kept(scalars: Scalars, timing: bool) -> Scalars:
+    return {name: value for name, value in scalars.items() if name.startswith(PREFIX) == timing}
 
 
 def _number(value: Any) -> float | int | None:

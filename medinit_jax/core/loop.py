@@ -1,5 +1,6 @@
 """The training loop: steps, scalars, checkpoints, and stopping cleanly."""
 
+import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +17,7 @@ from medinit_jax.core.errors import UsageError
 from medinit_jax.core.log import MetricWriter
 from medinit_jax.core.progress import Progress
 from medinit_jax.core.state import TrainState
+from medinit_jax.core.timing import Stopwatch
 
 Metrics = Mapping[str, jax.Array]
 # The state is a `TrainState`, or another one with its `step` and `skipped`.
@@ -95,6 +97,7 @@ def run(
     extra: Mapping[str, Any] | None = None,
     describe: Callable[[int], str] = str,
     stop_after: int | None = None,
+    watch: Stopwatch | None = None,
 ) -> Any:
     """Trains from `state.step` to `config.total_steps`.
 
@@ -117,6 +120,7 @@ def run(
         extra: a JSON object that each checkpoint carries.
         describe: step -> the architectures (or whatever made it) of that step, for the log.
         stop_after: stop and save after so many steps of this call.
+        watch: measures the parts of steps, entered by the caller; written like scalars.
 
     Returns:
         The last state.
@@ -132,15 +136,21 @@ def run(
     skipped: list[int] = []
     saved = step
     stopping = False
+    if watch:
+        watch.restart()
     with stop_on_signal() as stopped:
         while step < end and not stopping:
-            batch = None if batches is None else next(batches)
-            state, metrics = step_fn(state, step, batch)
+            if watch:
+                watch.count_step()
+            with _part(watch, "data"):
+                batch = None if batches is None else next(batches)
+            with _part(watch, "host"):
+                state, metrics = step_fn(state, step, batch)
             window.append(metrics)
             step += 1
             progress.update(step)
             if step % config.log_every == 0 or step == end:
-                skipped += _report(window, step, writer, progress, describe)
+                skipped += _report(window, step, writer, progress, describe, watch)
                 window = []
                 _check_skipped(skipped, skipped_before, step, config.max_skipped, describe)
             if checkpoints and step % config.checkpoint_every == 0:
@@ -148,7 +158,7 @@ def run(
                 saved = step
             stopping = cluster.any_after(step, stopped.is_set())
         if window:
-            _report(window, step, writer, progress, describe)
+            _report(window, step, writer, progress, describe, watch)
         if checkpoints and saved != step and step > first:
             _save(checkpoints, step, state, batches, extra)
         writer.flush()
@@ -163,8 +173,11 @@ def _report(
     writer: MetricWriter,
     progress: Progress,
     describe: Callable[[int], str],
+    watch: Stopwatch | None,
 ) -> list[int]:
-    host = jax.device_get(window)
+    # All that the host did not wait for before.
+    with _part(watch, "device_wait"):
+        host = jax.device_get(window)
     finite = [metrics for metrics in host if not metrics.get("skipped", 0)]
     names = [name for name in host[0] if name != "skipped"]
     # Means are over the steps that were taken: one NaN would hide the rest of the window.
@@ -173,11 +186,17 @@ def _report(
     if "skipped" in host[0]:
         means["skipped"] = float(len(skipped))
     writer.write_scalars(step, means)
+    if watch:
+        writer.write_scalars(step, watch.figures(step, len(window)))
     for index in skipped:
         writer.write_texts(step, {"skipped_step": f"step {index} not finite: {describe(index)}"})
     shown = {name.rpartition("/")[2]: f"{value:.4g}" for name, value in means.items()}
     progress.update(step, **{n: shown[n] for n in ("loss", "accuracy") if n in shown})
     return skipped
+
+
+def _part(watch: Stopwatch | None, name: str) -> contextlib.AbstractContextManager[None]:
+    return watch.part(name) if watch else contextlib.nullcontext()
 
 
 def _check_skipped(

@@ -26,7 +26,7 @@ class Progress:
         *,
         start: int = 0,
         unit: str = "steps",
-        every: float = 10.0,
+        every: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
     ):
         """Prepares the display.

@@ -13,6 +13,8 @@ import jax
 import numpy as np
 from flax import traverse_util
 
+from medinit_jax.core.secrets import redacted
+
 PACKAGE = "medinit_jax"
 
 
@@ -51,12 +53,12 @@ def provenance(command: str, config_name: str) -> dict[str, Any]:
     """Returns code version, machine and date of this run, as `summary.json` holds them.
 
     Args:
-        command: The command line.
+        command: The command line; passwords in addresses are left out.
         config_name: Name of the configuration.
     """
     device = jax.devices()[0]
     return {
-        "command": command,
+        "command": redacted(command),
         "config_name": config_name,
         "code_version": code_version(),
         "python": platform.python_version(),

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from medinit_jax.core import cluster
 from medinit_jax.core.errors import UsageError
+from medinit_jax.core.secrets import redacted
 
 CONFIG_FILE = "config.json"
 SUMMARY_FILE = "summary.json"
@@ -25,14 +26,15 @@ LOCK_FILE = "lock"
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON with sorted keys in one move, so that a reader never sees half a file.
 
+    Passwords in addresses are left out, see `core.secrets`.
+
     Args:
         path: the file; replaced if it is there.
         value: what to write.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, sort_keys=True)
-        file.write("\n")
+        file.write(redacted(json.dumps(value, indent=2, sort_keys=True)) + "\n")
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -73,7 +75,7 @@ def claim_workdir(
             in it is touched.
     """
     folder = Path(workdir)
-    wanted = json.loads(json.dumps(config.to_dict(), default=str))
+    wanted = json.loads(redacted(json.dumps(config.to_dict(), default=str)))
     _check_folder(folder)
     file = folder / CONFIG_FILE
     if not file.exists():

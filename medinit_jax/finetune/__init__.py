@@ -12,8 +12,8 @@ from rich.console import Console
 from medinit_jax.core import cluster
 
 # What may differ between the runs of one workdir: what no figure depends on.
-FREE = ("cache_dir", "note", "data.data_dir", "data.cache_mb", "data.workers", "train.devices",
-        "train.checkpoint_seconds")  # fmt: skip
+FREE = ("cache_dir", "note", "profile", "data.data_dir", "data.cache_mb", "data.workers",
+        "train.devices", "train.checkpoint_seconds")  # fmt: skip
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> None:

@@ -20,6 +20,7 @@ from medinit_jax.core.log import create_writer
 from medinit_jax.core.parallel import Parallel
 from medinit_jax.core.progress import Progress
 from medinit_jax.core.provenance import code_version
+from medinit_jax.core.timing import Stopwatch
 from medinit_jax.core.workdir import SUMMARY_FILE, write_json
 from medinit_jax.data.pipeline import Batches
 from medinit_jax.downstream.heads import width
@@ -70,6 +71,7 @@ class Tuning:
         )
         self._whole = batches
         self.batches = Batches(batches.shared(self.parallel.process), config.data.workers)
+        self.watch = Stopwatch({"images": train.batch}, config.profile, workdir / "profile")
         plain = make_network(
             config.model,
             batches.size,
@@ -178,6 +180,7 @@ class Tuning:
         try:
             with (
                 loop.stop_on_signal() as stopped,
+                self.watch,
                 Progress("fine-tune", self.total, self.console, start=int(state.step)) as bar,
             ):
                 while not self._finished(state, course):
@@ -241,7 +244,15 @@ class Tuning:
         settings = loop.LoopConfig(end, end, end + 1, max_skipped=1.0)
         whole = True
         try:
-            loop.run(step_fn, state, settings, writer=writer, progress=bar, batches=self.batches)
+            loop.run(
+                step_fn,
+                state,
+                settings,
+                writer=writer,
+                progress=bar,
+                batches=self.batches,
+                watch=self.watch,
+            )
         except KeyboardInterrupt:
             whole = False
         held = course.losses + [float(x) for x in jax.device_get(losses)]

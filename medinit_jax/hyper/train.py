@@ -28,6 +28,7 @@ from medinit_jax.core.log import MetricWriter, create_writer
 from medinit_jax.core.parallel import Parallel
 from medinit_jax.core.progress import Progress
 from medinit_jax.core.provenance import code_version
+from medinit_jax.core.timing import Stopwatch
 from medinit_jax.core.workdir import write_json
 from medinit_jax.data.catalog import batch_options
 from medinit_jax.data.pipeline import Batches, BatchSource
@@ -187,7 +188,9 @@ def train(
             writer,
             config.train.steps,
         )
-        with Progress("train", config.train.steps, console, start=started_at) as bar:
+        per_step = {"images": options.batch, "architectures": config.train.meta_batch}
+        watch = Stopwatch(per_step, config.profile, workdir / "profile", _architectures(stream))
+        with watch, Progress("train", config.train.steps, console, start=started_at) as bar:
             current = loop.run(
                 step_fn,
                 current,
@@ -202,6 +205,7 @@ def train(
                 },
                 describe=stream.describe,
                 stop_after=stop_after,
+                watch=watch,
             )
         seconds = time.monotonic() - started
     finally:
@@ -215,6 +219,21 @@ def train(
             lambda: _finish(config, workdir, current, bilevel, seconds, stream, console, images)
         )
     return current
+
+
+def _architectures(stream: ArchitectureStream):
+    """Returns a function step -> how many different architectures were seen until then."""
+    seen: set[int] = set()
+    done = 0
+
+    def count(step: int) -> dict[str, float]:
+        nonlocal done
+        for earlier in range(done, step):
+            seen.update(stream.indices(earlier))
+        done = step
+        return {"architectures_seen": float(len(seen))}
+
+    return count
 
 
 def _first_theta(config: ml_collections.ConfigDict, module: HyperInitializer, key: jax.Array):

@@ -16,6 +16,7 @@ from medinit_jax.core.errors import UsageError
 from medinit_jax.core.ledger import finite
 from medinit_jax.core.progress import Progress
 from medinit_jax.core.provenance import provenance
+from medinit_jax.core.secrets import redacted
 from medinit_jax.core.workdir import locked, write_json
 from medinit_jax.report.study import write_study_report
 from medinit_jax.study.batch import run_on_ray, write_commands, write_slurm
@@ -83,7 +84,7 @@ def _conduct(
 def _claim(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """Makes the folder the home of this study; another plan in it is refused unless `fresh`."""
     workdir.mkdir(parents=True, exist_ok=True)
-    wanted = json.loads(json.dumps(config.to_dict(), default=list))
+    wanted = json.loads(redacted(json.dumps(config.to_dict(), default=list)))
     for key in _FREE:
         wanted.pop(key, None)
     path = workdir / PLAN_FILE

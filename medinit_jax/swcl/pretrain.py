@@ -26,6 +26,7 @@ from medinit_jax.core.log import create_writer
 from medinit_jax.core.parallel import Parallel
 from medinit_jax.core.progress import Progress
 from medinit_jax.core.provenance import code_version, provenance
+from medinit_jax.core.timing import Stopwatch
 from medinit_jax.core.workdir import write_json
 from medinit_jax.data.pipeline import Batches
 from medinit_jax.finetune.network import make_network
@@ -156,8 +157,10 @@ class Pretraining:
             placed, labels = self.parallel.spread((images, self._labels_of(batch)))
             return self.step(current, placed, labels)
 
+        folder = self.workdir / "profile"
+        watch = Stopwatch({"images": self.config.train.batch}, self.config.profile, folder)
         try:
-            with Progress("pretrain", self.total, self.console, start=began) as bar:
+            with watch, Progress("pretrain", self.total, self.console, start=began) as bar:
                 current = loop.run(
                     step_fn,
                     current,
@@ -167,6 +170,7 @@ class Pretraining:
                     batches=batches,
                     checkpoints=checkpoints,
                     extra={"code_version": code_version(), "model": self.description()},
+                    watch=watch,
                 )
         finally:
             writer.close()

@@ -1,0 +1,129 @@
+"""Counts read off compiled programs follow the formulas, and times follow from counts by hand."""
+
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+from tiny_pretrain import NAME, tiny_zoo
+
+from medinit_jax.arch.tape import signatures
+from medinit_jax.core.parallel import Parallel
+from medinit_jax.hyper.bilevel import meta_batch
+from medinit_jax.hyper.initializer import graph_of
+
+
+@pytest.fixture(scope="module")
+def scaling():
+    folder = str(Path(__file__).parents[2] / "benchmarks")
+    sys.path.insert(0, folder)
+    yield pytest.importorskip("scaling")
+    sys.path.remove(folder)
+
+
+@pytest.fixture(scope="module")
+def counting(scaling):
+    return sys.modules["compiled_steps"]
+
+
+@pytest.fixture(scope="module")
+def machines(scaling):
+    return sys.modules["machines"]
+
+
+@pytest.fixture(scope="module")
+def pretraining(counting):
+    """Counts of two images on each of one and of four devices."""
+    config = counting.experiment("swcl.py", "swcl")
+    with config.unlocked():
+        config.data.size = 16
+        config.model.name, config.model.norm = NAME, "none"
+    found = {}
+    for devices in (1, 4):
+        parallel = Parallel(jax.devices()[:devices])
+        with tiny_zoo():
+            found[devices] = counting.pretraining(config, parallel, 2)
+    return found
+
+
+def test_devices_of_route_2_send_what_the_formula_says(pretraining):
+    assert pretraining[1]["crossing"] == 0
+    counts = pretraining[4]
+    assert counts["crossing"] == counts["predicted"] > counts["gradient"] > 5e4
+
+
+def test_a_device_of_route_2_does_the_same_however_many_there_are(pretraining):
+    one, four = pretraining[1], pretraining[4]
+    assert four["flops"] == pytest.approx(one["flops"], rel=0.05)
+    assert four["moved"] == pytest.approx(one["moved"], rel=0.15)
+
+
+@pytest.fixture(scope="module")
+def bilevel_counts(counting):
+    """Counts of two blocks of one small network on one and on two devices."""
+    config = counting.experiment("hyper.py", "")
+    with config.unlocked():
+        config.train.bn_group, config.train.meta_batch = 4, 1
+        config.hyper.max_shape = (8, 8, 3, 3)
+    found = {}
+    for devices in (1, 2):
+        parallel = Parallel(jax.devices()[:devices])
+        with config.unlocked():
+            config.train.batch_size = 4 * devices
+        bilevel = counting.make_bilevel(config, parallel)
+        program = min(
+            (bilevel.space.program("train", i, 4) for i in range(20)), key=lambda p: len(p.calls)
+        )
+        batch = meta_batch([program], [graph_of(bilevel.module, program)], bilevel.module)
+        found[devices] = counting.blocks(bilevel, batch.programs, 2), batch, bilevel
+    return found
+
+
+def test_blocks_of_route_1_send_nothing_and_do_the_same_everywhere(bilevel_counts):
+    (one, batch, _), (two, _, _) = bilevel_counts[1], bilevel_counts[2]
+    assert two["crossing"] == 0
+    assert [f[0] for f in one["functions"]] == [f[0] for f in two["functions"]]
+    flops = [sum(n * f for n, f, _ in counts["functions"]) for counts in (one, two)]
+    assert flops[1] == pytest.approx(flops[0], rel=0.1)
+    assert max(f[0] for f in one["functions"]) <= len(signatures(batch.programs[0]))
+
+
+def test_route_1_adds_up_what_was_predicted(counting, bilevel_counts):
+    _, batch, bilevel = bilevel_counts[2]
+    counts = counting.hypernetwork(bilevel, batch)
+    assert counts["crossing"] == counts["predicted"] > 0
+
+
+def test_collectives_are_read_in_all_their_spellings(counting):
+    class Program:
+        def as_text(self):
+            return """
+  %a = f32[8,2]{1,0} all-gather(%x), dimensions={0}
+  %b = (f32[3]{0}, bf16[5]{0}, /*index=2*/s32[]) all-reduce-start(%y, %z)
+  %c = f32[4]{0} reduce-scatter(%x)
+  %d = f32[100]{0} add(%x, %x)
+"""
+
+    assert counting.crossing(Program(), 1) == 0
+    assert counting.crossing(Program(), 2) == 64 + (12 + 10 + 4) + 2 * 16
+
+
+def test_times_follow_from_counts_by_hand(machines):
+    machine = machines.Machine(4, 2, flops=1e12, memory_rate=1e9, memory=1e9, link=1e9, network=1e8)
+    work = machines.Work(4e11, 1.0)
+    assert work.seconds(machine) == pytest.approx(4e11 / 0.4e12)
+    assert machines.Work(1.0, 7e8).seconds(machine) == pytest.approx(1.0)
+    one = machine._replace(devices=1)
+    assert machines.all_reduce_seconds(1e9, one) == 0
+    within = machine._replace(devices=2)
+    # Half of it is sent twice, at 0.7 of the link.
+    assert machines.all_reduce_seconds(7e8, within) == pytest.approx(1 + 30e-6)
+    # Between two hosts every device sends its half of the sum, half of that twice.
+    between = 7e8 / 2 / (0.7 * 1e8)
+    assert machines.all_reduce_seconds(7e8, machine) == pytest.approx(1 + between + 60e-6)
+    step = machines.step([(2, work)], machine, 0, 0, launches=10, architectures=3)
+    assert step.device == pytest.approx(2) and step.host == pytest.approx(10 * 50e-6 + 6e-3)
+    assert step.computing == pytest.approx(2)
+    together = machines.Step(1, 2, 2, 1)
+    assert machines.efficiency(machines.Step(1, 8, 0, 0), together, 4) == 0.5
+    assert machines.Step(1, 1, 0, 3).seconds == 3
