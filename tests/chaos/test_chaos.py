@@ -50,8 +50,9 @@ def drawn(name, seed):
     rng = random.Random(f"{name} {seed}")
     route = ROUTES[name]
     kinds = rng.sample(OF_STUDY if route.counted else OF_TRAINING, STRIKES)
-    # The last process is one that lives to say what was harmed.
-    kinds.sort(key=lambda kind: kind == "corrupt")
+    # After a kill at any time it is not known what is left to strike, and the last process is one
+    # that lives to say what was harmed.
+    kinds.sort(key=lambda kind: (kind == "corrupt", kind == "time"))
     # The last step but one is the last that a signal interrupts.
     steps = sorted(rng.sample(range(1, route.steps - 1), STRIKES))
     if route.counted:
@@ -73,7 +74,7 @@ class Case:
     def __init__(self, route, data, tmp_path, seconds, tally, rng):
         self.route, self.data, self.seconds, self.tally, self.rng = route, data, seconds, tally, rng
         self.workdir = tmp_path / "run"
-        self.harmed = ""
+        self.harmed, self.late = "", False
 
     def launch(self, strike, kill_after=None):
         return ended(start(self.route, self.data, self.workdir, strike), kill_after)
@@ -92,17 +93,19 @@ class Case:
             found = self.launch({}, self.rng.uniform(0.2, 0.95) * self.seconds)
         else:
             found = self.launch(strike)
-        # A run may be through before its time has come.
-        missed = kind == "time" and found.code == 0
+        # A run may be through before its time has come, and then there is nothing left to strike.
+        self.late = self.late or kind == "time"
+        missed = self.late and found.code == 0
         assert missed or found.code == CODES[kind], found.said[-3000:]
         assert "Traceback" not in found.said, found.said[-3000:]
         if kind == "full":
             assert "could not be written (File too large)" in found.said
         self.tally(self.route.name, kind, "missed" if missed else "struck")
-        if kind == "corrupt":
+        if kind == "corrupt" and not missed:
             self.corrupt()
-        if kind == "record":
+        if kind == "record" and not missed:
             self.truncate_record()
+        return not missed
 
     def corrupt(self):
         """Harms the newest checkpoint, and does what a run that has no other says."""
@@ -196,7 +199,8 @@ def test_struck_again_and_again(make_case, whole, name, seed):
     route, strikes = ROUTES[name], drawn(name, seed)
     case = make_case(route, seed, [kind for kind, _ in strikes])
     for kind, at in strikes:
-        case.strike(kind, at)
+        if not case.strike(kind, at):
+            break
     case.finish(whole(route)[1])
 
 
