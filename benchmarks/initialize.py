@@ -45,7 +45,7 @@ def untrained(folder: Path) -> None:
     config = experiment("deepnets", 64)
     module = from_config(config.hyper.to_dict())
     theta = jax.device_get(init_theta(module, jax.random.key(0))["params"])
-    publish(config, folder, module, theta)
+    publish(config, folder, module, theta, {})
 
 
 def measured(model: str, folder: Path, cache: Path) -> dict[str, float]:

@@ -148,6 +148,9 @@ def _default(task: str) -> ConfigDict:
             "recalibrate_batches": 16,
             # Seconds between checkpoints, which are made after an epoch, and when you stop it.
             "checkpoint_seconds": 120.0,
+            # How many of the newest checkpoints stay, and whether each is read back at once.
+            "checkpoints_kept": 2,
+            "checkpoints_verified": False,
             # Devices that share a batch; 0 = all local ones.
             "devices": 0,
         }

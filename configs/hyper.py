@@ -158,6 +158,9 @@ def _default() -> ConfigDict:
             "validate_every": 250,
             "log_every": 50,
             "checkpoint_every": 500,
+            # How many of the newest checkpoints stay, and whether each is read back at once.
+            "checkpoints_kept": 2,
+            "checkpoints_verified": False,
         }
     )
     config.evaluate = _evaluation()

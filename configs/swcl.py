@@ -131,6 +131,9 @@ def _default(method: str) -> ConfigDict:
             "dtype": "float32",
             "log_every": 50,
             "checkpoint_every": 500,
+            # How many of the newest checkpoints stay, and whether each is read back at once.
+            "checkpoints_kept": 2,
+            "checkpoints_verified": False,
         }
     )
     config.optim = ConfigDict(

@@ -6,7 +6,7 @@
     python -m medinit_jax.main --config=configs/swcl.py:simclr --cluster=auto
 
 The same command again resumes the run in its workdir. Exit codes: 0 done, 2 something to put right
-(one sentence on stderr), 130 stopped and saved.
+(one sentence on stderr), 75 stopped by SIGTERM and 130 by ctrl-C, both saved.
 """
 
 import importlib
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import ml_collections
 
-from medinit_jax.core import cluster, compilation_cache
+from medinit_jax.core import cluster, compilation_cache, interrupt, storage
 from medinit_jax.core.config import read_command_line
 from medinit_jax.core.errors import UsageError
 from medinit_jax.core.membership import joined
@@ -65,14 +65,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         with joined(command.cluster):
             cluster.check_command(config, SHARED)
             ROUTES[config.route](config, command.workdir)
-    except UsageError as error:
-        print(error, file=sys.stderr)
+    except (UsageError, OSError) as error:
+        print(storage.sentence(error), file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("Stopped; the same command goes on from the last checkpoint.", file=sys.stderr)
-        return 130
+        return interrupt.exit_code(stop)
     return 0
 
 
 if __name__ == "__main__":
+    interrupt.raise_on_sigterm()
     sys.exit(main())

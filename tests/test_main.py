@@ -8,6 +8,7 @@ import pytest
 
 from medinit_jax import main as main_lib
 from medinit_jax.core.errors import UsageError
+from medinit_jax.core.interrupt import Preempted
 from medinit_jax.core.workdir import claim_workdir
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -76,7 +77,8 @@ def test_an_unknown_route_is_named(config, calls, capsys):
 
 
 @pytest.mark.parametrize(
-    ("error", "code"), [(UsageError("Do this instead."), 2), (KeyboardInterrupt(), 130)]
+    ("error", "code"),
+    [(UsageError("Do this instead."), 2), (KeyboardInterrupt(), 130), (Preempted(), 75)],
 )
 def test_what_a_route_raises_for_the_user_is_printed(config, monkeypatch, capsys, error, code):
     def route(config, workdir):

@@ -1,15 +1,18 @@
 """Checkpoints of a run, and the folder of one published initializer.
 
 A step's folder holds the arrays and the JSON beside them as orbax writes them, and `files.json`,
-the length and digest of every file. Orbax leaves no folder of a save that was cut off; `files.json`
-finds what happens to a folder later, before orbax reads from it, and names the file.
+the length and digest of every file. A save that was cut off leaves a folder with an ending of
+orbax's, which is told and removed by the next run; `files.json` finds what happens to a folder
+later, before orbax reads from it, and names the file.
 """
 
-import hashlib
 import json
+import logging
 import os
 import shutil
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,14 +23,13 @@ import safetensors.numpy
 from etils import epath
 from flax import traverse_util
 
-from medinit_jax.core import cluster
+from medinit_jax.core import cluster, listing, storage
 from medinit_jax.core.errors import UsageError
 from medinit_jax.core.secrets import redacted
 from medinit_jax.core.workdir import write_json
 
 PyTree = Any
 
-LISTING = "files.json"
 PARAMS_FILE = "params.safetensors"
 METADATA_FILE = "initializer.json"
 # What a folder of parameters is -> the file that describes it.
@@ -51,10 +53,35 @@ class Restored(NamedTuple):
     extra: dict[str, Any]
 
 
+class Damaged(UsageError):
+    """A checkpoint of which a file was cut short, changed or removed."""
+
+
+class _Known(logging.Filter):
+    """Keeps orbax from showing the stack of an error that it raises as well."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "_SignalingThread" not in record.getMessage()
+
+
+logging.getLogger("absl").addFilter(_Known())
+
+
+def tell(sentence: str) -> None:
+    """Shows a sentence on stderr."""
+    print(sentence, file=sys.stderr, flush=True)
+
+
 class Checkpoints:
     """The checkpoints of one run, newest kept."""
 
-    def __init__(self, folder: str | os.PathLike[str], keep: int = 2):
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        keep: int = 2,
+        verify: bool = False,
+        tell: Callable[[str], None] = tell,
+    ):
         """Opens the folder of a run's checkpoints, and makes it if it is missing.
 
         Of several processes all call this, save and restore; the folder is on storage they share.
@@ -62,14 +89,17 @@ class Checkpoints:
         Args:
             folder: the folder.
             keep: how many of the newest stay.
+            verify: whether each is read back after it was written and compared.
+            tell: takes sentences about what was found.
         """
         self.folder = Path(folder).absolute()
         cluster.once(lambda: self.folder.mkdir(parents=True, exist_ok=True))
-        # Saves are synchronous: a hypernetwork is a few megabytes, and the data iterator and the
-        # state must be of the same step.
+        self._verify = verify
+        self._tell = tell if cluster.first() else lambda sentence: None
         self._manager = ocp.CheckpointManager(
             self.folder,
             item_names=("state", "record"),
+            # Asynchronous is what is below: orbax would not write `files.json`.
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
                 enable_async_checkpointing=False,
@@ -77,9 +107,20 @@ class Checkpoints:
                 multiprocessing_options=_sharing(),
             ),
         )
+        self._writer = ThreadPoolExecutor(1, "checkpoints")
+        self._writing: Future[None] | None = None
+
+    def tidy(self) -> None:
+        """Tells and removes what an earlier run left half-written; for the one run that writes."""
+        for place in self._unfinished():
+            steps = self.steps()
+            newest = f"the newest whole one is of step {steps[-1]}" if steps else "none is whole"
+            self._tell(f"{place} was cut off while it was written and is removed; {newest}.")
+            self._remove(place)
 
     def steps(self) -> list[int]:
         """Returns the steps that have a checkpoint, oldest first."""
+        self.wait()
         return sorted(self._manager.all_steps())
 
     def save(
@@ -91,31 +132,102 @@ class Checkpoints:
     ) -> None:
         """Saves a step whole or not at all, and drops the oldest beyond `keep`.
 
+        A step that is there already stays as it is: all that comes later follows from it.
+
+        One process copies the state and goes on while a thread writes; what goes wrong there is
+        raised by the next call. Several write together before any goes on.
+
         Args:
             step: steps taken so far.
             state: pytree of arrays.
             iterator: what `get_state()` of the data iterator returned (grain gives a JSON object
                 or bytes), or None.
             extra: a JSON object, such as the configuration and the code version.
+
+        Raises:
+            UsageError: There is no room, even without older checkpoints, or no storage.
         """
         if isinstance(iterator, bytes):
             iterator = {"utf8": iterator.decode()}
         elif iterator is not None:
             iterator = {"json": iterator}
         record = {"iterator": iterator, "extra": _plain(extra or {}), "leaves": _leaves(state)}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
-            ),
-        )
-        self._manager.wait_until_finished()
-        if jax.process_index() == 0:
-            place = self.folder / str(step)
-            write_json(place / LISTING, _listing(place))
+        self.wait()
+        if not cluster.alone():
+            self._write(step, state, record)
+            return
+        # A copy even where the host could read the device's memory: the next step may reuse it.
+        held = jax.tree.map(np.array, jax.device_get(state))
+        self._writing = self._writer.submit(self._write, step, held, record)
+
+    def wait(self) -> None:
+        """Waits until what was saved is on disk, and raises what kept it from getting there."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _write(self, step: int, state: PyTree, record: Mapping[str, Any]) -> None:
+        place = self.folder / str(step)
+        try:
+            try:
+                self._commit(step, state, record)
+            except Exception as error:
+                if not storage.is_full(error) or not self._make_room(step):
+                    raise
+                self._commit(step, state, record)
+        except Exception as error:
+            for unfinished in self._unfinished():
+                self._remove(unfinished)
+            explained = storage.explain(error, f"The checkpoint {place}")
+            if explained is None:
+                raise
+            raise explained from error
+
+    def _commit(self, step: int, state: PyTree, record: Mapping[str, Any]) -> None:
+        if step not in self._manager.all_steps():
+            if cluster.first():
+                # TensorStore's threads would show many stacks where it finds no room.
+                storage.reserve(self.folder, sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
+                ),
+            )
+            self._manager.wait_until_finished()
+        place = self.folder / str(step)
+        if cluster.first():
+            listing.write_listing(place)
+        if self._verify:
+            found = self._restore(step, state)
+            if not all(map(_same_bits, jax.tree.leaves(state), jax.tree.leaves(found))):
+                raise _damaged(place, "read back, it is not what was written", "try other storage")
+
+    def _make_room(self, step: int) -> bool:
+        """Removes all but the newest whole checkpoint; returns whether anything was there."""
+        whole = [other for other in self._manager.all_steps() if other != step]
+        spare = [self.folder / str(other) for other in sorted(whole)[:-1]]
+        spare += self._unfinished() + list(self.folder.glob("*.damaged"))
+        for place in spare:
+            self._remove(place)
+        self._manager.reload()
+        if spare:
+            names = ", ".join(place.name for place in spare)
+            self._tell(f"There is no room for checkpoint {step} in {self.folder}: removed {names}.")
+        return bool(spare)
+
+    def _unfinished(self) -> list[Path]:
+        return sorted(place for place in self.folder.glob("*.orbax-checkpoint-tmp*"))
+
+    def _remove(self, place: Path) -> None:
+        if cluster.first():
+            shutil.rmtree(place, ignore_errors=True)
 
     def restore(self, template: PyTree, step: int | None = None) -> Restored:
         """Reads a checkpoint back, bit for bit.
+
+        Without `step`, a newest one that is damaged is told and set aside under another name, and
+        the one before it is read.
 
         Args:
             template: pytree of arrays (or shapes and dtypes) with the structure, the dtypes and the
@@ -126,8 +238,8 @@ class Checkpoints:
             The step, the state, the iterator's state and the JSON object.
 
         Raises:
-            UsageError: no such checkpoint, a file that was cut short, changed or removed, or a
-                state that does not fit the template.
+            UsageError: no such checkpoint, none without a file that was cut short, changed or
+                removed, or a state that does not fit the template.
         """
         steps = self.steps()
         if not steps or (step is not None and step not in steps):
@@ -136,30 +248,58 @@ class Checkpoints:
                 f"{self.folder} has no checkpoint {'' if step is None else f'of step {step} '}"
                 f"({there}); run the stage train first, or name another folder."
             )
-        step = steps[-1] if step is None else step
+        if step is not None:
+            return self._read(step, template)
+        while len(steps) > 1:
+            newest = steps.pop()
+            try:
+                return self._read(newest, template)
+            except Damaged as error:
+                aside = self._set_aside(newest)
+                self._tell(
+                    f"{str(error).partition(';')[0]}; it lies in {aside} now, and the run goes on "
+                    f"from step {steps[-1]}."
+                )
+        return self._read(steps[0], template)
+
+    def _read(self, step: int, template: PyTree) -> Restored:
         place = self.folder / str(step)
-        earlier = [other for other in steps if other < step]
         remedy = f"remove the folder {place} to go on from " + (
-            f"step {earlier[-1]}" if earlier else "the start"
+            f"step {max(earlier)}"
+            if (earlier := [other for other in self._manager.all_steps() if other < step])
+            else "the start"
         )
-        _check_files(place, remedy)
+        found = listing.problem(place)
+        if found:
+            raise _damaged(place, found, remedy)
         try:
             record = json.loads((place / "record" / "metadata").read_text(encoding="utf-8"))
             leaves = record["leaves"]
         except (OSError, ValueError, KeyError) as error:
             raise _damaged(place, str(error), remedy) from error
         _check_fit(place, leaves, _leaves(template))
-        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
         try:
-            restored = self._manager.restore(
-                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
-            )
+            state = self._restore(step, template)
         except (OSError, ValueError, KeyError) as error:
             raise _damaged(place, str(error).split("[tensorstore_spec")[0], remedy) from error
         iterator = record["iterator"]
         if iterator is not None:
             iterator = iterator["utf8"].encode() if "utf8" in iterator else iterator["json"]
-        return Restored(step, restored["state"], iterator, record["extra"])
+        return Restored(step, state, iterator, record["extra"])
+
+    def _restore(self, step: int, template: PyTree) -> PyTree:
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
+        return self._manager.restore(step, args=args)["state"]
+
+    def _set_aside(self, step: int) -> Path:
+        """Gives a checkpoint a name that is no step's, and returns it."""
+        aside = self.folder / f"{step}.damaged"
+        if cluster.first():
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(self.folder / str(step), aside)
+        self._manager.reload()
+        return aside
 
     def read(self) -> Restored:
         """Reads the newest checkpoint without knowing its state beforehand.
@@ -175,7 +315,9 @@ class Checkpoints:
             raise UsageError(f"{self.folder} has no checkpoint; train first, or name another one.")
         place = self.folder / str(steps[-1])
         remedy = "fetch the run again"
-        _check_files(place, remedy)
+        found = listing.problem(place)
+        if found:
+            raise _damaged(place, found, remedy)
         try:
             record = json.loads((place / "record" / "metadata").read_text(encoding="utf-8"))
             described: Any = ocp.StandardCheckpointHandler().metadata(epath.Path(place / "state"))
@@ -189,8 +331,33 @@ class Checkpoints:
             raise _damaged(place, str(error).split("[tensorstore_spec")[0], remedy) from error
 
     def close(self) -> None:
-        """Ends the manager's threads."""
-        self._manager.close()
+        """Waits for what is written, and ends the threads."""
+        try:
+            self.wait()
+        finally:
+            self._writer.shutdown()
+            self._manager.close()
+
+
+def open_checkpoints(workdir: Path, train: Mapping[str, Any]) -> Checkpoints:
+    """Opens the checkpoints of a run as its configuration says, for that run alone.
+
+    Args:
+        workdir: the run's folder.
+        train: with `checkpoints_kept`, at least 1, and `checkpoints_verified`.
+
+    Raises:
+        UsageError: None would stay.
+    """
+    keep = train["checkpoints_kept"]
+    if keep < 1:
+        raise UsageError(
+            f"config.train.checkpoints_kept={keep} leaves none to go on from; set it to at least "
+            "1, or to 2, so that one is left when the newest is damaged."
+        )
+    checkpoints = Checkpoints(workdir / "checkpoints", keep, train["checkpoints_verified"])
+    checkpoints.tidy()
+    return checkpoints
 
 
 def _plain(extra: Mapping[str, Any]) -> dict[str, Any]:
@@ -226,7 +393,7 @@ def save_params(
     temporary.mkdir(parents=True)
     try:
         safetensors.numpy.save_file(flat, temporary / PARAMS_FILE)
-        digest = _digest(temporary / PARAMS_FILE)
+        digest = listing.digest(temporary / PARAMS_FILE)
         write_json(temporary / KINDS[kind], {"metadata": dict(metadata), "params": digest})
         os.replace(temporary, folder)
     finally:
@@ -260,10 +427,10 @@ def load_params(
         raise UsageError(
             f"{described} cannot be read ({error}); fetch the {kind} again."
         ) from error
-    found = _digest(folder / PARAMS_FILE)
+    found = listing.digest(folder / PARAMS_FILE)
     if found != digest:
         raise UsageError(
-            f"{folder / PARAMS_FILE} is not what was saved ({_compare(digest, found)}); "
+            f"{folder / PARAMS_FILE} is not what was saved ({listing.compare(digest, found)}); "
             f"fetch the {kind} again."
         )
     flat = safetensors.numpy.load_file(folder / PARAMS_FILE)
@@ -303,45 +470,9 @@ def _check_fit(place: Path, held: Mapping[str, str], wanted: Mapping[str, str]) 
         )
 
 
-def _digest(path: Path) -> dict[str, Any]:
-    with open(path, "rb") as file:
-        return {
-            "bytes": os.fstat(file.fileno()).st_size,
-            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
-        }
+def _same_bits(a: Any, b: Any) -> bool:
+    return np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
-def _compare(held: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    if held["bytes"] != found["bytes"]:
-        return f"{found['bytes']} bytes instead of {held['bytes']}"
-    return "its content has changed"
-
-
-def _listing(place: Path) -> dict[str, Any]:
-    return {
-        str(path.relative_to(place)): _digest(path)
-        for path in sorted(place.rglob("*"))
-        if path.is_file() and path.name != LISTING
-    }
-
-
-def _check_files(place: Path, remedy: str) -> None:
-    file = place / LISTING
-    if not file.exists():
-        # The process ended between orbax's commit and the listing; orbax's own checks remain.
-        return
-    try:
-        listing = json.loads(file.read_text(encoding="utf-8"))
-        for name, held in listing.items():
-            path = place / name
-            if not path.is_file():
-                raise _damaged(place, f"{name} is missing", remedy)
-            found = _digest(path)
-            if found != held:
-                raise _damaged(place, f"{name}: {_compare(held, found)}", remedy)
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise _damaged(place, f"{LISTING}: {error}", remedy) from error
-
-
-def _damaged(place: Path, what: str, remedy: str) -> UsageError:
-    return UsageError(f"The checkpoint {place} is damaged ({what.strip()}); {remedy}.")
+def _damaged(place: Path, what: str, remedy: str) -> Damaged:
+    return Damaged(f"The checkpoint {place} is damaged ({what.strip()}); {remedy}.")

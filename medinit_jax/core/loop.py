@@ -1,10 +1,7 @@
 """The training loop: steps, scalars, checkpoints, and stopping cleanly."""
 
 import contextlib
-import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax
@@ -14,10 +11,12 @@ import numpy as np
 from medinit_jax.core import cluster
 from medinit_jax.core.checkpoint import Checkpoints
 from medinit_jax.core.errors import UsageError
+from medinit_jax.core.interrupt import stop_on_signal
 from medinit_jax.core.log import MetricWriter
 from medinit_jax.core.progress import Progress
 from medinit_jax.core.state import TrainState
 from medinit_jax.core.timing import Stopwatch
+from medinit_jax.core.watchdog import Watchdog
 
 Metrics = Mapping[str, jax.Array]
 # The state is a `TrainState`, or another one with its `step` and `skipped`.
@@ -25,8 +24,6 @@ StepFn = Callable[[Any, int, Any], tuple[Any, Metrics]]
 
 # Below this many steps a single skipped one would exceed any sensible share.
 GRACE_STEPS = 100
-# The event of the signals that are waited for, at most one.
-_entered: list[threading.Event] = []
 
 
 class LoopConfig(NamedTuple):
@@ -37,12 +34,14 @@ class LoopConfig(NamedTuple):
         log_every: steps over which scalars are averaged; the host waits for the device this often.
         checkpoint_every: steps between checkpoints.
         max_skipped: largest share of steps that may be skipped as not finite.
+        stuck_after: seconds that a step may take before all stacks are shown.
     """
 
     total_steps: int
     log_every: int
     checkpoint_every: int
     max_skipped: float = 0.02
+    stuck_after: float = 600.0
 
 
 def make_config(total_steps: int, train: ml_collections.ConfigDict) -> LoopConfig:
@@ -104,8 +103,8 @@ def run(
     Metrics stay on the device until `log_every` steps are done; then their means are written. A
     checkpoint holds the state after a step and the iterator after that step's batch, so that a
     resumed run repeats an uninterrupted one. SIGINT and SIGTERM end the step at hand, save, and
-    raise KeyboardInterrupt; a second signal ends the process at once. Of several processes all stop
-    after the same step, whichever of them got the signal.
+    raise KeyboardInterrupt (`Preempted` after SIGTERM); a second signal ends the process at once.
+    Of several processes all stop after the same step, whichever of them got the signal.
 
     Args:
         step_fn: (state, step, batch) -> (state, metrics of shape ()); `skipped` among the metrics
@@ -138,7 +137,7 @@ def run(
     stopping = False
     if watch:
         watch.restart()
-    with stop_on_signal() as stopped:
+    with stop_on_signal() as stopped, Watchdog(config.stuck_after) as watchdog:
         while step < end and not stopping:
             if watch:
                 watch.count_step()
@@ -149,6 +148,7 @@ def run(
             window.append(metrics)
             step += 1
             progress.update(step)
+            watchdog.beat(step)
             if step % config.log_every == 0 or step == end:
                 skipped += _report(window, step, writer, progress, describe, watch)
                 window = []
@@ -161,9 +161,11 @@ def run(
             _report(window, step, writer, progress, describe, watch)
         if checkpoints and saved != step and step > first:
             _save(checkpoints, step, state, batches, extra)
+        if checkpoints:
+            checkpoints.wait()
         writer.flush()
         if stopping and step < end:
-            raise KeyboardInterrupt
+            raise stopped.error()
     return state
 
 
@@ -221,39 +223,3 @@ def _save(
 ) -> None:
     position = None if batches is None else batches.get_state()
     checkpoints.save(step, state, position, extra)
-
-
-@contextmanager
-def stop_on_signal() -> Iterator[threading.Event]:
-    """Turns the first SIGINT or SIGTERM into an event; the second acts as it did before.
-
-    Inside another one the event is that one's, so that a signal in the last step of a piece of work
-    stops the whole.
-    """
-    stopped = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped
-        return
-    if _entered:
-        yield _entered[-1]
-        return
-    kinds = (signal.SIGINT, signal.SIGTERM)
-    before = {kind: signal.getsignal(kind) for kind in kinds}
-
-    def restore_handlers() -> None:
-        for kind, handler in before.items():
-            signal.signal(kind, handler)
-
-    def stop(number: int, frame: Any) -> None:
-        del number, frame
-        stopped.set()
-        restore_handlers()
-
-    for kind in kinds:
-        signal.signal(kind, stop)
-    _entered.append(stopped)
-    try:
-        yield stopped
-    finally:
-        _entered.remove(stopped)
-        restore_handlers()

@@ -13,6 +13,7 @@ from medinit_jax.data.builders.base import Builder
 from medinit_jax.data.builders.retinal_swap import SPLIT
 from medinit_jax.data.decode import decode
 from medinit_jax.data.prepared import manifest_of, refuse_cut_short
+from medinit_jax.data.readable import raw_record
 
 _IMAGES = ("image", "image_right")
 
@@ -52,7 +53,8 @@ class PatchRecords:
     def __getitem__(self, index: int) -> tuple[str, np.ndarray, np.ndarray]:
         """Returns the left patch's name, and both patches, uint8 (S, S, 3)."""
         stored = self._features.deserialize_example_np(
-            self._records[int(index)], decoders=dict.fromkeys(_IMAGES, tfds.decode.SkipDecoding())
+            raw_record(self._records, int(index), self.name),
+            decoders=dict.fromkeys(_IMAGES, tfds.decode.SkipDecoding()),
         )
         left, right = (decode(stored[name]) for name in _IMAGES)
         return stored["image_id"].decode(), left, right

@@ -6,6 +6,7 @@ the number of workers, and n processes together see the batches that one process
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -16,11 +17,14 @@ from absl import flags
 
 from medinit_jax.core.errors import UsageError
 from medinit_jax.data.augment import Augmentation, normalize, warp
+from medinit_jax.data.readable import Readable
 from medinit_jax.data.sources import Source
 
 ENDLESS = 1 << 40
 # Names the use of the seed: order of an epoch, and the draws of one image in one epoch.
 _ORDER, _DRAW = 1, 2
+# How often workers are started again for one batch, and what grain says of one that was killed.
+_RESTARTS, _KILLED = 3, "terminated unexpectedly"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +98,7 @@ class BatchSource:
                 f"set data.batch to a positive multiple of {count}."
             )
         self._source, self._options = source, options
+        self._readable = Readable(source.__getitem__, len(source))
         share = options.batch // count
         self._part = slice(index * share, (index + 1) * share)
 
@@ -120,7 +125,7 @@ class BatchSource:
         ]
         draws = [(self._options.seed, _DRAW, e, i) for e, i in zip(epochs, indices, strict=True)]
         difficulty = self._options.difficulty(step)
-        return _assemble(self._source, indices, draws, self._options, difficulty)
+        return _assemble(self._readable, indices, draws, self._options, difficulty)
 
 
 @functools.lru_cache(maxsize=4)
@@ -129,13 +134,14 @@ def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng([seed, _ORDER, epoch]).permutation(count)
 
 
-def _assemble(source, indices, draws, options: BatchOptions, difficulty: float):
+def _assemble(readable: Readable, indices, draws, options: BatchOptions, difficulty: float):
     """Reads, moves and stacks images; `draws` holds the seed of each image's map."""
     augmentation = options.augmentation.scaled(difficulty)
     fixed = augmentation.is_identity
-    images, eyes, labels = [], [], []
+    images, eyes, labels, numbers = [], [], [], []
     for index, seed in zip(indices, draws, strict=True):
-        example = source[index]
+        number, example = readable.find(index)
+        numbers.append(number)
         image = example["image"]
         if not fixed or (options.size and options.size != image.shape[0]):
             matrix = augmentation.draw(np.random.default_rng(seed), example["eye"])
@@ -146,7 +152,7 @@ def _assemble(source, indices, draws, options: BatchOptions, difficulty: float):
     batch = {
         "image": normalize(np.stack(images), options.mean, options.std),
         "eye": np.array(eyes, np.int32),
-        "index": np.array(indices, np.int64),
+        "index": np.array(numbers, np.int64),
     }
     if labels[0] is not None:
         batch["label"] = np.array(labels, np.int32)
@@ -169,7 +175,8 @@ def load_examples(
     """
     numbers = [int(i) for i in indices]
     draws = [(options.seed, _DRAW, 0, i) for i in numbers]
-    return _assemble(source, numbers, draws, options, difficulty)
+    readable = Readable(source.__getitem__, len(source))
+    return _assemble(readable, numbers, draws, options, difficulty)
 
 
 class StepSource(Protocol):
@@ -187,8 +194,11 @@ class StepSource(Protocol):
 class Batches(Iterator[dict[str, Any]]):
     """Iterates over batches in the background, from a position that can be saved and restored.
 
+    Worker processes that die, such as for want of memory, are started again where they were.
+
     Attributes:
         source: The batches by step number.
+        restarts: How often that was so.
     """
 
     def __init__(self, batches: StepSource, workers: int = 0, prefetch: int = 2, start: int = 0):
@@ -211,14 +221,36 @@ class Batches(Iterator[dict[str, Any]]):
         self.source, self._workers, self._prefetch = batches, workers, prefetch
         self._step = start
         self._iterator: Any = None
+        self.restarts = 0
 
     def __next__(self) -> dict[str, Any]:
-        """Returns the batch of the current step and moves on."""
-        if self._iterator is None:
-            self._iterator = iter(self._dataset())
-        batch = next(self._iterator)
-        self._step += 1
-        return batch
+        """Returns the batch of the current step and moves on.
+
+        Raises:
+            UsageError: Workers die again and again before they have made it.
+        """
+        for _ in range(_RESTARTS + 1):
+            try:
+                if self._iterator is None:
+                    self._iterator = iter(self._dataset())
+                batch = next(self._iterator)
+            except RuntimeError as error:
+                if _KILLED not in str(error):
+                    raise
+                self.close()
+                self.restarts += 1
+                print(
+                    f"A worker that makes batches died before step {self._step} ({error}); all are "
+                    f"started again, for the {self.restarts}. time.",
+                    file=sys.stderr,
+                )
+            else:
+                self._step += 1
+                return batch
+        raise UsageError(
+            f"The workers that make batches died {_RESTARTS + 1} times before step {self._step}; "
+            "memory may be short: lower config.data.workers, or set it to 0."
+        )
 
     def _dataset(self) -> grain.IterDataset:
         steps = grain.MapDataset.source(self.source)[self._step :]

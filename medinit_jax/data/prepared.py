@@ -15,6 +15,7 @@ from medinit_jax.core.errors import UsageError
 from medinit_jax.data.builders.base import Builder
 from medinit_jax.data.decode import Fit, decode, fit_square
 from medinit_jax.data.manifest import read_manifest
+from medinit_jax.data.readable import raw_record
 from medinit_jax.data.tasks import TASKS
 
 # The names that sets give their splits, by the name that training gives them.
@@ -80,7 +81,7 @@ class PreparedSource:
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Returns image uint8 (size, size, 3), eye, patient, and label (-1: unlabelled) if any."""
         stored = self._features.deserialize_example_np(
-            self._records[int(index)], decoders={"image": tfds.decode.SkipDecoding()}
+            self._record(int(index)), decoders={"image": tfds.decode.SkipDecoding()}
         )
         image = decode(stored["image"], at_least=0 if self._fit == "fov" else self._size)
         example = {
@@ -96,7 +97,7 @@ class PreparedSource:
     def patients(self) -> list[str]:
         """The group or patient of every image, read without decoding images."""
         return [
-            self._patient(self._who.deserialize_example_np(self._records[index]))
+            self._patient(self._who.deserialize_example_np(self._record(index)))
             for index in range(len(self))
         ]
 
@@ -112,10 +113,13 @@ class PreparedSource:
         wanted = tfds.features.FeaturesDict({name: self._known[name] for name in names})
         found: dict[str, list[Any]] = {name: [] for name in names}
         for index in range(len(self)):
-            row = wanted.deserialize_example_np(self._records[index])
+            row = wanted.deserialize_example_np(self._record(index))
             for name, value in row.items():
                 found[name].append(value.decode() if isinstance(value, bytes) else int(value))
         return found
+
+    def _record(self, index: int) -> bytes:
+        return raw_record(self._records, index, f"{self._name}/{self._split}")
 
     def _patient(self, stored: dict[str, Any]) -> str:
         """Returns group or patient; an image whose patient is unknown is one of its own."""

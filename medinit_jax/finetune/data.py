@@ -15,6 +15,7 @@ from medinit_jax.data.builders.base import Builder
 from medinit_jax.data.draw import draw_missing
 from medinit_jax.data.pipeline import ENDLESS, epoch_order
 from medinit_jax.data.prepared import manifest_of
+from medinit_jax.data.readable import Readable
 from medinit_jax.data.tasks import TASKS, Task, make_builder
 from medinit_jax.downstream.figures import check_metric
 from medinit_jax.downstream.heads import UNKNOWN, Head
@@ -251,6 +252,7 @@ class TrainBatches:
                 f"{images.name} has {self._count} training images, fewer than the {self._batch} of "
                 f"a batch; lower config.train.batch or raise config.protocol.fraction."
             )
+        self._readable = Readable(self._stored, self._count)
         self.size = images.plan.size
         self.steps_per_epoch = -(-self._count // self._batch)
 
@@ -297,18 +299,27 @@ class TrainBatches:
             pictures, targets = self._pictures(chosen)
         return {"image": recipes.normalized(pictures, self._images.plan), "targets": targets}
 
+    def _stored(self, index: int) -> Any:
+        train = self._images.train
+        segmented = self._images.kind == "segmentation"
+        return train.pair(index) if segmented else train.image(index * self._turns)
+
     def _pictures(self, chosen) -> tuple[np.ndarray, Mapping[str, np.ndarray]]:
         train, plan = self._images.train, self._images.plan
         pictures, indices = [], []
         for index, rng in chosen:
-            picture = recipes.drawn_image(train.image(index * self._turns), plan, rng)
+            index, stored = self._readable.find(index)
+            picture = recipes.drawn_image(stored, plan, rng)
             pictures += [np.rot90(picture, turn) for turn in range(self._turns)]
             indices += range(index * self._turns, (index + 1) * self._turns)
         return np.stack(pictures), {head: target[indices] for head, target in train.targets.items()}
 
     def _pairs(self, chosen) -> tuple[np.ndarray, Mapping[str, np.ndarray]]:
         train, plan = self._images.train, self._images.plan
-        drawn = [recipes.drawn_pair(*train.pair(index), plan, rng) for index, rng in chosen]
+        drawn = []
+        for index, rng in chosen:
+            _, (image, classes) = self._readable.find(index)
+            drawn.append(recipes.drawn_pair(image, classes, plan, rng))
         known = np.stack([mask for _, mask in drawn])
         targets = {
             layer.head: np.where(known == 0, UNKNOWN, layer.of(known - np.uint8(1))).astype(

@@ -13,6 +13,7 @@ from medinit_jax.core.errors import UsageError
 from medinit_jax.data.builders.base import Builder
 from medinit_jax.data.decode import decode_with_size
 from medinit_jax.data.prepared import PreparedSource
+from medinit_jax.data.readable import raw_record
 from medinit_jax.finetune import recipes
 from medinit_jax.finetune.recipes import Plan
 
@@ -95,17 +96,20 @@ class Records:
     def columns(self, features: Sequence[str]) -> list[dict[str, Any]]:
         """Returns small features of every record, none of which is an image."""
         reader = self._reader(features)
-        return [reader.deserialize_example_np(self._records[i]) for i in range(len(self))]
+        return [reader.deserialize_example_np(self._record(i)) for i in range(len(self))]
 
     def read(self, index: int, feature: str, encoded: bool = False) -> Any:
         """Returns a feature of one record; an image's bytes if `encoded`."""
         decoders = {feature: _SKIP} if encoded else None
-        record = self._records[index]
+        record = self._record(index)
         return self._reader([feature]).deserialize_example_np(record, decoders=decoders)[feature]
 
     def describe(self) -> dict[str, Any]:
         """Returns source, count, a sha256 over the split's shards, and the set's license."""
         return {key: self._described[key] for key in ("source", "count", "sha256", "license")}
+
+    def _record(self, index: int) -> bytes:
+        return raw_record(self._records, index, f"{self.name}/{self.split}")
 
     def _reader(self, features: Sequence[str]) -> Any:
         return tfds.features.FeaturesDict({name: self._features[name] for name in features})

@@ -13,8 +13,9 @@ import numpy as np
 from rich.console import Console
 
 from medinit_jax.core import cluster, loop, optim
-from medinit_jax.core.checkpoint import Checkpoints
+from medinit_jax.core.checkpoint import Checkpoints, open_checkpoints
 from medinit_jax.core.errors import UsageError
+from medinit_jax.core.interrupt import stop_on_signal
 from medinit_jax.core.ledger import finite
 from medinit_jax.core.log import create_writer
 from medinit_jax.core.parallel import Parallel
@@ -159,7 +160,7 @@ class Tuning:
 
     def run(self) -> dict[str, Any]:
         """Trains, or goes on, and returns what `summary.json` holds."""
-        checkpoints = Checkpoints(self.workdir / "checkpoints", keep=1)
+        checkpoints = open_checkpoints(self.workdir, self.config.train)
         state, best, course = self._resumed(checkpoints)
         album = MapAlbum(self.config, self.workdir, self.images, self.network)
         writer = create_writer(self.workdir, self.console, int(state.step))
@@ -179,7 +180,7 @@ class Tuning:
 
         try:
             with (
-                loop.stop_on_signal() as stopped,
+                stop_on_signal() as stopped,
                 self.watch,
                 Progress("fine-tune", self.total, self.console, start=int(state.step)) as bar,
             ):
@@ -187,11 +188,14 @@ class Tuning:
                     state, course, whole = self._epoch(state, course, writer, bar)
                     if cluster.any_of(stopped.is_set()) or not whole:
                         save(state)
-                        raise KeyboardInterrupt
+                        raise stopped.error()
                     state, best, course = self._judge(state, best, course, album, bar)
                     if not course.diverged:
                         figure = {"val/metric": course.epochs[-1]["validation"]}
                         writer.write_scalars(int(state.step), figure)
+                    if cluster.any_of(stopped.is_set()) and not self._finished(state, course):
+                        save(state)
+                        raise stopped.error()
                     late = time.monotonic() - saved > self.config.train.checkpoint_seconds
                     if cluster.any_of(late):
                         save(state)

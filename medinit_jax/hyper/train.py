@@ -21,7 +21,7 @@ from rich.console import Console
 
 from medinit_jax.api import load
 from medinit_jax.core import cluster, loop, optim, state
-from medinit_jax.core.checkpoint import Checkpoints
+from medinit_jax.core.checkpoint import open_checkpoints
 from medinit_jax.core.compiler import jit
 from medinit_jax.core.errors import UsageError
 from medinit_jax.core.log import MetricWriter, create_writer
@@ -164,7 +164,7 @@ def train(
     )
     key = jax.random.key(config.seed)
     current = state.create(_first_theta(config, bilevel.module, key), optimizer)
-    checkpoints = Checkpoints(workdir / "checkpoints")
+    checkpoints = open_checkpoints(workdir, config.train)
     current = bilevel.parallel.replicate(current)
     current = bilevel.parallel.replicate(loop.resume(checkpoints, current, batches))
     started_at = int(current.step)

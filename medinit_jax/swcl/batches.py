@@ -14,6 +14,7 @@ import numpy as np
 from medinit_jax.core.errors import UsageError
 from medinit_jax.data.augment import normalize
 from medinit_jax.data.pipeline import ENDLESS, epoch_order
+from medinit_jax.data.readable import Readable
 from medinit_jax.data.sources import Source
 from medinit_jax.data.views import ViewRecipe, make_views
 
@@ -60,6 +61,7 @@ class ViewBatches:
         self.items, self.look, self.batch, self.seed = items, look, batch, seed
         self._process, self._processes = process
         self.paired = hasattr(items, "table")
+        self._readable = Readable(items.__getitem__, len(items), "pair" if self.paired else "image")
         if len(items) == 0:
             raise UsageError(
                 "There are no images to pretrain on; choose other sets in config.data."
@@ -112,7 +114,7 @@ class ViewBatches:
         for place in range(first, first + draws):
             epoch, offset = divmod(place, count)
             number = int(epoch_order(self.seed, epoch, count)[offset])
-            item = self.items[number]
+            number, item = self._readable.find(number)
             for side, name in enumerate(EYES if self.paired else ("image",)):
                 rng = np.random.default_rng([self.seed, _DRAW, epoch, number, side])
                 whole, local = make_views(item[name], self.look.recipe, rng, self.look.size)

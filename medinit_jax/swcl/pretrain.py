@@ -19,7 +19,7 @@ import numpy as np
 from rich.console import Console
 
 from medinit_jax.core import cluster, loop
-from medinit_jax.core.checkpoint import Checkpoints, save_params
+from medinit_jax.core.checkpoint import open_checkpoints, save_params
 from medinit_jax.core.errors import UsageError
 from medinit_jax.core.ledger import finite
 from medinit_jax.core.log import create_writer
@@ -141,7 +141,7 @@ class Pretraining:
 
     def run(self) -> dict[str, Any]:
         """Trains, or goes on, writes the encoder, and returns what `summary.json` holds."""
-        checkpoints = Checkpoints(self.workdir / "checkpoints", keep=2)
+        checkpoints = open_checkpoints(self.workdir, self.config.train)
         batches = Batches(self.batches, self.config.data.workers)
         current = self.parallel.replicate(self.first_state())
         current = self.parallel.replicate(loop.resume(checkpoints, current, batches))

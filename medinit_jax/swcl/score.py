@@ -6,7 +6,6 @@ import json
 import os
 import shlex
 import sys
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +16,9 @@ import ml_collections
 import numpy as np
 from rich.console import Console
 
-from medinit_jax.core import cluster, loop
+from medinit_jax.core import cluster
 from medinit_jax.core.errors import UsageError
+from medinit_jax.core.interrupt import Stop, stop_on_signal
 from medinit_jax.core.parallel import Parallel, own_devices
 from medinit_jax.core.progress import Progress
 from medinit_jax.core.provenance import provenance
@@ -115,7 +115,7 @@ def _score(
         return photographs.images[number]["image"]
 
     with (
-        loop.stop_on_signal() as stopped,
+        stop_on_signal() as stopped,
         ThreadPoolExecutor(workers) as readers,
         ThreadPoolExecutor(1) as fetcher,
     ):
@@ -217,9 +217,9 @@ def _check(config: ml_collections.ConfigDict) -> None:
         )
 
 
-def _refuse_stopped(stopped: threading.Event) -> None:
+def _refuse_stopped(stopped: Stop) -> None:
     if cluster.told(stopped.is_set()):
-        raise KeyboardInterrupt
+        raise stopped.error()
 
 
 def _origin(labeler: Model, photographs: Photographs, settings: Settings) -> str:

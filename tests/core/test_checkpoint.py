@@ -13,8 +13,9 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from medinit_jax.core import listing
 from medinit_jax.core import state as state_lib
-from medinit_jax.core.checkpoint import Checkpoints, load_params, save_params
+from medinit_jax.core.checkpoint import Checkpoints, load_params, open_checkpoints, save_params
 from medinit_jax.core.errors import UsageError
 
 
@@ -145,24 +146,32 @@ def test_every_file_that_is_harmed_is_found_and_named(tmp_path, caplog, harm):
             path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
         else:
             path.unlink()
-        harmed = Checkpoints(folder)
+        heard = []
+        harmed = Checkpoints(folder, tell=heard.append)
         if harm == "remove" and name.name == "files.json":
             # Only the listing is missing, as when the process ended just before it was written.
             assert bits(harmed.restore(make_tree(1)).state) == bits(make_tree())
         else:
             with pytest.raises(UsageError) as caught:
-                harmed.restore(make_tree(1))
+                harmed.restore(make_tree(1), 20)
             message = str(caught.value)
             inner = str(name.relative_to("20"))
             assert inner in message and str(folder / "20") in message and "\n" not in message
             assert "remove the folder" in message and "go on from step 10" in message
-            assert bits(harmed.restore(make_tree(1), 10).state) == bits(make_tree())
+            restored = harmed.restore(make_tree(1))
+            assert restored.step == 10 and bits(restored.state) == bits(make_tree())
+            (sentence,) = heard
+            assert inner in sentence and str(folder / "20.damaged") in sentence
+            assert sentence.endswith("goes on from step 10.") and harmed.steps() == [10]
+            harmed.save(20, make_tree(2))
+            assert bits(harmed.restore(make_tree(1)).state) == bits(make_tree(2))
         harmed.close()
         shutil.rmtree(folder)
 
 
 def test_without_the_listing_what_orbax_finds_is_still_one_sentence(checkpoints):
     checkpoints.save(1, make_tree())
+    checkpoints.wait()
     place = checkpoints.folder / "1"
     (place / "files.json").unlink()
     metadata = place / "state" / "_METADATA"
@@ -185,16 +194,132 @@ def test_a_process_killed_while_it_saves_leaves_the_checkpoint_before(tmp_path):
                 os.kill(os.getpid(), signal.SIGKILL)
 
         made.save(2, {"x": jnp.int32(2)}, None, {"a": Deadly(b=1)})
+        made.wait()
     """
     folder = tmp_path / "checkpoints"
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script), str(folder)], check=False)
     assert done.returncode == -9
     assert any(path.name.startswith("2") for path in folder.iterdir()), "killed before the save"
-    checkpoints = Checkpoints(folder)
-    assert checkpoints.steps() == [1]
+    heard = []
+    checkpoints = Checkpoints(folder, tell=heard.append)
+    assert checkpoints.steps() == [1] and len(os.listdir(folder)) == 2 and not heard
+    checkpoints.tidy()
+    assert checkpoints.steps() == [1] and sorted(os.listdir(folder)) == ["1"]
+    (sentence,) = heard
+    assert "was cut off" in sentence and "newest whole one is of step 1" in sentence
     assert int(checkpoints.restore({"x": jnp.int32(0)}).state["x"]) == 1
     checkpoints.save(2, {"x": jnp.int32(3)})
     assert int(checkpoints.restore({"x": jnp.int32(0)}).state["x"]) == 3
+    checkpoints.close()
+
+
+class NoRoom:
+    """Makes the first commits fail as on a full disk."""
+
+    def __init__(self, checkpoints, times, error):
+        self.times, self.error, self.commit = times, error, checkpoints._manager.save
+        checkpoints._manager.save = self
+
+    def __call__(self, step, args):
+        self.times -= 1
+        if self.times >= 0:
+            raise self.error
+        return self.commit(step, args=args)
+
+
+FULL = (OSError(28, "No space left on device"), ValueError("Failed [os_error_code='28'] [x"))
+
+
+@pytest.mark.parametrize("error", FULL, ids=lambda error: type(error).__name__)
+def test_older_checkpoints_make_room_for_the_new_one(tmp_path, error):
+    heard = []
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=3, tell=heard.append)
+    for step in (1, 2, 3):
+        checkpoints.save(step, make_tree(step))
+    checkpoints.wait()
+    NoRoom(checkpoints, 1, error)
+    checkpoints.save(4, make_tree(4))
+    assert checkpoints.steps() == [3, 4]
+    assert bits(checkpoints.restore(make_tree()).state) == bits(make_tree(4))
+    assert heard == [f"There is no room for checkpoint 4 in {checkpoints.folder}: removed 1, 2."]
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("error", FULL, ids=lambda error: type(error).__name__)
+def test_a_full_disk_ends_in_a_sentence_and_the_last_checkpoint_is_whole(tmp_path, error):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", tell=lambda sentence: None)
+    for step in (1, 2):
+        checkpoints.save(step, make_tree(step))
+    checkpoints.wait()
+    NoRoom(checkpoints, 2, error)
+    checkpoints.save(3, make_tree(3))
+    with pytest.raises(UsageError, match=r"checkpoints/3 could not be written \(No space left"):
+        checkpoints.wait()
+    assert sorted(os.listdir(checkpoints.folder)) == ["2"]
+    assert bits(checkpoints.restore(make_tree()).state) == bits(make_tree(2))
+    checkpoints.save(3, make_tree(3))
+    assert bits(checkpoints.restore(make_tree()).state) == bits(make_tree(3))
+    checkpoints.close()
+
+
+def test_a_disk_that_is_full_for_the_listing_alone(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=3, tell=lambda sentence: None)
+    write, errors = listing.write_listing, [FULL[0]]
+
+    def listed(place):
+        if errors:
+            raise errors.pop()
+        write(place)
+
+    checkpoints.save(1, make_tree(1))
+    checkpoints.save(2, make_tree(2))
+    checkpoints.wait()
+    monkeypatch.setattr(listing, "write_listing", listed)
+    checkpoints.save(3, make_tree(3))
+    assert checkpoints.steps() == [2, 3] and (checkpoints.folder / "3" / "files.json").exists()
+    assert bits(checkpoints.restore(make_tree()).state) == bits(make_tree(3))
+    checkpoints.close()
+
+
+def test_a_step_that_is_there_stays(checkpoints):
+    checkpoints.save(1, make_tree(1))
+    checkpoints.save(1, make_tree(2))
+    assert bits(checkpoints.restore(make_tree()).state) == bits(make_tree(1))
+
+
+def test_a_defect_while_saving_is_no_full_disk(checkpoints):
+    NoRoom(checkpoints, 1, ValueError("something else"))
+    checkpoints.save(1, make_tree())
+    with pytest.raises(ValueError, match="something else"):
+        checkpoints.close()
+
+
+def test_a_state_that_changes_after_it_was_saved_does_not_change_the_checkpoint(checkpoints):
+    state = {"x": np.zeros(1000)}
+    checkpoints.save(1, state)
+    state["x"] += 1
+    assert not np.asarray(checkpoints.restore({"x": np.ones(1000)}, 1).state["x"]).any()
+
+
+def test_as_the_configuration_says(tmp_path):
+    train = {"checkpoints_kept": 1, "checkpoints_verified": True}
+    checkpoints = open_checkpoints(tmp_path, train)
+    for step in (1, 2):
+        checkpoints.save(step, make_tree(step))
+    assert checkpoints.steps() == [2] and checkpoints.folder == tmp_path / "checkpoints"
+    checkpoints.close()
+    with pytest.raises(UsageError, match="config.train.checkpoints_kept=0 leaves none"):
+        open_checkpoints(tmp_path, train | {"checkpoints_kept": 0})
+
+
+def test_read_back_at_once(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", verify=True)
+    checkpoints.save(1, make_tree(1))
+    checkpoints.wait()
+    monkeypatch.setattr(checkpoints, "_restore", lambda step, template: make_tree(5))
+    checkpoints.save(2, make_tree(2))
+    with pytest.raises(UsageError, match="it is not what was written"):
+        checkpoints.wait()
     checkpoints.close()
 
 

@@ -11,7 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from medinit_jax.core import log, loop
+from medinit_jax.core import interrupt, log, loop
 from medinit_jax.core import state as state_lib
 from medinit_jax.core.checkpoint import Checkpoints
 from medinit_jax.core.errors import UsageError
@@ -119,9 +119,9 @@ def test_scalars_are_means_over_each_window(tmp_path):
 def test_the_device_is_waited_for_once_in_a_window(tmp_path, monkeypatch):
     fetched = []
     original = jax.device_get
-    monkeypatch.setattr(jax, "device_get", lambda x: fetched.append(len(x)) or original(x))
+    monkeypatch.setattr(jax, "device_get", lambda x: fetched.append(x) or original(x))
     Run(tmp_path / "run", total=12, checkpoint_every=100)()
-    assert [count for count in fetched if count] == [5, 5, 2]
+    assert [len(x) for x in fetched if isinstance(x, list) and x] == [5, 5, 2]
 
 
 @pytest.mark.parametrize("stop", [1, 4, 7, 15])
@@ -180,8 +180,9 @@ def test_a_signal_ends_the_step_and_saves(tmp_path, number):
             os.kill(os.getpid(), number)
         return step_fn(state, step, batch)
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as caught:
         run(interrupted)
+    assert interrupt.exit_code(caught.value) == {signal.SIGINT: 130, signal.SIGTERM: 75}[number]
     assert run.saved[-1] == 6
     assert signal.getsignal(number) is before
     assert bits(run()) == bits(Run(tmp_path / "whole")())

@@ -1,10 +1,14 @@
+import contextlib
 import dataclasses
 import multiprocessing
+import os
+import signal
 
 import numpy as np
 import pytest
 
 from medinit_jax.core.errors import UsageError
+from medinit_jax.data import pipeline
 from medinit_jax.data.augment import Augmentation, hard
 from medinit_jax.data.pipeline import Batches, BatchOptions, BatchSource, Ramp, load_examples
 from medinit_jax.data.sources import ArraySource
@@ -135,6 +139,46 @@ def test_an_error_of_the_source_reaches_the_user(workers):
         assert isinstance(caught.value, UsageError)
     finally:
         stream.close()
+
+
+class Deadly(ArraySource):
+    """Ends the process that reads an image, as long as a file says so."""
+
+    def __init__(self, file, *given):
+        super().__init__(*given)
+        self.file = file
+
+    def __getitem__(self, index):
+        # Of several workers one takes the file away, and ends.
+        with contextlib.suppress(FileNotFoundError):
+            lives = int(self.file.read_text())
+            self.file.unlink()
+            if lives > 1:
+                self.file.write_text(str(lives - 1))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+def test_workers_that_die_are_started_again_where_they_were(tmp_path, capsys, monkeypatch):
+    images = source().images
+    stream = Batches(BatchSource(Deadly(tmp_path / "lives", images), PLAIN), 1)
+    whole = BatchSource(ArraySource(images), PLAIN)
+    try:
+        equal(next(stream), whole[0])
+        (tmp_path / "lives").write_text("1")
+        # Some batches were made ahead.
+        for step in range(1, 12):
+            equal(next(stream), whole[step])
+        assert stream.restarts == 1 and stream.get_state() == {"step": 12}
+        assert capsys.readouterr().err.count("A worker that makes batches died") == 1
+        monkeypatch.setattr(pipeline, "_RESTARTS", 1)
+        (tmp_path / "lives").write_text("100")
+        with pytest.raises(UsageError, match="died 2 times before step .* config.data.workers"):
+            for _ in range(10):
+                next(stream)
+    finally:
+        stream.close()
+    assert not multiprocessing.active_children()
 
 
 def test_evaluation_draws_depend_on_seed_and_image_only():

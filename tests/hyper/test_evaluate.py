@@ -102,7 +102,7 @@ def workdir(tmp_path, bilevel, monkeypatch):
     monkeypatch.setattr(stage, "by_name", tiny)
     monkeypatch.setattr(comparison, "by_name", tiny)
     theta = init_theta(bilevel.module, jax.random.key(77))["params"]
-    publish(bilevel.config, tmp_path, bilevel.module, jax.device_get(theta))
+    publish(bilevel.config, tmp_path, bilevel.module, jax.device_get(theta), {})
     write_json(tmp_path / "train.json", {"steps": 1, "takeoff_step": None})
     write_json(tmp_path / "config.json", {"name": "toy", "config": {}})
     return tmp_path

@@ -3,16 +3,15 @@
 import io
 import json
 import logging
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from rich.console import Console
+from tiny_hyper import CONFIG, SETTINGS, TINY, write_images
 
 from medinit_jax import hyper
 from medinit_jax.arch import space as space_lib
-from medinit_jax.arch.space import Space, Split
 from medinit_jax.core import optim, state
 from medinit_jax.core.config import read_command_line
 from medinit_jax.core.errors import UsageError
@@ -22,23 +21,6 @@ from medinit_jax.hyper import setup
 from medinit_jax.hyper import train as train_lib
 from medinit_jax.hyper.initializer import init_theta
 from medinit_jax.hyper.stream import ArchitectureStream
-
-CONFIG = Path(__file__).resolve().parents[2] / "configs" / "hyper.py"
-SIZE = 16
-TINY = Space(
-    "tiny",
-    {
-        name: Split(100, n_cells=(3, 3), deep=(3,), steps=(1, 1, 1), norm="bn")
-        for name in ("train", "val", "test")
-    },
-    operations=("none", "max_pool_3x3", "avg_pool_3x3", "skip_connect", "conv_1x1", "conv_3x3"),
-    stem_kernels=(3,),
-    stem_types=(0,),
-    multipliers=(1,),
-    fc_layers=(1,),
-    stem_pool=1.0,
-    widen=lambda space, arch, parameters, rng: space_lib.dataclasses.replace(arch, C=16),
-)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -51,18 +33,7 @@ def tiny():
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Discs off the center: their place tells the angle."""
-    rows, columns = np.indices((SIZE, SIZE))
-    random = np.random.default_rng(0)
-    arrays = {}
-    for split, count in (("train", 24), ("val", 16), ("test", 16)):
-        place = random.normal((5, 9), 1, (count, 2))[..., None, None]
-        inside = (rows - place[:, 0]) ** 2 + (columns - place[:, 1]) ** 2 < 9
-        noise = random.integers(0, 60, inside.shape)
-        arrays[f"{split}_images"] = (150 * inside + noise).astype(np.uint8)
-    path = tmp_path_factory.mktemp("data") / "images.npz"
-    np.savez(path, **arrays)
-    return path
+    return write_images(tmp_path_factory.mktemp("data") / "images.npz")
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +41,8 @@ def make_config(images):
     """Function (options by dotted key) -> a config as the command line gives it."""
 
     def make(*arguments, **options):
-        settings = {
-            "space": "tiny", "data.source": "npz", "data.path": images, "data.size": SIZE,
-            "hyper.hidden": 8, "hyper.max_shape": (8, 8, 5, 5), "train.batch_size": 16,
-            "train.bn_group": 4, "train.first_architectures": 2, "train.double_every": 10**6,
-            "optim.learning_rate": 0.001,
-        } | {name.replace("__", "."): value for name, value in options.items()}  # fmt: skip
+        own = {name.replace("__", "."): value for name, value in options.items()}
+        settings = SETTINGS | {"data.path": images} | own
         flags = [f"--config.{name}={value}" for name, value in settings.items()]
         return read_command_line(["test", f"--config={CONFIG}:smoke", *arguments, *flags]).config
 
