@@ -193,7 +193,7 @@ def test_a_process_killed_while_it_saves_leaves_the_checkpoint_before(tmp_path):
             def items(self):
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        made.save(2, {"x": jnp.int32(2)}, None, {"a": Deadly(b=1)})
+        made.save(2, {"x": jnp.int32(2)}, Deadly(b=1))
         made.wait()
     """
     folder = tmp_path / "checkpoints"
