@@ -58,9 +58,7 @@ def _default() -> ConfigDict:
         "docs/results.md."
     )
     config.space = "small"
-    config.pretext = ConfigDict(
-        {"name": "rotation", "mode": "four", "circle": True, "label_smoothing": 0.0}
-    )
+    config.pretext = _pretexts()
     config.data = ConfigDict(
         {
             "source": "phantom",
@@ -166,6 +164,72 @@ def _default() -> ConfigDict:
     config.evaluate = _evaluation()
     config.presets = ConfigDict({"stable": {}, "seed_paper": _seed_paper()})
     return config
+
+
+def _pretexts() -> ConfigDict:
+    """What networks with predicted parameters are asked; see `hyper.pretext.PRETEXTS`."""
+    return ConfigDict(
+        {
+            # One name, or several joined by +, such as hard_rotation+contrast.
+            "name": "rotation",
+            "weights": {
+                "rotation": 1.0,
+                "hard_rotation": 1.0,
+                "contrast": 1.0,
+                "relative_position": 1.0,
+                "jigsaw": 1.0,
+                "masked": 1.0,
+                "weak_labels": 1.0,
+                "patches": 1.0,
+            },
+            # Channels of pooled features that learned heads read.
+            "width": 256,
+            # Of both rotations.
+            "mode": "four",
+            "circle": True,
+            "label_smoothing": 0.0,
+            "hard_rotation": {"translate": 0.2, "tilt": 10.0, "mirror": 0.5},
+            "contrast": {
+                "area": (0.3, 1.0),
+                "mirror": 0.5,
+                "brightness": 0.4,
+                "contrast": 0.4,
+                "color": 0.2,
+                "temperature": 0.2,
+                "hidden": 128,
+                "features": 64,
+            },
+            "relative_position": {
+                "side": 0.28,
+                "spacing": 0.32,
+                "jitter": 0.03,
+                "brightness": 0.3,
+                "contrast": 0.3,
+                "color": 0.2,
+                "hidden": 128,
+            },
+            "jigsaw": {"tiles": 2, "permutations": 8, "kept": 0.8, "hidden": 128},
+            "masked": {"cells": 4, "temperature": 0.2, "hidden": 128, "features": 64},
+            "weak_labels": {
+                "label": "any",
+                "num_classes": 2,
+                "answer": "learned",
+                "hidden": 128,
+            },
+            "patches": {
+                "scheme": "position-patient",
+                "match": "all",
+                "side": 0.5,
+                "jitter": 0.05,
+                "brightness": 0.3,
+                "contrast": 0.3,
+                "color": 0.2,
+                "temperature": 0.2,
+                "hidden": 128,
+                "features": 64,
+            },
+        }
+    )
 
 
 def _evaluation() -> ConfigDict:

@@ -141,7 +141,7 @@ def _rotation(
         ledger.add(ridge_key, ridge)
     result: dict[str, Any] = {
         "ridge": ledger[ridge_key],
-        "chance": 1 / bilevel.pretext.num_targets,
+        "chance": 1 / bilevel.objective.num_targets,
     }
     parts = names_of(settings.splits, bilevel.space.size, settings.resnets)
     untrained = untrained_theta(bilevel.module, config.seed)
