@@ -154,6 +154,10 @@ def _default() -> ConfigDict:
             "warm_up_signatures": 250,
             "validation_networks": 6,
             "validate_every": 250,
+            # Which step is published: "last", or "probe": the one whose validation networks give
+            # the best frozen features, by labels of training and validation images.
+            "select": "last",
+            "probe": {"label": "any", "images": {"train": 400, "val": 400}},
             "log_every": 50,
             "checkpoint_every": 500,
             # How many of the newest checkpoints stay, and whether each is read back at once.
@@ -240,6 +244,10 @@ def _evaluation() -> ConfigDict:
             "resnets": (),
             "batches": 8,
             "ridge_images": 2000,
+            # A published initializer to evaluate in the place of the workdir's own; "" = its own.
+            "initializer": "",
+            # Ranks, likeness and twins of the features of so many networks of "test"; 0 = none.
+            "diagnostics": {"networks": 0, "images": 256, "depths": (0.25, 0.5, 0.75, 1.0)},
             "downstream": {
                 "networks": ("test:0",),
                 "label": "any",
@@ -250,8 +258,17 @@ def _evaluation() -> ConfigDict:
                 "seeds": 3,
                 "grid_seeds": 0,
                 "probe_depths": (0.66, 1.0),
+                # hyper, random, matched, untrained; also rotnet, the network pretrained alone.
+                "starts": ("hyper", "random", "matched", "untrained"),
+                "rotnet": {"images": 2000, "epochs": 10, "learning_rate": 0.01},
+                # Whether networks are fine-tuned, or their frozen features probed only.
+                "finetune": True,
+                # Which tensors take predicted values, and how; see hyper.starts.Transfer.
                 "depth_fraction": 1.0,
+                "kinds": ("kernel", "scale", "bias", "embedding"),
                 "init_noise": 0.0,
+                "orthogonal": False,
+                "deviation": "predicted",
                 "budget": {
                     "epochs": 6,
                     "batch": 32,

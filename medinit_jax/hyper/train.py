@@ -22,6 +22,7 @@ import numpy as np
 from rich.console import Console
 
 from medinit_jax.api import load
+from medinit_jax.arch.program import Program
 from medinit_jax.core import cluster, loop, optim, state
 from medinit_jax.core.checkpoint import open_checkpoints
 from medinit_jax.core.compiler import jit
@@ -35,6 +36,7 @@ from medinit_jax.core.workdir import write_json
 from medinit_jax.data.catalog import batch_options
 from medinit_jax.data.pipeline import Batches, BatchSource
 from medinit_jax.data.sources import Source
+from medinit_jax.hyper.alarms import Alarms
 from medinit_jax.hyper.bilevel import MetaBatch, gradient_by_tape, loss_whole
 from medinit_jax.hyper.hypernetwork import HyperInitializer, init_theta
 from medinit_jax.hyper.initializer import graph_of
@@ -42,6 +44,7 @@ from medinit_jax.hyper.objective import Objective, joined, known_facts, split
 from medinit_jax.hyper.pretexts.task import Facts
 from medinit_jax.hyper.publish import publish
 from medinit_jax.hyper.rotation import held_out_views, pretext_scores, rotation_accuracy
+from medinit_jax.hyper.selection import SELECTIONS, Best, TransferProbe
 from medinit_jax.hyper.setup import Bilevel, make_bilevel, open_sources, warm_up
 from medinit_jax.hyper.stream import ArchitectureStream
 
@@ -214,6 +217,8 @@ def train(
     current = bilevel.parallel.replicate(current)
     current = bilevel.parallel.replicate(loop.resume(checkpoints, current, batches))
     started_at = int(current.step)
+    programs = _validation_networks(bilevel)
+    selection = _selection(bilevel, sources, programs, workdir, started_at)
     stream = ArchitectureStream(
         bilevel.space,
         bilevel.module,
@@ -229,7 +234,9 @@ def train(
         started = time.monotonic()
         step_fn = _with_validation(
             make_step(bilevel, optimizer, stream, key, facts),
-            _validation(bilevel, sources),
+            _validation(bilevel, sources["val"], programs),
+            selection,
+            Alarms(bilevel.objective, config.train.log_every),
             config.train.validate_every,
             writer,
             config.train.steps,
@@ -261,8 +268,11 @@ def train(
         checkpoints.close()
     if int(current.step) == config.train.steps and started_at < config.train.steps:
         images = sources["train"].describe()
+        best = selection[1] if selection else None
         cluster.once(
-            lambda: _finish(config, workdir, current, bilevel, seconds, stream, console, images)
+            lambda: _finish(
+                config, workdir, current, bilevel, seconds, stream, console, images, best
+            )
         )
     return current
 
@@ -297,13 +307,16 @@ def _first_theta(config: ml_collections.ConfigDict, module: HyperInitializer, ke
     return jax.tree.map(jnp.asarray, found)
 
 
-def _validation(bilevel: Bilevel, sources: Mapping[str, Source]):
-    """Returns a function params -> figures on one batch, means of the first networks of `val`."""
-    objective, source = bilevel.objective, sources["val"]
-    programs = {
+def _validation_networks(bilevel: Bilevel) -> dict[str, Program]:
+    return {
         f"val:{i}": bilevel.space.program("val", i, bilevel.module.num_classes)
         for i in range(bilevel.config.train.validation_networks)
     }
+
+
+def _validation(bilevel: Bilevel, source: Source, programs: Mapping[str, Program]):
+    """Returns a function params -> figures on one batch, means over networks."""
+    objective = bilevel.objective
     if objective.plain:
         views = held_out_views(bilevel, source, 1)
         return lambda params: {
@@ -312,19 +325,57 @@ def _validation(bilevel: Bilevel, sources: Mapping[str, Source]):
     return pretext_scores(bilevel, source, programs)
 
 
-def _with_validation(step_fn, figures, every: int, writer: MetricWriter, last: int):
-    """Adds a validation every `every` steps, and after the last one."""
+def _selection(
+    bilevel: Bilevel,
+    sources: Mapping[str, Source],
+    programs: Mapping[str, Program],
+    workdir: Path,
+    started_at: int,
+) -> tuple[TransferProbe, Best] | None:
+    """Returns the transfer probe and where its best is kept; None if the last step is published."""
+    train = bilevel.config.train
+    if train.select not in SELECTIONS:
+        raise UsageError(
+            f"config.train.select={train.select!r} is none of {', '.join(SELECTIONS)}."
+        )
+    if train.select == "last":
+        return None
+    if bilevel.parallel.process[1] > 1:
+        raise UsageError(
+            "config.train.select=probe works in one process; set it to last for several."
+        )
+    if not train.validate_every or not programs:
+        raise UsageError(
+            "config.train.select=probe needs validation: set config.train.validate_every and "
+            "config.train.validation_networks above 0."
+        )
+    return TransferProbe(bilevel, sources, programs), Best(workdir, started_at)
+
+
+def _with_validation(
+    step_fn, figures, selection, alarms: Alarms, every: int, writer: MetricWriter, last: int
+):
+    """Adds alarms at every step, and a validation every `every` steps and after the last one."""
 
     def step(current, number, batch):
         current, metrics = step_fn(current, number, batch)
+        alarms(number + 1, metrics)
         if every and ((number + 1) % every == 0 or number + 1 == last):
-            writer.write_scalars(number + 1, figures(current.params))
+            found = figures(current.params)
+            if selection:
+                probe, best = selection
+                theta, _ = split(current.params)
+                found["val/probe"] = probe(theta)
+                best.consider(number + 1, theta, found["val/probe"])
+            writer.write_scalars(number + 1, found)
         return current, metrics
 
     return step
 
 
-def _finish(config, workdir, current, bilevel, seconds, stream, console, images) -> None:
+def _finish(
+    config, workdir, current, bilevel, seconds, stream, console, images, best
+) -> None:
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     losses = [(line["step"], line["train/loss"]) for line in lines if "train/loss" in line]
     below = TAKEOFF * bilevel.objective.chance
@@ -341,8 +392,12 @@ def _finish(config, workdir, current, bilevel, seconds, stream, console, images)
         "compiled_signatures": bilevel.tape.built,
         "curve_file": "metrics.jsonl",
     }
-    write_json(workdir / "train.json", summary)
     theta, _ = split(current.params)
+    if best:
+        theta = best.theta()
+        summary |= {"published_step": best.step, "probe": best.score}
+        console.print(f"Step {best.step} transfers best (probe {best.score:.3f}); it is published.")
+    write_json(workdir / "train.json", summary)
     publish(config, workdir, bilevel.module, jax.device_get(theta), images)
     if takeoff is None:
         what = "ln 4" if bilevel.objective.plain else f"{bilevel.objective.chance:.3f}"

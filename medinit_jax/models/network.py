@@ -37,6 +37,15 @@ def default_initializer(leaf: str, shape: tuple[int, ...]) -> nn.initializers.In
     return nn.initializers.ones if leaf == "scale" else nn.initializers.zeros
 
 
+def default_deviation(leaf: str, shape: tuple[int, ...]) -> float:
+    """Returns the standard deviation of `default_initializer`; 0 for leaves that start constant."""
+    if leaf == "kernel" and len(shape) == 4:
+        return math.sqrt(2 / (shape[0] * shape[1] * shape[3]))
+    if leaf == "kernel":
+        return 1 / math.sqrt(3 * shape[0])
+    return 0.02 if leaf == "embedding" else 0.0
+
+
 class Leaves(nn.Module):
     """Holds the parameters of one named step.
 

@@ -41,7 +41,7 @@ def test_contrast_cuts_two_different_views_of_each_image():
     task = InstanceContrast(**COLORLESS)
     views, targets = task.views(images, key(), {}, 16)
     np.testing.assert_array_equal(targets, np.repeat(np.arange(8), 2))
-    np.testing.assert_allclose(views[..., 2].mean((1, 2)) - 1, 10 * np.asarray(targets), rtol=1e-5)
+    np.testing.assert_allclose(views[..., 2].mean((1, 2)) - 1, 10 * np.asarray(targets), atol=0.5)
     assert (np.abs(centers(views)[::2] - centers(views)[1::2]).sum(1) > 0.01).all()
 
 
