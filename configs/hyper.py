@@ -252,7 +252,11 @@ def _evaluation() -> ConfigDict:
                 "networks": ("test:0",),
                 "label": "any",
                 "images": {"train": 2000, "val": 400, "test": 600},
+                # Whose images judge: "test", or "val": one half of them, the other one chooses.
+                "judge": "test",
                 "fractions": (0.1,),
+                # Of these, where networks are fine-tuned; () = everywhere.
+                "finetune_fractions": (),
                 "lr_fractions": (0.1,),
                 "learning_rates": (0.01, 0.05),
                 "seeds": 3,

@@ -15,6 +15,7 @@ import ml_collections
 import numpy as np
 from rich.console import Console
 
+from medinit_jax.core.errors import UsageError
 from medinit_jax.core.ledger import Ledger
 from medinit_jax.core.progress import Progress
 from medinit_jax.downstream import classify
@@ -162,7 +163,7 @@ class Comparison:
         rates = tuple(settings.learning_rates)
         seeds = run_seeds(self.seed, settings.seeds)
         grid_seeds = seeds[: settings.grid_seeds or None]
-        fractions = tuple(settings.fractions)
+        fractions = finetuned(settings)
         searched = [f for f in fractions if f in tuple(settings.lr_fractions)] or list(fractions)
         chosen: dict[tuple[str, float], float] = {}
         for fraction in searched:
@@ -236,7 +237,7 @@ class Comparison:
 
 def digest_of(settings: ml_collections.ConfigDict) -> str:
     """Names what a run depends on beside its cell: labels, images, transfer, budget, depths."""
-    keys = ("label", "images", "probe_depths", "depth_fraction", "init_noise", "budget")
+    keys = ("label", "images", "judge", "probe_depths", "depth_fraction", "init_noise", "budget")
     keys += ("kinds", "orthogonal", "deviation", "rotnet")
     given = settings.to_dict()
     text = json.dumps({key: given[key] for key in keys}, sort_keys=True)
@@ -279,13 +280,29 @@ def probe_auc(features: list[np.ndarray], labels: list[np.ndarray]) -> float | N
     return float(np.mean(figures)) if figures else None
 
 
+def finetuned(settings: ml_collections.ConfigDict) -> tuple[float, ...]:
+    """Returns the shares of labels at which networks are fine-tuned.
+
+    Raises:
+        UsageError: One is no share that is compared.
+    """
+    fractions, chosen = tuple(settings.fractions), tuple(settings.finetune_fractions)
+    unknown = sorted(set(chosen) - set(fractions))
+    if unknown:
+        raise UsageError(
+            f"config.evaluate.downstream.finetune_fractions names {unknown[0]:g}, which is none of "
+            f"fractions={fractions}."
+        )
+    return chosen or fractions
+
+
 def count_runs(settings: ml_collections.ConfigDict) -> int:
     """Returns how many fine-tunings and probes are asked for, repeated requests included."""
-    fractions, seeds = tuple(settings.fractions), settings.seeds
+    fractions, seeds = finetuned(settings) if settings.finetune else (), settings.seeds
     grid_seeds = min(settings.grid_seeds or seeds, seeds)
     searched = sum(f in tuple(settings.lr_fractions) for f in fractions) or len(fractions)
     grid = searched * len(settings.learning_rates) * grid_seeds
-    each = grid * settings.finetune + len(fractions) * seeds * (1 + settings.finetune)
+    each = grid + (len(fractions) + len(settings.fractions)) * seeds
     return len(settings.networks) * len(settings.starts) * each
 
 

@@ -35,6 +35,9 @@ from medinit_jax.hyper.objective import (
 from medinit_jax.hyper.pretext import PRETEXTS
 from medinit_jax.hyper.pretexts.perceptron import REFERENCE
 
+BLOCKS = {}
+# Compiling takes longer than running once.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 SIZE, BATCH, GROUP, WIDTH = 16, 32, 8, 6
 MODULE = HyperInitializer(hidden=8, max_shape=(8, 8, 5, 5), num_classes=4)
 FACTS = {
@@ -71,6 +74,11 @@ def objective(*names):
 
 
 @functools.cache
+def writer():
+    return Writer(MODULE)
+
+
+@functools.cache
 def net(channels):
     build = ProgramBuilder((SIZE, SIZE, 3))
     b = BlockBuilder(1)
@@ -89,8 +97,9 @@ def wide():
     jax.config.update("jax_enable_x64", False)
 
 
-def step(made, devices):
+def step(made, devices, monkeypatch):
     """Losses, figures and gradient of two networks by the tape, and by the plain form on one."""
+    monkeypatch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=QUICK))
     parallel = Parallel(jax.devices()[:devices])
     double = functools.partial(jax.tree.map, lambda x: jnp.asarray(x, jnp.float64))
     theta = double(jax.device_get(init_theta(MODULE, jax.random.key(0))["params"]))
@@ -103,8 +112,10 @@ def step(made, devices):
     programs = [net(4), net(9)]
     graphs = [build_graph(p) for p in programs]
     tape = Tape(parallel, made.group, made.loss, prepare_leaves, jnp.float64, made.read)
+    # The same blocks whatever is asked of their outputs.
+    tape.compiled = BLOCKS.setdefault((made.group, devices), tape.compiled)
     found = gradient_by_tape(
-        Writer(MODULE), tape, parallel, theta, meta_batch(programs, graphs, MODULE), views, targets,
+        writer(), tape, parallel, theta, meta_batch(programs, graphs, MODULE), views, targets,
         heads,
     )  # fmt: skip
     if devices > 1:
@@ -117,7 +128,8 @@ def step(made, devices):
             both[1],
         )  # fmt: skip
 
-    (_, (losses, figures)), gradient = jax.jit(whole)((theta, heads))
+    run = jax.jit(whole)
+    (_, (losses, figures)), gradient = run((theta, heads))
     return jax.device_get(found), jax.device_get((losses, figures, gradient))
 
 
@@ -135,9 +147,9 @@ ALONE = [name for name in PRETEXTS if name != "rotation"]
 @pytest.mark.parametrize(
     "names", [*[(name,) for name in ALONE], ("rotation", "contrast", "jigsaw")], ids="+".join
 )
-def test_the_tape_has_the_gradient_of_the_plain_loss(wide, names):
+def test_the_tape_has_the_gradient_of_the_plain_loss(wide, monkeypatch, names):
     made = objective(*names)
-    (losses, figures, gradient), (plain, other, whole) = step(made, 1)
+    (losses, figures, gradient), (plain, other, whole) = step(made, 1, monkeypatch)
     np.testing.assert_allclose(losses, plain, rtol=1e-11)
     assert [set(f) for f in figures] == [set(names)] * 2
     jax.tree.map(
@@ -150,10 +162,10 @@ def test_the_tape_has_the_gradient_of_the_plain_loss(wide, names):
     assert all(moved) and (moved or names == ("hard_rotation",))
 
 
-def test_four_devices_find_what_one_does(wide):
+def test_four_devices_find_what_one_does(wide, monkeypatch):
     made = objective("rotation", "contrast", "masked")
-    one, _ = step(made, 1)
-    four, _ = step(made, 4)
+    one, _ = step(made, 1, monkeypatch)
+    four, _ = step(made, 4, monkeypatch)
     assert_close(four[2], one[2], 1e-9)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9), one[:2], four[:2])
 
