@@ -150,14 +150,14 @@ class Tape:
             )
             return value, figures, gradient
 
-        def reader(token):
+        def reader(read, token):
             def run(value):
                 return jax.vjp(lambda x: read(pooled(x.astype(wide), token)), value)
 
             return parallel.map(run)
 
         self._loss = parallel.map(loss_and_gradient if read is None else loss_of_features)
-        self._read = {token: reader(token) for token in (False, True)} if read else {}
+        self._read = {token: reader(read, token) for token in (False, True)} if read else {}
         self._pull_read = parallel.map(lambda pullback, g: pullback(g)[0])
 
     def functions(self, signature: Signature) -> tuple[Callable, Callable]:
