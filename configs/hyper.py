@@ -7,7 +7,7 @@
     python -m medinit_jax.main --config=configs/hyper.py:folder --config.data.path=PLACE
     python -m medinit_jax.main --config=configs/hyper.py:fundus --config.data.path=DIR   (:ct :xray)
 
-    ... --config.pretext.name=hard_rotation+contrast        other pretexts, see hyper.pretext.PRETEXTS
+    ... --config.pretext.name=hard_rotation+contrast     other pretexts, see hyper.pretext.PRETEXTS
 
 Data: the default draws its images itself. `:folder` takes a folder of images, an .npz file, or a
 table that lists images (`config.data.table` names its columns), without labels; the comparison by
