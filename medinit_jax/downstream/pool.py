@@ -81,10 +81,9 @@ def open_pool(config: ml_collections.ConfigDict, sources: dict[str, Source]) -> 
             f"config.evaluate.downstream.judge={settings.judge!r}; set it to {' or '.join(JUDGES)}."
         )
     if settings.judge == "val":
-        held = parts["val"]
-        parts["val"], parts["test"] = (
-            held.subset(np.arange(first, len(held.labels), 2)) for first in (0, 1)
-        )
+        # Images of a patient follow each other, so that at most one patient is in both halves.
+        held, order = parts["val"], np.arange(len(parts["val"].labels))
+        parts["val"], parts["test"] = (held.subset(half) for half in np.array_split(order, 2))
     if any(len(np.unique(part.labels)) < 2 for part in parts.values()):
         return None
     classes = 1 + max(int(part.labels.max()) for part in parts.values())

@@ -87,7 +87,7 @@ class TransferProbe:
 
     def _check(self, config: Any) -> None:
         train, val = self._labels["train"], self._labels["val"]
-        parts = (train, val[::2], val[1::2])
+        parts = (train, *_halves(val))
         classes = range(int(max((part.max() for part in parts if len(part)), default=0)) + 1)
         self._classes = [
             k for k in (classes if len(classes) > 2 else (1,))
@@ -117,17 +117,21 @@ class TransferProbe:
         train, val = features["train"], features["val"]
         if not (np.isfinite(train).all() and np.isfinite(val).all()):
             return 0.5
-        known, held = self._labels["train"], self._labels["val"]
+        known, held = self._labels["train"], _halves(self._labels["val"])
+        first, second = _halves(val)
         return float(
             np.mean(
                 [
-                    ridge_probe(
-                        train, known == k, val[::2], held[::2] == k, val[1::2], held[1::2] == k
-                    )["auc"]
+                    ridge_probe(train, known == k, first, held[0] == k, second, held[1] == k)["auc"]
                     for k in self._classes
                 ]
             )
         )
+
+
+def _halves(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the first and the second half: images of a patient follow each other."""
+    return rows[: len(rows) // 2], rows[len(rows) // 2 :]
 
 
 class Best:
