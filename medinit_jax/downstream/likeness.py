@@ -44,4 +44,5 @@ def linear_cka(first: ArrayLike, second: ArrayLike) -> float:
     x, y = x - x.mean(axis=0), y - y.mean(axis=0)
     cross = np.square(x.T @ y).sum()
     own = np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y)
-    return float(cross / own) if own > 0 else float("nan")
+    # Rounding may lead beyond 1.
+    return min(float(cross / own), 1.0) if own > 0 else float("nan")

@@ -169,14 +169,19 @@ def test_the_best_is_kept_and_a_later_one_forgotten_when_resumed(tmp_path):
     [
         ({"train__select": "best"}, "config.train.select='best' is none of last, probe"),
         ({"train__validate_every": 0}, "needs validation: set config.train.validate_every"),
-        ({"data__labels": "none", "pretext__name": "contrast"}, "needs labels of two kinds"),
+        ({"data__path": None, "pretext__name": "contrast"}, "needs labels of two kinds"),
         ({"train__probe__images__val": 8}, "at least 32 labeled images"),
-        ({"data__labels": "none"}, "weak_labels of config.pretext.name needs images with labels"),
+        ({"data__path": None}, "weak_labels of config.pretext.name needs images with labels"),
     ],
     ids=str,
 )
-def test_what_cannot_be_selected_by(make_config, tmp_path, options, words):
+def test_what_cannot_be_selected_by(make_config, images, tmp_path, options, words):
+    if "data__path" in options:
+        options = options | {"data__path": tmp_path / "unlabeled.npz"}
+        with np.load(images) as file:
+            unlabeled = {name: array for name, array in file.items() if "images" in name}
+        np.savez(options["data__path"], **unlabeled)
     config = make_config(**options)
     bilevel = setup.make_bilevel(config, Parallel(jax.devices()[:1]))
     with pytest.raises(UsageError, match=words):
-        train(config, tmp_path, bilevel)
+        train(config, tmp_path / "run", bilevel)
