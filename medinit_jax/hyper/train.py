@@ -373,9 +373,7 @@ def _with_validation(
     return step
 
 
-def _finish(
-    config, workdir, current, bilevel, seconds, stream, console, images, best
-) -> None:
+def _finish(config, workdir, current, bilevel, seconds, stream, console, images, best) -> None:
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     losses = [(line["step"], line["train/loss"]) for line in lines if "train/loss" in line]
     below = TAKEOFF * bilevel.objective.chance
