@@ -24,6 +24,7 @@ from medinit_jax.data.augment import Augmentation
 from medinit_jax.data.catalog import batch_options
 from medinit_jax.data.pipeline import load_examples
 from medinit_jax.data.sources import Source
+from medinit_jax.downstream.pool import LABELS
 from medinit_jax.downstream.probe import ridge_probe
 from medinit_jax.hyper.bilevel import meta_batch
 from medinit_jax.hyper.hypernetwork import Theta
@@ -86,6 +87,10 @@ class TransferProbe:
         }
 
     def _check(self, config: Any) -> None:
+        if config.train.probe.label not in LABELS:
+            raise UsageError(
+                f"config.train.probe.label={config.train.probe.label!r}; set it to any or class."
+            )
         train, val = self._labels["train"], self._labels["val"]
         parts = (train, *_halves(val))
         classes = range(int(max((part.max() for part in parts if len(part)), default=0)) + 1)
