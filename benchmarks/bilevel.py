@@ -117,7 +117,7 @@ class Steps:
         started = time.perf_counter()
         batch = self.stream.prepare(step)
         times["sampling"] = time.perf_counter() - started
-        times["views"], (views, targets) = seconds(bilevel.views, self.images, self.key)
+        times["views"], (views, targets) = seconds(bilevel.views, self.images, self.key, {})
         started = time.perf_counter()
         raw, pull = bilevel.writer.write(current.params, batch)
         jax.block_until_ready(raw)
