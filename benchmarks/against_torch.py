@@ -164,7 +164,7 @@ def _network(bilevel: Bilevel, program: Program) -> dict[str, Run]:
     # The one of training slices and tiles what it is given; this one takes parameters.
     tape = _tapes.setdefault(
         bilevel.config.data.size,
-        Tape(bilevel.parallel, bilevel.config.train.bn_group, bilevel.pretext.loss),
+        Tape(bilevel.parallel, bilevel.config.train.bn_group, bilevel.objective.loss),
     )
 
     def gradient():

@@ -86,7 +86,7 @@ class Steps:
             bilevel.space, bilevel.module, config.train.meta_batch, config.seed
         )
         self.key = jax.random.key(config.seed)
-        shape = (config.train.batch_size // bilevel.pretext.copies, *[config.data.size] * 2, 3)
+        shape = (bilevel.objective.images(config.train.batch_size), *[config.data.size] * 2, 3)
         self.images = np.random.default_rng(0).standard_normal(shape, np.float32)
         self.run_step = make_step(bilevel, self.optimizer, self.stream, self.key)
         self.update = jax.jit(
@@ -117,7 +117,7 @@ class Steps:
         started = time.perf_counter()
         batch = self.stream.prepare(step)
         times["sampling"] = time.perf_counter() - started
-        times["views"], (views, targets) = seconds(bilevel.views, self.images, self.key)
+        times["views"], (views, targets) = seconds(bilevel.views, self.images, self.key, {})
         started = time.perf_counter()
         raw, pull = bilevel.writer.write(current.params, batch)
         jax.block_until_ready(raw)

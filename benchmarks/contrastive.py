@@ -30,8 +30,8 @@ import torch
 from bilevel import in_fair_environment
 
 from medinit_jax.core.parallel import Parallel
-from medinit_jax.swcl.labels import label_columns
-from medinit_jax.swcl.supcon import gathered_supcon, supcon
+from medinit_jax.losses.labels import label_columns
+from medinit_jax.losses.supcon import gathered_supcon, supcon
 from medinit_jax.swcl.triplet import semi_hard
 
 FEATURES = 128

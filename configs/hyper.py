@@ -7,6 +7,8 @@
     python -m medinit_jax.main --config=configs/hyper.py:folder --config.data.path=PLACE
     python -m medinit_jax.main --config=configs/hyper.py:fundus --config.data.path=DIR   (:ct :xray)
 
+    ... --config.pretext.name=hard_rotation+contrast     other pretexts, see hyper.pretext.PRETEXTS
+
 Data: the default draws its images itself. `:folder` takes a folder of images, an .npz file, or a
 table that lists images (`config.data.table` names its columns), without labels; the comparison by
 fine-tuning then needs labels (sub-folders, an array, a column) and is left out where there are
@@ -58,9 +60,7 @@ def _default() -> ConfigDict:
         "docs/results.md."
     )
     config.space = "small"
-    config.pretext = ConfigDict(
-        {"name": "rotation", "mode": "four", "circle": True, "label_smoothing": 0.0}
-    )
+    config.pretext = _pretexts()
     config.data = ConfigDict(
         {
             "source": "phantom",
@@ -156,6 +156,10 @@ def _default() -> ConfigDict:
             "warm_up_signatures": 250,
             "validation_networks": 6,
             "validate_every": 250,
+            # Which step is published: "last", or "probe": the one whose validation networks give
+            # the best frozen features, by labels of training and validation images.
+            "select": "last",
+            "probe": {"label": "any", "images": {"train": 400, "val": 400}},
             "log_every": 50,
             "checkpoint_every": 500,
             # How many of the newest checkpoints stay, and whether each is read back at once.
@@ -168,6 +172,72 @@ def _default() -> ConfigDict:
     return config
 
 
+def _pretexts() -> ConfigDict:
+    """What networks with predicted parameters are asked; see `hyper.pretext.PRETEXTS`."""
+    return ConfigDict(
+        {
+            # One name, or several joined by +, such as hard_rotation+contrast.
+            "name": "rotation",
+            "weights": {
+                "rotation": 1.0,
+                "hard_rotation": 1.0,
+                "contrast": 1.0,
+                "relative_position": 1.0,
+                "jigsaw": 1.0,
+                "masked": 1.0,
+                "weak_labels": 1.0,
+                "patches": 1.0,
+            },
+            # Channels of pooled features that learned heads read.
+            "width": 256,
+            # Of both rotations.
+            "mode": "four",
+            "circle": True,
+            "label_smoothing": 0.0,
+            "hard_rotation": {"translate": 0.2, "tilt": 10.0, "mirror": 0.5},
+            "contrast": {
+                "area": (0.3, 1.0),
+                "mirror": 0.5,
+                "brightness": 0.4,
+                "contrast": 0.4,
+                "color": 0.2,
+                "temperature": 0.2,
+                "hidden": 128,
+                "features": 64,
+            },
+            "relative_position": {
+                "side": 0.28,
+                "spacing": 0.32,
+                "jitter": 0.03,
+                "brightness": 0.3,
+                "contrast": 0.3,
+                "color": 0.2,
+                "hidden": 128,
+            },
+            "jigsaw": {"tiles": 2, "permutations": 8, "kept": 0.8, "hidden": 128},
+            "masked": {"cells": 4, "temperature": 0.2, "hidden": 128, "features": 64},
+            "weak_labels": {
+                "label": "any",
+                "num_classes": 2,
+                "answer": "learned",
+                "hidden": 128,
+            },
+            "patches": {
+                "scheme": "position-patient",
+                "match": "all",
+                "side": 0.5,
+                "jitter": 0.05,
+                "brightness": 0.3,
+                "contrast": 0.3,
+                "color": 0.2,
+                "temperature": 0.2,
+                "hidden": 128,
+                "features": 64,
+            },
+        }
+    )
+
+
 def _evaluation() -> ConfigDict:
     """The reduced comparison: 12 networks, one of them fine-tuned from four starts."""
     return ConfigDict(
@@ -176,18 +246,35 @@ def _evaluation() -> ConfigDict:
             "resnets": (),
             "batches": 8,
             "ridge_images": 2000,
+            # A published initializer to evaluate in the place of the workdir's own; "" = its own.
+            "initializer": "",
+            # Ranks, likeness and twins of the features of so many networks of "test"; 0 = none.
+            "diagnostics": {"networks": 0, "images": 256, "depths": (0.25, 0.5, 0.75, 1.0)},
             "downstream": {
                 "networks": ("test:0",),
                 "label": "any",
                 "images": {"train": 2000, "val": 400, "test": 600},
+                # Whose images judge: "test", or "val": one half of them, the other one chooses.
+                "judge": "test",
                 "fractions": (0.1,),
+                # Of these, where networks are fine-tuned; () = everywhere.
+                "finetune_fractions": (),
                 "lr_fractions": (0.1,),
                 "learning_rates": (0.01, 0.05),
                 "seeds": 3,
                 "grid_seeds": 0,
                 "probe_depths": (0.66, 1.0),
+                # hyper, random, matched, untrained; also rotnet, the network pretrained alone.
+                "starts": ("hyper", "random", "matched", "untrained"),
+                "rotnet": {"images": 2000, "epochs": 10, "learning_rate": 0.01},
+                # Whether networks are fine-tuned, or their frozen features probed only.
+                "finetune": True,
+                # Which tensors take predicted values, and how; see hyper.starts.Transfer.
                 "depth_fraction": 1.0,
+                "kinds": ("kernel", "scale", "bias", "embedding"),
                 "init_noise": 0.0,
+                "orthogonal": False,
+                "deviation": "predicted",
                 "budget": {
                     "epochs": 6,
                     "batch": 32,

@@ -6,7 +6,8 @@
 Of the hyper-initializer paper (arXiv 2206.03661): `hyper_table2` (six tasks, five networks),
 `hyper_fig2` (share of the labels), `hyper_fig3` (class activation maps by epoch), `hyper_fig4`
 (convergence). Of SWCL's (arXiv 2108.02122): `swcl_table2`, `swcl_table3`, `swcl_compare`, see
-`configs/swcl_study.py`. `--config.size`: `mini` runs in minutes on 2 CPU cores and shows that all
+`configs/swcl_study.py`. `pretexts`: which pretext carries over, see `configs/pretext_study.py`.
+`--config.size`: `mini` runs in minutes on 2 CPU cores and shows that all
 works, no more; `phantom` takes the drawn twins in full; `real` takes the prepared sets at the
 paper's size, is meant for accelerators, and was not run by us.
 
@@ -30,8 +31,11 @@ def get_config(study: str = "hyper_table2") -> ConfigDict:
     of_swcl = beside(__file__, "swcl_study")
     if study in of_swcl.STUDIES:
         return of_swcl.get_config(study).lock()
+    of_pretexts = beside(__file__, "pretext_study")
+    if study in of_pretexts.STUDIES:
+        return of_pretexts.get_config(study).lock()
     if study not in STUDIES:
-        raise unknown_variant(study, (*STUDIES, *of_swcl.STUDIES))
+        raise unknown_variant(study, (*STUDIES, *of_swcl.STUDIES, *of_pretexts.STUDIES))
     # hyper, random, matched, untrained; also rotnet (the network pretrained alone on rotation),
     # imagenet (weights from config.imagenet), probe (predicted parameters frozen).
     starts = ("hyper", "random", "matched", "untrained")

@@ -99,7 +99,7 @@ def _default(method: str) -> ConfigDict:
     )
     config.loss = ConfigDict(
         {
-            # Columns of a patch's label that must agree: see swcl.labels.SCHEMES.
+            # Columns of a patch's label that must agree: see losses.labels.SCHEMES.
             "scheme": "all",
             # Score from which a patch is abnormal.
             "threshold": 0.4,

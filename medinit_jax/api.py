@@ -7,7 +7,7 @@ import functools
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -24,7 +24,7 @@ from medinit_jax.core.errors import UsageError
 from medinit_jax.core.provenance import fingerprint
 from medinit_jax.hyper.asset import opened
 from medinit_jax.hyper.hypernetwork import HyperInitializer, Theta, from_config
-from medinit_jax.hyper.starts import Transfer
+from medinit_jax.hyper.starts import KINDS, Transfer
 from medinit_jax.hyper.written import Coverage, advice, coverage, write
 from medinit_jax.models.initial import initial_parameters
 from medinit_jax.models.network import Network
@@ -111,6 +111,8 @@ def initialize(
     depth_fraction: float = 1.0,
     init_noise: float = 0.0,
     orthogonal: bool = False,
+    kinds: Sequence[str] = KINDS,
+    deviation: Literal["predicted", "default"] = "predicted",
     quiet: bool = False,
 ) -> Any:
     """Initializes a model with predicted parameters, and prints what that means for training it.
@@ -131,6 +133,9 @@ def initialize(
         depth_fraction: Share of the tensors, input first, that take predicted values.
         init_noise: Normal noise on predicted tensors, in units of their standard deviation.
         orthogonal: Whether filters are made orthogonal, see `hyper.starts.Transfer`.
+        kinds: Which leaves take predicted values: some of kernel, scale, bias, embedding.
+        deviation: "predicted", or "default" to scale predicted kernels and embeddings to the
+            standard deviation of usual random ones.
         quiet: Whether to print nothing.
 
     Returns:
@@ -145,7 +150,7 @@ def initialize(
     inputs, options = _inputs(example), options or {}
     key = jax.random.key(0) if key is None else key
     traced = _traced(model, inputs, options, only, on_unknown, initializer.module.activations)
-    transfer = Transfer(head, depth_fraction, init_noise, orthogonal)
+    transfer = Transfer(head, depth_fraction, init_noise, orthogonal, tuple(kinds), deviation)
     values = write(initializer.module, initializer.theta, traced, key, transfer, unknown_types)
     if not quiet:
         print(advice(coverage(traced, head, values)), file=sys.stderr)

@@ -17,6 +17,7 @@ from medinit_jax.core.checkpoint import save_params
 from medinit_jax.core.errors import UsageError
 from medinit_jax.hyper.hypernetwork import HyperInitializer, from_config, init_theta
 from medinit_jax.models import zoo
+from medinit_jax.models.initial import initial_parameters
 from medinit_jax.models.network import Network
 
 IMAGES = jnp.zeros((2, 8, 8, 3))
@@ -246,6 +247,23 @@ def test_only_a_part_of_a_program(folder):
         medinit_jax.inspect(network, image, only="encoder")
 
 
+def test_kernels_alone_at_the_usual_deviation(folder):
+    initializer = medinit_jax.load(folder)
+    network, key = zoo.resnet18(2, (32, 32, 3), stem="small"), jax.random.key(3)
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    common = {"key": key, "quiet": True}
+    whole = medinit_jax.initialize(network, image, initializer, **common)["params"]
+    found = medinit_jax.initialize(
+        network, image, initializer, kinds=("kernel",), deviation="default", **common
+    )["params"]
+    own = initial_parameters(network.program, key)
+    kernel, before = (np.asarray(tree["layer1.0.conv1"]["kernel"]) for tree in (found, whole))
+    assert kernel.std() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=1e-4)
+    np.testing.assert_allclose(kernel / kernel.std(), before / before.std(), rtol=1e-3, atol=1e-5)
+    np.testing.assert_array_equal(found["layer1.0.bn1"]["scale"], own["layer1.0.bn1"]["scale"])
+    assert (whole["layer1.0.bn1"]["scale"] != own["layer1.0.bn1"]["scale"]).any()
+
+
 def test_filters_made_orthogonal(folder):
     found = medinit_jax.initialize(Twin(), IMAGES, medinit_jax.load(folder), orthogonal=True)
     kernel = np.asarray(found["params"]["conv"]["kernel"], np.float64).reshape(-1, 8)
@@ -370,6 +388,8 @@ def test_options_that_mean_nothing_are_named(folder):
     for options, part in (
         ({"init_noise": float("nan")}, "init_noise is at least 0 and finite"),
         ({"depth_fraction": "half"}, "depth_fraction lies in"),
+        ({"kinds": ("weights",)}, "kinds names 'weights', which is none of kernel"),
+        ({"deviation": "he"}, "deviation names 'he', which is none of predicted"),
         ({"on_unknown": None}, "on_unknown=None is none of"),
         ({"on_unknown": {"Conv": "conv"}}, "give layer classes"),
         ({"only": 3}, "only a string"),

@@ -155,6 +155,16 @@ class Program:
         return call.module(last.name)
 
     @property
+    def head_input(self) -> int:
+        """Number of the value that the last call reads: the features that it pools."""
+        return self.calls[-1].inputs[0]
+
+    @property
+    def reads_token(self) -> bool:
+        """Whether the last call reads the first token of a sequence instead of the mean."""
+        return any(step.kind == "first_token" for step in self.calls[-1].block.steps)
+
+    @property
     def num_classes(self) -> int:
         """Number of classes, the last axis of the logits."""
         return self.shapes[-1][-1]

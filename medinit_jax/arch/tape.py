@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from medinit_jax.arch.program import Block, Call, Program, Shape, block_layout
 from medinit_jax.core.parallel import Parallel
-from medinit_jax.models.ops import apply_block, at_least_float32, batch_norm_over_groups
+from medinit_jax.models.ops import apply_block, at_least_float32, batch_norm_over_groups, pooled
 
 Leaves = dict[str, jax.Array]
 Prepare = Callable[[Leaves, Mapping[str, Shape], bool], Leaves]
@@ -100,19 +100,23 @@ class Tape:
     Args:
         parallel: Devices.
         bn_group: Images that share batch statistics.
-        loss: (logits (batch, classes), targets (batch,)) -> (loss, accuracy), both scalars.
+        loss: (logits (batch, classes), targets (batch,)) -> (loss, accuracy), both scalars; with
+            `read`: (logits, features, targets, heads) -> (loss, pytree of scalars).
         prepare: Turns what a module is given into its parameters, inside the compiled block:
             (given, {leaf: shape}, is_head) -> {leaf: array}. None: parameters are given.
         dtype: Compute type of activations.
+        read: Pooled features (batch, channels) before the head -> features that `loss` takes; None:
+            it takes logits alone.
     """
 
     def __init__(
         self,
         parallel: Parallel,
         bn_group: int,
-        loss: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]],
+        loss: Callable[..., tuple[jax.Array, Any]],
         prepare: Prepare | None = None,
         dtype: Any = jnp.float32,
+        read: Callable[[jax.Array], jax.Array] | None = None,
     ):
         self.parallel = parallel
         self.bn_group = bn_group
@@ -124,6 +128,7 @@ class Tape:
         self._add = parallel.map(jnp.add)
         self._grayscale = parallel.map(grayscale)
         weight = 1 / parallel.size
+        self._reads = read is not None
 
         wide = at_least_float32(dtype)
 
@@ -133,9 +138,27 @@ class Tape:
                 return value * weight, accuracy * weight
 
             (value, accuracy), gradient = jax.value_and_grad(scalar, has_aux=True)(logits)
-            return value, accuracy, gradient
+            return value, accuracy, (gradient, None, None)
 
-        self._loss = parallel.map(loss_and_gradient)
+        def loss_of_features(logits, features, targets, heads):
+            def scalar(logits, features, heads):
+                value, figures = loss(logits.astype(wide), features, targets, heads)
+                return value * weight, jax.tree.map(lambda figure: figure * weight, figures)
+
+            (value, figures), gradient = jax.value_and_grad(scalar, (0, 1, 2), has_aux=True)(
+                logits, features, heads
+            )
+            return value, figures, gradient
+
+        def reader(read, token):
+            def run(value):
+                return jax.vjp(lambda x: read(pooled(x.astype(wide), token)), value)
+
+            return parallel.map(run)
+
+        self._loss = parallel.map(loss_and_gradient if read is None else loss_of_features)
+        self._read = {token: reader(read, token) for token in (False, True)} if read else {}
+        self._pull_read = parallel.map(lambda pullback, g: pullback(g)[0])
 
     def functions(self, signature: Signature) -> tuple[Callable, Callable]:
         """Returns the (forward, backward) pair of a signature; compiled on their first call."""
@@ -173,28 +196,40 @@ class Tape:
     def _normalize(self, step, x, leaves):
         return batch_norm_over_groups(x, leaves, self.bn_group, step.epsilon)
 
-    def loss(self, program: Program, raw: Raw, images: jax.Array, targets: jax.Array):
+    def loss(
+        self,
+        program: Program,
+        raw: Raw,
+        images: jax.Array,
+        targets: Any,
+        heads: Any = None,
+    ):
         """Runs forward only.
 
         Args:
             program: The network.
             raw: {module: what `prepare` takes}, copied to the devices.
             images: Sharded images; a network of one channel sees the mean of their channels.
-            targets: Sharded integer targets.
+            targets: Sharded integer targets, or a pytree of such.
+            heads: Parameters of learned heads, copied to the devices, if the loss takes any.
 
         Returns:
             (loss, accuracy), means over the batch, as device arrays.
         """
-        logits, _ = self._forward(program, raw, images.astype(self.dtype), keep=False)
-        value, accuracy, _ = self._loss(logits, targets)
+        logits, held, _ = self._forward(program, raw, images.astype(self.dtype), keep=False)
+        value, accuracy, *_ = self._judge(program, logits, held, targets, heads)
         return self.parallel.total((value, accuracy))
 
     def logits(self, program: Program, raw: Raw, images: jax.Array) -> jax.Array:
         """Runs forward only and returns the logits, with the device axis if there is one."""
         return self._forward(program, raw, images.astype(self.dtype), keep=False)[0]
 
+    def features(self, program: Program, raw: Raw, images: jax.Array) -> jax.Array:
+        """Returns what the head reads, (batch, ..., channels), with the device axis likewise."""
+        return self._forward(program, raw, images.astype(self.dtype), keep=False, hold=True)[1]
+
     def loss_and_gradient(self, program: Program, raw: Raw, images: jax.Array, targets: jax.Array):
-        """Runs forward and backward.
+        """Runs forward and backward with a loss that has no heads.
 
         Args: as `loss`.
 
@@ -202,9 +237,32 @@ class Tape:
             (loss, accuracy, gradient): the gradient of the mean loss in `raw`, same structure,
             with the device axis if there is one (add it up with `Parallel.total`).
         """
-        logits, pullbacks = self._forward(program, raw, images.astype(self.dtype), keep=True)
-        value, accuracy, cotangent = self._loss(logits, targets)
+        value, accuracy, (gradient, _) = self.loss_and_gradients(program, raw, images, targets)
+        return value, accuracy, gradient
+
+    def loss_and_gradients(
+        self,
+        program: Program,
+        raw: Raw,
+        images: jax.Array,
+        targets: Any,
+        heads: Any = None,
+    ):
+        """Runs forward and backward.
+
+        Args: as `loss`.
+
+        Returns:
+            (loss, accuracy, (gradient in `raw`, gradient in `heads`)), the gradients as those of
+            `loss_and_gradient`.
+        """
+        logits, held, pullbacks = self._forward(program, raw, images.astype(self.dtype), keep=True)
+        value, accuracy, cotangent, head_gradient, read = self._judge(
+            program, logits, held, targets, heads
+        )
         cotangents: dict[int, jax.Array] = {len(program.calls): cotangent}
+        if read is not None and program.head_input:
+            cotangents[program.head_input] = read
         gradient: Raw = {}
         for index in range(len(program.calls) - 1, -1, -1):
             call, (signature, pullback) = program.calls[index], pullbacks.pop()
@@ -219,13 +277,26 @@ class Tape:
                 if source:
                     known = cotangents.get(source)
                     cotangents[source] = part if known is None else self._add(known, part)
-        return *self.parallel.total((value, accuracy)), gradient
+        return *self.parallel.total((value, accuracy)), (gradient, head_gradient)
 
-    def _forward(self, program, raw, images, keep):
+    def _judge(self, program, logits, held, targets, heads):
+        """Returns loss, figures, and the cotangents of logits, heads and what the head reads."""
+        if not self._reads:
+            value, accuracy, (cotangent, *_) = self._loss(logits, targets)
+            return value, accuracy, cotangent, None, None
+        features, pullback = self._read[program.reads_token](held)
+        value, figures, (cotangent, of_features, of_heads) = self._loss(
+            logits, features, targets, heads
+        )
+        return value, figures, cotangent, of_heads, self._pull_read(pullback, of_features)
+
+    def _forward(self, program, raw, images, keep, hold=False):
         gray = program.input_shape[-1] == 1 != images.shape[-1]
         values: list[Any] = [self._grayscale(images) if gray else images]
         pullbacks = []
         uses = Counter(i for call in program.calls for i in call.inputs)
+        if self._reads or hold:
+            uses[program.head_input] += 1
         for call, signature in zip(program.calls, signatures(program), strict=True):
             given = {
                 # A module without entry has only leaves that `prepare` knows by itself.
@@ -242,7 +313,7 @@ class Tape:
                 uses[i] -= 1
                 if not uses[i]:
                     values[i] = None
-        return values[-1], pullbacks
+        return values[-1], values[program.head_input], pullbacks
 
     def warm_up(
         self,

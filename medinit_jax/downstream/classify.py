@@ -124,7 +124,42 @@ def fine_tune(
     top = max(int(part.labels.max()) for part in task)
     if top >= classes:
         raise UsageError(f"the labels go up to {top}, but the network has {classes} classes")
-    count = len(task.train.labels)
+    courses: tuple[list[float], list[float]] = ([], [])
+    losses: list[float | None] = []
+    diverged = False
+    for state, mean_loss, done in _epochs(network, params, task.train, budget, learning_rate, seed):
+        statistics = state.statistics
+        if done <= budget.recalibrate_steps:
+            statistics = calibrate(network, state.params, task.train, budget)
+        losses.append(mean_loss if math.isfinite(mean_loss) else None)
+        for part, course in zip((task.test, task.val), courses, strict=True):
+            *_, logits = outputs(network, state.params, statistics, part.images)
+            finite = bool(np.isfinite(logits).all())
+            diverged |= not finite
+            course.append(auc(part.labels, logits) if finite else CHANCE_AUC)
+    return Course(*courses, losses, diverged)
+
+
+def train(
+    network: Network, params: Any, images: Labeled, budget: Budget, learning_rate: float, seed: int
+) -> Any:
+    """Trains all parameters of a network as `fine_tune` does, and judges nothing.
+
+    Args: as `fine_tune`, with `images` to learn from.
+
+    Returns:
+        The parameters after the last epoch.
+    """
+    for state, _, _ in _epochs(network, params, images, budget, learning_rate, seed):
+        params = state.params
+    return params
+
+
+def _epochs(
+    network: Network, params: Any, images: Labeled, budget: Budget, learning_rate: float, seed: int
+) -> Iterator[tuple[_State, float, int]]:
+    """Yields state, mean loss and steps so far, after each epoch."""
+    count = len(images.labels)
     batch = min(budget.batch, count)
     steps = max(count // batch, budget.min_steps)
     start, step = _step(
@@ -133,31 +168,18 @@ def fine_tune(
         budget.clip,
     )
     state = _State(params, initial_statistics(network.program), start(params))
-    courses: tuple[list[float], list[float]] = ([], [])
-    losses: list[float | None] = []
-    diverged = False
     done = 0
     for epoch in range(budget.epochs):
         rng = np.random.default_rng(fold_seed(seed, "order", epoch))
-        epoch_losses = []
+        losses = []
         for chosen in _order(rng, count, batch, steps):
             flips = rng.random(batch) < (0.5 if budget.flip else 0.0)
             rate = cosine(learning_rate, done, budget.epochs * steps)
-            images, labels = task.train.images[chosen], task.train.labels[chosen]
-            state, loss = step(state, images, labels, flips, np.float32(rate))
-            epoch_losses.append(loss)
+            seen, labels = images.images[chosen], images.labels[chosen]
+            state, loss = step(state, seen, labels, flips, np.float32(rate))
+            losses.append(loss)
             done += 1
-        statistics = state.statistics
-        if done <= budget.recalibrate_steps:
-            statistics = calibrate(network, state.params, task.train, budget)
-        mean_loss = float(np.mean(jax.device_get(epoch_losses)))
-        losses.append(mean_loss if math.isfinite(mean_loss) else None)
-        for part, course in zip((task.test, task.val), courses, strict=True):
-            *_, logits = outputs(network, state.params, statistics, part.images)
-            finite = bool(np.isfinite(logits).all())
-            diverged |= not finite
-            course.append(auc(part.labels, logits) if finite else CHANCE_AUC)
-    return Course(*courses, losses, diverged)
+        yield state, float(np.mean(jax.device_get(losses))), done
 
 
 def cosine(peak: float, step: int, total: int) -> float:

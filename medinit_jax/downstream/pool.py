@@ -16,6 +16,7 @@ from medinit_jax.data.sources import Source, patients_of
 from medinit_jax.downstream.classify import Labeled
 
 LABELS = ("any", "class")
+JUDGES = ("test", "val")
 
 
 class Pool(NamedTuple):
@@ -25,7 +26,7 @@ class Pool(NamedTuple):
         train: Images whose labels may be seen, in parts of different size.
         patients: Patient of each of them.
         val: Images on which choices are made.
-        test: Images that are judged.
+        test: Images that judge.
         classes: Number of classes.
     """
 
@@ -75,6 +76,14 @@ def open_pool(config: ml_collections.ConfigDict, sources: dict[str, Source]) -> 
         if split == "train":
             names = patients_of(source)
             patients = [names[int(i)] for i in indices]
+    if settings.judge not in JUDGES:
+        raise UsageError(
+            f"config.evaluate.downstream.judge={settings.judge!r}; set it to {' or '.join(JUDGES)}."
+        )
+    if settings.judge == "val":
+        # Images of a patient follow each other, so that at most one patient is in both halves.
+        held, order = parts["val"], np.arange(len(parts["val"].labels))
+        parts["val"], parts["test"] = (held.subset(half) for half in np.array_split(order, 2))
     if any(len(np.unique(part.labels)) < 2 for part in parts.values()):
         return None
     classes = 1 + max(int(part.labels.max()) for part in parts.values())

@@ -33,7 +33,7 @@ from medinit_jax.hyper.decoder import (
 from medinit_jax.hyper.hypernetwork import HyperInitializer
 from medinit_jax.hyper.initializer import predict
 from medinit_jax.hyper.tiles import finish, tile_shape
-from medinit_jax.models.network import apply_with_batch_statistics
+from medinit_jax.models.network import apply_with_batch_statistics, logits_and_features
 
 # Those that write kernels are named by `kernel_windows`.
 DECODER_LAYERS = {
@@ -329,8 +329,15 @@ def zero_example(module: HyperInitializer, signature: Signature) -> Raw:
 
 
 def gradient_by_tape(
-    writer: Writer, tape: Tape, parallel: Parallel, theta, batch: MetaBatch, images, targets
-) -> tuple[list[jax.Array], list[jax.Array], Any]:
+    writer: Writer,
+    tape: Tape,
+    parallel: Parallel,
+    theta,
+    batch: MetaBatch,
+    images,
+    targets,
+    heads=None,
+) -> tuple[list[jax.Array], list[Any], Any]:
     """Computes the bilevel loss and its gradient in theta through the tape.
 
     Args:
@@ -341,23 +348,37 @@ def gradient_by_tape(
         batch: m architectures.
         images: Sharded views.
         targets: Sharded targets.
+        heads: Parameters of learned heads, if the tape's loss takes them.
 
     Returns:
-        (losses (m,), accuracies (m,), gradient of the mean loss in theta).
+        (losses (m,), accuracies (m,), gradient of the mean loss in theta; with heads the pair of
+        those in theta and in heads).
     """
     raw, pull = writer.write(theta, batch)
-    losses, accuracies, gradients = [], [], []
+    losses, accuracies, gradients, of_heads = [], [], [], []
+    copied = None if heads is None else parallel.copy(heads)
     for program, given in zip(batch.programs, raw, strict=True):
-        loss, accuracy, gradient = tape.loss_and_gradient(
-            program, parallel.copy(given), images, targets
+        loss, accuracy, (gradient, of_head) = tape.loss_and_gradients(
+            program, parallel.copy(given), images, targets, copied
         )
         losses.append(loss)
         accuracies.append(accuracy)
         gradients.append(parallel.total(gradient))
-    return losses, accuracies, pull(gradients)
+        if heads is not None:
+            of_heads.append(parallel.total(of_head))
+    if heads is None:
+        return losses, accuracies, pull(gradients)
+    return losses, accuracies, (pull(gradients), _mean(of_heads))
 
 
-def loss_whole(module, theta, programs, graphs, images, targets, loss, bn_group):
+@jax.jit
+def _mean(trees):
+    return jax.tree.map(lambda *leaves: sum(leaves) / len(trees), *trees)
+
+
+def loss_whole(
+    module, theta, programs, graphs, images, targets, loss, bn_group, read=None, heads=None
+):
     """Computes the bilevel loss as one plain function of theta, the tape's oracle.
 
     Args:
@@ -366,9 +387,11 @@ def loss_whole(module, theta, programs, graphs, images, targets, loss, bn_group)
         programs: m networks.
         graphs: Their graphs.
         images: (batch, height, width, channels), on one device.
-        targets: (batch,).
-        loss: (logits, targets) -> (loss, accuracy).
+        targets: (batch,), or a pytree of such.
+        loss: (logits, targets) -> (loss, accuracy), or as `Tape` has it with `read`.
         bn_group: Images that share batch statistics.
+        read: As `Tape` has it.
+        heads: Parameters of learned heads.
 
     Returns:
         Mean loss over the networks, (); and per network (losses, accuracies).
@@ -382,7 +405,11 @@ def loss_whole(module, theta, programs, graphs, images, targets, loss, bn_group)
                 own = {leaf: jnp.full(leaves[leaf], OWN_INIT[leaf])}
                 parameters[name] = parameters.get(name, {}) | own
         seen = grayscale(images) if program.input_shape[-1] == 1 else images
-        logits = apply_with_batch_statistics(program, parameters, seen, bn_group)
-        values.append(loss(logits, targets))
+        if read is None:
+            logits = apply_with_batch_statistics(program, parameters, seen, bn_group)
+            values.append(loss(logits, targets))
+        else:
+            logits, features = logits_and_features(program, parameters, seen, bn_group)
+            values.append(loss(logits, read(features), targets, heads))
     losses, accuracies = zip(*values, strict=True)
     return jnp.stack(losses).mean(), (losses, accuracies)

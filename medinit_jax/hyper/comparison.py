@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -14,6 +15,7 @@ import ml_collections
 import numpy as np
 from rich.console import Console
 
+from medinit_jax.core.errors import UsageError
 from medinit_jax.core.ledger import Ledger
 from medinit_jax.core.progress import Progress
 from medinit_jax.downstream import classify
@@ -32,6 +34,7 @@ from medinit_jax.downstream.protocol import (
     summarize_seeds,
 )
 from medinit_jax.hyper.hypernetwork import HyperInitializer, Theta
+from medinit_jax.hyper.pretexts.rotation import Rotation
 from medinit_jax.hyper.starts import (
     Transfer,
     hyper_start,
@@ -43,6 +46,8 @@ from medinit_jax.hyper.starts import (
 from medinit_jax.models.initial import Params
 from medinit_jax.models.network import Network, feature_taps
 from medinit_jax.models.zoo import by_name
+
+_ANGLES = (0, 90, 180, 270)
 
 
 class Comparison:
@@ -74,15 +79,30 @@ class Comparison:
         self.module, self.pool, self.ledger, self.name = module, pool, ledger, name
         self.seed, self.report = config.seed, report
         self.network: Network = by_name(name, pool.classes, space)
-        self.transfer = Transfer(False, self.settings.depth_fraction, self.settings.init_noise)
+        self.transfer = transfer_of(self.settings)
+        self.starts = tuple(self.settings.starts)
         self.budget = budget_of(config)
         self._rules = digest_of(self.settings)
         self._theta = theta
         self._predicted = functools.cache(self._predict)
+        self._rotnet = functools.cache(self._train_alone)
+        self.twin = functools.partial(by_name, name, space=space)
 
     def _predict(self, trained: bool) -> Params:
         theta = self._theta if trained else untrained_theta(self.module, self.seed)
         return predict_body(self.module, theta, self.network.program)
+
+    def _train_alone(self) -> Params:
+        """Trains the network from its own initialization on rotations of the training images."""
+        settings = self.settings.rotnet
+        network: Network = self.twin(len(_ANGLES))
+        images = self.pool.train.images[: settings.images]
+        views, angles = Rotation().views(images, jax.random.key(0))
+        start = random_start(network.program, jax.random.key(fold_seed(self.seed, "rotnet")))
+        budget = dataclasses.replace(self.budget, epochs=settings.epochs, flip=False)
+        labeled = Labeled(np.asarray(views), np.asarray(angles))
+        rate = settings.learning_rate
+        return classify.train(network, start, labeled, budget, rate, self.seed)
 
     def start(self, start: str, seed: int) -> Params:
         """Returns the parameters of a start; starts of one seed share the classifier's."""
@@ -90,6 +110,10 @@ class Comparison:
         key = jax.random.key(fold_seed(self.seed, "start", self.name, seed))
         if start == "random":
             return random_start(program, key)
+        if start == "rotnet":
+            own = random_start(program, key)
+            learned = self._rotnet()
+            return {name: own[name] if name == program.head else learned[name] for name in own}
         predicted = self._predicted(start != "untrained")
         make = matched_start if start == "matched" else hyper_start
         return make(self.module, self._theta, program, key, self.transfer, predicted)
@@ -139,18 +163,18 @@ class Comparison:
         rates = tuple(settings.learning_rates)
         seeds = run_seeds(self.seed, settings.seeds)
         grid_seeds = seeds[: settings.grid_seeds or None]
-        fractions = tuple(settings.fractions)
+        fractions = finetuned(settings)
         searched = [f for f in fractions if f in tuple(settings.lr_fractions)] or list(fractions)
         chosen: dict[tuple[str, float], float] = {}
         for fraction in searched:
-            cells = grid_cells([self.name], [fraction], rates, grid_seeds)
+            cells = grid_cells([self.name], [fraction], rates, grid_seeds, self.starts)
             figures = {cell: max(self.course(cell)["val_auc"]) for cell in cells}
             for (_, share, start), rate in choose_learning_rates(figures).items():
                 chosen[start, share] = rate
         entries = []
         for fraction in fractions:
             nearest = min(searched, key=lambda f: abs(math.log(f / fraction)))
-            for start in STARTS:
+            for start in self.starts:
                 rate = chosen[start, nearest]
                 courses = [
                     self.course(Cell(self.name, fraction, start, rate, seed)) for seed in seeds
@@ -176,7 +200,7 @@ class Comparison:
         entries = []
         seeds = run_seeds(self.seed, self.settings.seeds)
         for fraction in self.settings.fractions:
-            for start in STARTS:
+            for start in self.starts:
                 rows = [self.probe(fraction, start, seed) for seed in seeds]
                 for depth, column in zip(
                     self.settings.probe_depths, zip(*rows, strict=True), strict=True
@@ -199,7 +223,7 @@ class Comparison:
     def tensors(self) -> list[dict[str, Any]]:
         """Returns mean and deviation of every tensor in every start, as `parameters.json` does."""
         seed = run_seeds(self.seed, 1)[0]
-        starts = {start: self.start(start, seed) for start in STARTS}
+        starts = {start: self.start(start, seed) for start in STARTS if start in self.starts}
         return [
             {
                 "name": f"{name}.{leaf}",
@@ -213,10 +237,22 @@ class Comparison:
 
 def digest_of(settings: ml_collections.ConfigDict) -> str:
     """Names what a run depends on beside its cell: labels, images, transfer, budget, depths."""
-    keys = ("label", "images", "probe_depths", "depth_fraction", "init_noise", "budget")
+    keys = ("label", "images", "judge", "probe_depths", "depth_fraction", "init_noise", "budget")
+    keys += ("kinds", "orthogonal", "deviation", "rotnet")
     given = settings.to_dict()
     text = json.dumps({key: given[key] for key in keys}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def transfer_of(settings: ml_collections.ConfigDict) -> Transfer:
+    """Reads from `config.evaluate.downstream` how predicted values enter a network."""
+    return Transfer(
+        depth_fraction=settings.depth_fraction,
+        init_noise=settings.init_noise,
+        orthogonal=settings.orthogonal,
+        kinds=tuple(settings.kinds),
+        deviation=settings.deviation,
+    )
 
 
 def budget_of(config: ml_collections.ConfigDict) -> Budget:
@@ -244,13 +280,30 @@ def probe_auc(features: list[np.ndarray], labels: list[np.ndarray]) -> float | N
     return float(np.mean(figures)) if figures else None
 
 
+def finetuned(settings: ml_collections.ConfigDict) -> tuple[float, ...]:
+    """Returns the shares of labels at which networks are fine-tuned.
+
+    Raises:
+        UsageError: One is no share that is compared.
+    """
+    fractions, chosen = tuple(settings.fractions), tuple(settings.finetune_fractions)
+    unknown = sorted(set(chosen) - set(fractions))
+    if unknown:
+        raise UsageError(
+            f"config.evaluate.downstream.finetune_fractions names {unknown[0]:g}, which is none of "
+            f"fractions={fractions}."
+        )
+    return chosen or fractions
+
+
 def count_runs(settings: ml_collections.ConfigDict) -> int:
     """Returns how many fine-tunings and probes are asked for, repeated requests included."""
-    fractions, seeds = tuple(settings.fractions), settings.seeds
+    fractions, seeds = finetuned(settings) if settings.finetune else (), settings.seeds
     grid_seeds = min(settings.grid_seeds or seeds, seeds)
     searched = sum(f in tuple(settings.lr_fractions) for f in fractions) or len(fractions)
     grid = searched * len(settings.learning_rates) * grid_seeds
-    return len(settings.networks) * len(STARTS) * (grid + 2 * len(fractions) * seeds)
+    each = grid + (len(fractions) + len(settings.fractions)) * seeds
+    return len(settings.networks) * len(settings.starts) * each
 
 
 def compare(
@@ -289,7 +342,8 @@ def compare(
         for name in settings.networks:
             comparison = Comparison(config, module, theta, pool, ledger, name, space, report)
             found["probe"] += comparison.probe_entries()
-            found["finetune"] += comparison.finetune_entries()
+            if settings.finetune:
+                found["finetune"] += comparison.finetune_entries()
             found["parameters"][name] = comparison.tensors()
             classify.forget_compiled()
     return found

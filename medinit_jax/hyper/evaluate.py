@@ -24,6 +24,7 @@ from medinit_jax.core.workdir import write_arrays, write_json
 from medinit_jax.data.sources import Source
 from medinit_jax.downstream.pool import open_pool
 from medinit_jax.hyper.comparison import compare
+from medinit_jax.hyper.diagnostics import diagnose, families_of
 from medinit_jax.hyper.rotation import (
     held_out_views,
     names_of,
@@ -32,7 +33,7 @@ from medinit_jax.hyper.rotation import (
     samples,
 )
 from medinit_jax.hyper.setup import Bilevel, make_bilevel, open_sources
-from medinit_jax.hyper.starts import untrained_theta
+from medinit_jax.hyper.starts import KINDS, untrained_theta
 from medinit_jax.models.zoo import by_name
 
 SAMPLES = 6
@@ -61,15 +62,18 @@ def evaluate(
     Raises:
         UsageError: There is no initializer, or images and configuration do not fit.
     """
-    if not (workdir / INITIALIZER_FOLDER).is_dir():
+    other = config.evaluate.initializer
+    if not other and not (workdir / INITIALIZER_FOLDER).is_dir():
         raise UsageError(
             f"{workdir} has no trained initializer; run the stage train to its end first."
         )
-    initializer = load(workdir)
+    initializer = load(other or workdir)
     bilevel = bilevel or make_bilevel(config, Parallel())
     sources = open_sources(config, console)
     ledger = Ledger(workdir / "evaluation.json", initializer.fingerprint)
-    rotation = _rotation(config, initializer, bilevel, sources, ledger, console)
+    rotation: dict[str, Any] = {}
+    if _asks_rotation(config):
+        rotation = _rotation(config, initializer, bilevel, sources, ledger, console)
     remarks = []
     found: dict[str, Any] = {"finetune": [], "probe": [], "parameters": {}}
     if config.evaluate.downstream.networks:
@@ -90,6 +94,7 @@ def evaluate(
         "rotation_accuracy": rotation,
         "finetune": found["finetune"],
         "probe": found["probe"],
+        "diagnostics": _diagnostics(config, initializer, bilevel, sources, ledger),
         "train": _read(workdir / "train.json"),
         "provenance": {
             **provenance(command, _read(workdir / "config.json").get("name", workdir.name)),
@@ -111,15 +116,44 @@ def evaluate(
     return summary
 
 
+def _asks_rotation(config: ml_collections.ConfigDict) -> bool:
+    """Says whether networks are listed, and trained to answer rotation with their classifier."""
+    names = {name.strip() for name in str(config.pretext.name).split("+")}
+    listed = any(config.evaluate.splits.values()) or config.evaluate.resnets
+    return bool(listed) and bool(names & {"rotation", "hard_rotation"})
+
+
 def _what_enters(settings: ml_collections.ConfigDict) -> str:
     """Says which tensors take predicted values."""
     share, noise = settings.depth_fraction, settings.init_noise
     which = "All tensors" if share == 1 else f"The first {share:.0%} of the tensors"
+    if len(settings.kinds) < len(KINDS):
+        which += f" (of these {', '.join(settings.kinds)} only)"
     added = f", plus noise of {noise:g} of their standard deviation" if noise else ""
+    added += ", filters made orthogonal" if settings.orthogonal else ""
+    if settings.deviation == "default":
+        added += ", scaled to the deviation of the network's own initialization"
     return (
         f"{which} of a fine-tuned network take predicted (or permuted) values{added}; the others, "
         "and always the classifier, keep the network's own initialization."
     )
+
+
+def _diagnostics(
+    config: ml_collections.ConfigDict,
+    initializer: Initializer,
+    bilevel: Bilevel,
+    sources: dict[str, Source],
+    ledger: Ledger,
+) -> dict[str, Any]:
+    """Returns the part `diagnostics` of the summary; {} if none are asked for."""
+    settings = config.evaluate.diagnostics
+    if not settings.networks:
+        return {}
+    key = f"diagnostics/{json.dumps(settings.to_dict(), sort_keys=True, default=list)}"
+    if key not in ledger:
+        ledger.add(key, diagnose(config, bilevel, initializer.theta, sources["test"]))
+    return ledger[key]
 
 
 def _rotation(
@@ -141,7 +175,7 @@ def _rotation(
         ledger.add(ridge_key, ridge)
     result: dict[str, Any] = {
         "ridge": ledger[ridge_key],
-        "chance": 1 / bilevel.pretext.num_targets,
+        "chance": 1 / bilevel.objective.num_targets,
     }
     parts = names_of(settings.splits, bilevel.space.size, settings.resnets)
     untrained = untrained_theta(bilevel.module, config.seed)
@@ -164,7 +198,10 @@ def _rotation(
                         (untrained, done + len(names)),
                     )
                 )
-                ledger.add(key, {**figures, "untrained_mean": control["mean"]})
+                families = families_of(names, bilevel.space)
+                ledger.add(
+                    key, {**figures, "untrained_mean": control["mean"], "families": families}
+                )
             done += 2 * len(names)
             result[part] = ledger[key]
             bar.update(done, **{part: f"{result[part]['mean']:.3f}"})

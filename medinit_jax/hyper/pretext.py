@@ -1,95 +1,36 @@
-"""Self-supervised tasks: images become views and targets, and logits become a loss.
+"""The self-supervised tasks by name, and how much of rotation a thumbnail gives away.
 
-Rotation (Gidaris et al., 2018): tell by which of four right angles an image was turned. On upright
-medical images a thumbnail solves that linearly, so the augmentation before it shifts, tilts and
-mirrors, and the views are cut to the inscribed circle; `ridge_accuracy` says how much a thumbnail
-still gives away.
+On upright medical images a thumbnail solves rotation linearly, so the augmentation before it
+shifts, tilts and mirrors, and views are cut to the inscribed circle; `ridge_accuracy` says what a
+thumbnail still tells.
 """
 
-import dataclasses
 from collections.abc import Callable
-from typing import Literal
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
+
+from medinit_jax.hyper.pretexts.contrast import InstanceContrast
+from medinit_jax.hyper.pretexts.jigsaw import Jigsaw
+from medinit_jax.hyper.pretexts.masked import MaskedPatches
+from medinit_jax.hyper.pretexts.patches import PatchContrast
+from medinit_jax.hyper.pretexts.position import RelativePosition
+from medinit_jax.hyper.pretexts.rotation import HardRotation, Rotation, inscribed_circle
+from medinit_jax.hyper.pretexts.task import Pretext
+from medinit_jax.hyper.pretexts.weak import WeakLabels
 
 THUMBNAIL = 8
 THUMBNAIL_RADIUS = 0.74
 
-
-@dataclasses.dataclass(frozen=True)
-class Rotation:
-    """Tells by which of the angles 0, 90, 180 and 270 degrees an image was turned.
-
-    Attributes:
-        mode: "four" shows every image at all four angles, "one" at one random angle.
-        circle: Whether everything outside the inscribed circle is set to zero.
-        label_smoothing: Share of the target spread over all classes.
-        name: Key in `PRETEXTS`.
-        num_targets: Number of classes.
-    """
-
-    mode: Literal["four", "one"] = "four"
-    circle: bool = True
-    label_smoothing: float = 0.0
-    name: str = "rotation"
-    num_targets: int = 4
-
-    @property
-    def copies(self) -> int:
-        """Number of views made of each image."""
-        return 4 if self.mode == "four" else 1
-
-    def views(self, images: jax.Array | np.ndarray, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Turns images.
-
-        The four views of an image follow each other, so that any consecutive group of views whose
-        length is a multiple of four holds all angles equally.
-
-        Args:
-            images: float (B, S, S, C).
-            key: Random key; unused in mode "four".
-
-        Returns:
-            Views (copies * B, S, S, C) and targets int32 (copies * B,), the number of
-            counter-clockwise quarter turns.
-        """
-        if self.circle:
-            images = images * inscribed_circle(images.shape[1]).astype(images.dtype)[..., None]
-        turned = jnp.stack([jnp.rot90(images, k, axes=(1, 2)) for k in range(4)], axis=1)
-        count = images.shape[0]
-        if self.mode == "four":
-            targets = jnp.tile(jnp.arange(4, dtype=jnp.int32), count)
-            return turned.reshape(4 * count, *images.shape[1:]), targets
-        targets = jax.random.randint(key, (count,), 0, 4, dtype=jnp.int32)
-        return turned[jnp.arange(count), targets], targets
-
-    def loss(self, logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Scores predictions.
-
-        Args:
-            logits: float (B, num_targets).
-            targets: int32 (B,).
-
-        Returns:
-            Mean cross-entropy in nats and accuracy, scalars.
-        """
-        wanted = jax.nn.one_hot(targets, self.num_targets, dtype=logits.dtype)
-        smooth = optax.smooth_labels(wanted, self.label_smoothing)
-        found = jnp.argmax(logits, axis=-1).astype(targets.dtype)
-        accuracy = jnp.mean((found == targets).astype(logits.dtype))
-        return jnp.mean(optax.softmax_cross_entropy(logits, smooth)), accuracy
-
-
-PRETEXTS: dict[str, Callable[..., Rotation]] = {"rotation": Rotation}
-
-
-def inscribed_circle(size: int, radius: float = 1.0) -> np.ndarray:
-    """Returns bool (size, size), true within `radius` times half the side of the center."""
-    axis = (np.arange(size) + 0.5) / size * 2 - 1
-    return axis[:, None] ** 2 + axis[None, :] ** 2 <= radius**2
+PRETEXTS: dict[str, Callable[..., Pretext]] = {
+    "rotation": Rotation,
+    "hard_rotation": HardRotation,
+    "contrast": InstanceContrast,
+    "relative_position": RelativePosition,
+    "jigsaw": Jigsaw,
+    "masked": MaskedPatches,
+    "weak_labels": WeakLabels,
+    "patches": PatchContrast,
+}
 
 
 def thumbnails(views: np.ndarray) -> np.ndarray:

@@ -45,7 +45,7 @@ def publish(
     metadata = {
         "hyper": options,
         "space": config.space,
-        "pretext": dict(config.pretext),
+        "pretext": config.pretext.to_dict(),
         "preprocessing": {
             "size": config.data.size,
             "mean": list(data.mean),

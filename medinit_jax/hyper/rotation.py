@@ -18,8 +18,9 @@ from medinit_jax.data.sources import Source
 from medinit_jax.hyper.bilevel import meta_batch
 from medinit_jax.hyper.hypernetwork import Theta
 from medinit_jax.hyper.initializer import graph_of
+from medinit_jax.hyper.objective import known_facts, rotation_of, split
 from medinit_jax.hyper.pretext import ridge_accuracy
-from medinit_jax.hyper.setup import Bilevel, make_pretext
+from medinit_jax.hyper.setup import Bilevel
 
 LOW = 0.35
 # A thumbnail needs no more pixels than this, whatever the networks see.
@@ -50,15 +51,16 @@ def held_out_views(bilevel: Bilevel, source: Source, batches: int) -> Views:
         UsageError: If the images do not fill one batch.
     """
     config = bilevel.config
-    size = config.train.batch_size
+    # As many as a step of training has, so that compiled blocks serve here too.
+    size = bilevel.objective.rows(config.train.batch_size)
     indices = _choose(source, batches * size, config.seed)
     indices = indices[: len(indices) // size * size]
     if len(indices) == 0:
         raise UsageError(
-            f"{len(source)} held-out images do not fill a batch of config.train.batch_size={size}; "
-            "give more held-out images or lower it."
+            f"{len(source)} held-out images do not fill a batch of config.train.batch_size="
+            f"{config.train.batch_size}{_times(bilevel)}; give more held-out images or lower it."
         )
-    split = bilevel.parallel.split(make_pretext(config, mode="one").views)
+    split = bilevel.parallel.split(rotation_of(config, mode="one").views)
     options = batch_options(config.data, config.seed, size)
     made = []
     process, processes = bilevel.parallel.process
@@ -91,7 +93,8 @@ def rotation_accuracy(
         "not_finite": names of the networks whose loss was not finite on some batch, which counts as
         chance there, and "new_blocks": how many blocks had to be compiled.
     """
-    chance = 1 / bilevel.pretext.num_targets
+    chance = 1 / bilevel.objective.num_targets
+    score = _scorer(bilevel)
     before = bilevel.tape.built
     names = list(programs)
     # The meta-batches of training, so that the hypernetwork's compiled pieces serve here too.
@@ -106,7 +109,7 @@ def rotation_accuracy(
         raw, _ = bilevel.writer.write(theta, meta_batch(padded, graphs, bilevel.module))
         for name, program, given in zip(part, members, raw, strict=False):
             given = bilevel.parallel.copy(given)
-            found = [bilevel.tape.loss(program, given, *batch) for batch in views.batches]
+            found = [score(program, given, *batch) for batch in views.batches]
             losses, scores = np.asarray(jax.device_get(found), np.float64).T
             finite = np.isfinite(losses)
             if not finite.all():
@@ -126,6 +129,71 @@ def rotation_accuracy(
     }
 
 
+def _times(bilevel: Bilevel) -> str:
+    count = len(bilevel.objective.parts)
+    return "" if count == 1 else f" views of {count} pretexts"
+
+
+def _scorer(bilevel: Bilevel):
+    """Returns the function (program, raw, views, targets) -> (loss, accuracy) of rotation."""
+    if bilevel.objective.plain:
+        return bilevel.tape.loss
+    parallel, loss = bilevel.parallel, rotation_of(bilevel.config).loss
+    judge = parallel.map(lambda *given: jax.tree.map(lambda x: x / parallel.size, loss(*given)))
+
+    def score(program, raw, views, targets):
+        return parallel.total(judge(bilevel.tape.logits(program, raw, views), targets))
+
+    return score
+
+
+def pretext_scores(
+    bilevel: Bilevel, source: Source, programs: Mapping[str, Program]
+) -> Callable[[Any], dict[str, float]]:
+    """Returns a function from what is trained to the scores of all pretexts on held-out images.
+
+    Args:
+        bilevel: What training runs on.
+        source: The held-out images, of which one batch is taken.
+        programs: Networks by name.
+
+    Returns:
+        params -> {"val/accuracy": score of the first pretext, "val/score/NAME": ...}, means over
+        the networks.
+
+    Raises:
+        UsageError: The images do not fill one batch, or lack what a pretext needs.
+    """
+    config, objective = bilevel.config, bilevel.objective
+    count = objective.images(config.train.batch_size)
+    if len(source) < count:
+        raise UsageError(
+            f"{len(source)} held-out images are fewer than the {count} of one step; give more "
+            "held-out images or lower config.train.batch_size."
+        )
+    options = batch_options(config.data, config.seed, count)
+    examples = load_examples(source, _choose(source, count, config.seed), options)
+    facts = known_facts(objective, source)(examples)
+    views, targets = bilevel.views(examples["image"], _view_key(config, 0), facts)
+    graphs = {name: graph_of(bilevel.module, program) for name, program in programs.items()}
+
+    def scores(params: Any) -> dict[str, float]:
+        theta, heads = split(params)
+        heads = bilevel.parallel.copy(heads)
+        found = []
+        for name, program in programs.items():
+            (raw,), _ = bilevel.writer.write(
+                theta, meta_batch([program], [graphs[name]], bilevel.module)
+            )
+            raw = bilevel.parallel.copy(raw)
+            found.append(bilevel.tape.loss(program, raw, views, targets, heads)[1])
+        means = jax.tree.map(lambda *values: float(np.mean(values)), *jax.device_get(found))
+        named = {f"val/score/{name}": figures["score"] for name, figures in means.items()}
+        return {"val/accuracy": means[objective.parts[0].name]["score"], **named}
+
+    return scores
+
+
 def ridge_figure(
     config: ml_collections.ConfigDict, train: Source, test: Source, views: Views, images: int
 ) -> float:
@@ -141,9 +209,9 @@ def ridge_figure(
     options = batch_options(config.data, config.seed)
     options = dataclasses.replace(options, size=min(config.data.size, RIDGE_SIZE))
     chosen = load_examples(train, _choose(train, images, config.seed + 1), options)["image"]
-    fitted = make_pretext(config, mode="four").views(chosen, jax.random.key(config.seed))
-    size = config.train.batch_size
-    pretext = make_pretext(config, mode="one")
+    fitted = rotation_of(config, mode="four").views(chosen, jax.random.key(config.seed))
+    size = len(views.indices) // len(views.batches)
+    pretext = rotation_of(config, mode="one")
     judged = [
         pretext.views(load_examples(test, part, options)["image"], _view_key(config, number))
         for number, part in enumerate(views.indices.reshape(-1, size))
@@ -169,7 +237,7 @@ def samples(config: ml_collections.ConfigDict, source: Source, count: int) -> di
     indices = _choose(source, count, config.seed)
     options = batch_options(config.data, config.seed)
     examples = load_examples(source, indices, options)
-    pretext = make_pretext(config, mode="four")
+    pretext = rotation_of(config, mode="four")
     views, targets = pretext.views(examples["image"], jax.random.key(config.seed))
     scaled = np.asarray(views) * np.array(options.std) + np.array(options.mean)
     if pretext.circle:

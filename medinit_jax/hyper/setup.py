@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import hashlib
 import importlib.metadata
@@ -30,7 +29,7 @@ from medinit_jax.data.catalog import open_splits
 from medinit_jax.data.sources import Source
 from medinit_jax.hyper.bilevel import Writer, prepare_leaves, zero_example
 from medinit_jax.hyper.hypernetwork import HyperInitializer, from_config
-from medinit_jax.hyper.pretext import PRETEXTS, Rotation
+from medinit_jax.hyper.objective import Objective, make_objective
 from medinit_jax.hyper.stream import frequent_signatures
 
 # In the compilation cache: which warm-ups it holds whole.
@@ -46,17 +45,17 @@ class Bilevel(NamedTuple):
         parallel: Devices.
         module: The hypernetwork.
         space: The design space.
-        pretext: The self-supervised task.
+        objective: The self-supervised tasks.
         writer: Compiled pieces of the hypernetwork.
         tape: Compiled blocks of the networks.
-        views: (images (B, S, S, C), key) -> (views, targets), both split over the devices.
+        views: (images (B, S, S, C), key, facts) -> (views, targets), both split over the devices.
     """
 
     config: ml_collections.ConfigDict
     parallel: Parallel
     module: HyperInitializer
     space: Space
-    pretext: Rotation
+    objective: Objective
     writer: Writer
     tape: Tape
     views: Any
@@ -73,30 +72,20 @@ def make_bilevel(config: ml_collections.ConfigDict, parallel: Parallel) -> Bilev
         UsageError: A key has a value that means nothing, or the batch cannot be divided.
     """
     parallel.check_batch(config.train.batch_size, config.train.bn_group)
-    pretext = make_pretext(config)
-    if config.train.batch_size % pretext.copies:
-        raise UsageError(
-            f"config.train.batch_size={config.train.batch_size} views cannot be made of whole "
-            f"images with {pretext.copies} views each; make it a multiple of {pretext.copies}."
-        )
-    if parallel.process[1] > 1 and (config.train.batch_size // pretext.copies) % parallel.size:
-        raise UsageError(
-            f"config.train.batch_size={config.train.batch_size} views are made of "
-            f"{config.train.batch_size // pretext.copies} images, which {parallel.size} devices of "
-            f"several processes cannot share; make it a multiple of "
-            f"{pretext.copies * parallel.size}."
-        )
+    objective = make_objective(config)
+    _check_processes(config, parallel, objective)
     if config.train.dtype not in DTYPES:
         raise UsageError(f"config.train.dtype={config.train.dtype!r} is none of {list(DTYPES)}.")
-    module = from_config({**config.hyper, "num_classes": pretext.num_targets})
+    module = from_config({**config.hyper, "num_classes": objective.num_targets})
     tape = Tape(
         parallel,
         config.train.bn_group,
-        pretext.loss,
+        objective.loss,
         functools.partial(
             prepare_leaves, penalty=config.train.penalty / parallel.size, normalize=module.normalize
         ),
         DTYPES[config.train.dtype],
+        None if objective.plain else objective.read,
     )
     space = get_space(config.space, config.data.size)
     if space.families and module.node_types < len(NODE_TYPES):
@@ -104,17 +93,29 @@ def make_bilevel(config: ml_collections.ConfigDict, parallel: Parallel) -> Bilev
             f"config.space={config.space!r} holds networks with more node types than "
             f"config.hyper.node_types={module.node_types}; set it to {len(NODE_TYPES)}."
         )
-    views = parallel.split(pretext.views)
-    return Bilevel(config, parallel, module, space, pretext, Writer(module), tape, views)
+    views = parallel.split(
+        functools.partial(objective.views, batch=config.train.batch_size, devices=parallel.size)
+    )
+    return Bilevel(config, parallel, module, space, objective, Writer(module), tape, views)
 
 
-def make_pretext(config: ml_collections.ConfigDict, **changes) -> Rotation:
-    """Returns the pretext that `config.pretext` names, with changed attributes."""
-    options = {**config.pretext, **changes}
-    name = options.pop("name")
-    if name not in PRETEXTS:
-        raise UsageError(f"config.pretext.name={name!r} is none of {', '.join(PRETEXTS)}.")
-    return PRETEXTS[name](**options)
+def _check_processes(config: Any, parallel: Parallel, objective: Objective) -> None:
+    """Raises UsageError if several processes cannot share the images of a step."""
+    if parallel.process[1] == 1:
+        return
+    batch = config.train.batch_size
+    images = objective.images(batch)
+    if not objective.plain:
+        raise UsageError(
+            f"config.pretext.name={config.pretext.name!r} is trained in one process; several know "
+            "rotation alone."
+        )
+    if images % parallel.size:
+        raise UsageError(
+            f"config.train.batch_size={batch} views are made of {images} images, which "
+            f"{parallel.size} devices of several processes cannot share; make it a multiple of "
+            f"{batch // images * parallel.size}."
+        )
 
 
 def open_sources(config: ml_collections.ConfigDict, console: Console) -> dict[str, Source]:
@@ -164,7 +165,7 @@ def warm_up(bilevel: Bilevel, console: Console) -> float:
         count = itertools.count(1)
         bilevel.tape.warm_up(
             wanted,
-            train.batch_size,
+            bilevel.objective.rows(train.batch_size),
             lambda signature: zero_example(bilevel.module, signature),
             threads=_threads(),
             report=lambda: bar.update(next(count)),
@@ -188,7 +189,7 @@ def _what_is_compiled(bilevel: Bilevel) -> str:
         (jax.__version__, importlib.metadata.version("jaxlib"), jax.config.read("jax_enable_x64")),
         (os.environ.get("XLA_FLAGS", ""), compiler.options()),
         [device.device_kind for device in bilevel.parallel.devices],
-        dataclasses.astuple(bilevel.pretext),
+        repr(bilevel.objective),
         (space.name, space.image_size, space.families, space.widen.__qualname__),
         (bilevel.module.max_shape, bilevel.module.num_classes, bilevel.module.normalize),
         (train.batch_size, train.bn_group, train.dtype, train.penalty),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import zlib
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,10 @@ from medinit_jax.core.errors import UsageError
 from medinit_jax.hyper.hypernetwork import HyperInitializer, Theta, init_theta
 from medinit_jax.hyper.initializer import graph_of, predict
 from medinit_jax.models.initial import Params, initial_parameters
+from medinit_jax.models.network import default_deviation
+
+KINDS = ("kernel", "scale", "bias", "embedding")
+DEVIATIONS = ("predicted", "default")
 
 
 class Transfer(NamedTuple):
@@ -33,15 +37,21 @@ class Transfer(NamedTuple):
             wide layers predicted filters repeat (`tiles.repeat`) and would stay equal.
         orthogonal: Whether the filters of every predicted kernel are made orthogonal to each other
             at the same norm, which parts repeated ones too.
+        kinds: Which leaves of modules take predicted values, some of `KINDS`.
+        deviation: "predicted" leaves predicted kernels and embeddings as they are; "default" scales
+            each to the standard deviation of the network's own initialization, so that what is
+            transferred is their form, and usual learning rates fit.
 
-    Source of the last two: Knyazev et al., Pretraining a Neural Network in One Forward Pass
-    (arXiv 2207.10049), on fine-tuning predicted parameters.
+    Source of noise and orthogonal filters: Knyazev et al., Pretraining a Neural Network in One
+    Forward Pass (arXiv 2207.10049), on fine-tuning predicted parameters.
     """
 
     head: bool = False
     depth_fraction: float = 1.0
     init_noise: float = 0.0
     orthogonal: bool = False
+    kinds: tuple[str, ...] = KINDS
+    deviation: Literal["predicted", "default"] = "predicted"
 
 
 WHOLE = Transfer()
@@ -195,10 +205,21 @@ def enter(
         if not isinstance(value, (int, float)) or not 0 <= value <= most:
             limit = "lies in [0, 1]" if most == 1 else "is at least 0 and finite"
             raise UsageError(f"{name} {limit}, got {value!r}")
+    for option, value, known in (
+        ("kinds", transfer.kinds, KINDS),
+        ("deviation", (transfer.deviation,), DEVIATIONS),
+    ):
+        wrong = [one for one in value if one not in known]
+        if wrong:
+            raise UsageError(f"{option} names {wrong[0]!r}, which is none of {', '.join(known)}")
     taken = list(predicted)[: round(transfer.depth_fraction * len(predicted))]
     entered = {}
     for name in taken:
-        value = predicted[name]
+        value, leaf = predicted[name], name.rpartition("/")[2]
+        if leaf not in transfer.kinds:
+            continue
+        if transfer.deviation == "default":
+            value = _with_deviation(value, leaf)
         if transfer.init_noise:
             noise = _generator(key, "noise", name).standard_normal(value.shape, value.dtype)
             value = value + noise * (transfer.init_noise * value.std()).astype(value.dtype)
@@ -206,6 +227,12 @@ def enter(
             value = orthogonalized(value)
         entered[name] = value
     return permuted(entered, key) if permute else entered
+
+
+def _with_deviation(value: np.ndarray, leaf: str) -> np.ndarray:
+    """Scales a kernel or an embedding to the deviation that a network's own has."""
+    wanted, held = default_deviation(leaf, value.shape), value.std()
+    return value * value.dtype.type(wanted / held) if wanted and held else value
 
 
 def permuted(tensors: Mapping[str, np.ndarray], key: jax.Array) -> dict[str, np.ndarray]:

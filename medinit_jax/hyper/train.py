@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +22,7 @@ import numpy as np
 from rich.console import Console
 
 from medinit_jax.api import load
+from medinit_jax.arch.program import Program
 from medinit_jax.core import cluster, loop, optim, state
 from medinit_jax.core.checkpoint import open_checkpoints
 from medinit_jax.core.compiler import jit
@@ -33,18 +36,31 @@ from medinit_jax.core.workdir import write_json
 from medinit_jax.data.catalog import batch_options
 from medinit_jax.data.pipeline import Batches, BatchSource
 from medinit_jax.data.sources import Source
+from medinit_jax.hyper.alarms import Alarms
 from medinit_jax.hyper.bilevel import MetaBatch, gradient_by_tape, loss_whole
 from medinit_jax.hyper.hypernetwork import HyperInitializer, init_theta
 from medinit_jax.hyper.initializer import graph_of
+from medinit_jax.hyper.objective import Objective, joined, known_facts, split
+from medinit_jax.hyper.pretexts.task import Facts
 from medinit_jax.hyper.publish import publish
-from medinit_jax.hyper.rotation import held_out_views, rotation_accuracy
+from medinit_jax.hyper.rotation import held_out_views, pretext_scores, rotation_accuracy
+from medinit_jax.hyper.selection import SELECTIONS, Best, TransferProbe
 from medinit_jax.hyper.setup import Bilevel, make_bilevel, open_sources, warm_up
 from medinit_jax.hyper.stream import ArchitectureStream
 
-TAKEOFF_LOSS = 1.30
+# Of the loss at chance: 1.30 of the ln 4 nats of rotation.
+TAKEOFF = 1.30 / math.log(4)
+# Names the draw of learned heads among the keys of steps.
+_HEADS = 1 << 31
 
 
-def make_step(bilevel: Bilevel, optimizer, stream: ArchitectureStream, key: jax.Array):
+def make_step(
+    bilevel: Bilevel,
+    optimizer,
+    stream: ArchitectureStream,
+    key: jax.Array,
+    facts: Callable[[Mapping[str, np.ndarray]], Facts] | None = None,
+):
     """Returns the training step: (state, step, batch of images) -> (state, metrics).
 
     Args:
@@ -52,22 +68,26 @@ def make_step(bilevel: Bilevel, optimizer, stream: ArchitectureStream, key: jax.
         optimizer: From `core.optim.create`.
         stream: Architectures by step.
         key: Random key of the run.
+        facts: Batch of images -> what pretexts have to know of them, see `known_facts`.
     """
     update = jax.jit(
         lambda s, gradient, loss: state.apply_gradients(s, gradient, optimizer, loss),
         donate_argnums=0,
     )
-    mean = jax.jit(lambda values: jnp.stack(values).mean())
+    mean = jax.jit(lambda values: jax.tree.map(lambda *leaves: jnp.stack(leaves).mean(), *values))
     gradient_of = _gradients(bilevel)
 
+    facts_of = facts or (lambda batch: {})
+
     def step_fn(current: state.TrainState, step: int, batch: Mapping[str, np.ndarray]):
-        views, targets = bilevel.views(batch["image"], jax.random.fold_in(key, step))
+        drawn = jax.random.fold_in(key, step)
+        views, targets = bilevel.views(batch["image"], drawn, facts_of(batch))
         losses, accuracies, gradient = gradient_of(current.params, stream[step], views, targets)
         loss = mean(losses)
         current, metrics = update(current, gradient, loss)
         return current, {
             "train/loss": loss,
-            "train/accuracy": mean(accuracies),
+            **_figures(bilevel.objective, mean(accuracies)),
             "train/grad_norm": metrics["grad_norm"],
             "skipped": metrics["skipped"],
         }
@@ -75,11 +95,34 @@ def make_step(bilevel: Bilevel, optimizer, stream: ArchitectureStream, key: jax.
     return step_fn
 
 
+def _figures(objective: Objective, found: Any) -> dict[str, Any]:
+    """Names what is logged of the pretexts; "train/accuracy" is the score of the first."""
+    if objective.plain:
+        return {"train/accuracy": found}
+    named = {
+        f"train/{figure}/{name}": value
+        for name, figures in found.items()
+        for figure, value in figures.items()
+    }
+    return {"train/accuracy": found[objective.parts[0].name]["score"], **named}
+
+
 def _gradients(bilevel: Bilevel):
     """Returns the function that computes (losses, accuracies, gradient) as `execution` says."""
-    execution = bilevel.config.train.execution
+    execution, objective = bilevel.config.train.execution, bilevel.objective
     if execution == "tape":
-        return functools.partial(gradient_by_tape, bilevel.writer, bilevel.tape, bilevel.parallel)
+        by_tape = functools.partial(
+            gradient_by_tape, bilevel.writer, bilevel.tape, bilevel.parallel
+        )
+        if objective.plain:
+            return by_tape
+
+        def of_both(params, batch: MetaBatch, views, targets):
+            theta, heads = split(params)
+            losses, found, (gradient, of_heads) = by_tape(theta, batch, views, targets, heads)
+            return losses, found, joined(gradient, of_heads)
+
+        return of_both
     if execution != "whole":
         raise UsageError(f"config.train.execution={execution!r}; set it to tape or whole.")
     if bilevel.parallel.process[1] > 1:
@@ -91,14 +134,15 @@ def _gradients(bilevel: Bilevel):
             "config.train.execution='whole' knows no penalty; set config.train.penalty=0."
         )
 
-    def whole(theta, batch: MetaBatch, views, targets):
+    def whole(params, batch: MetaBatch, views, targets):
         if bilevel.parallel.size > 1:
-            views, targets = (x.reshape(-1, *x.shape[2:]) for x in (views, targets))
+            views, targets = objective.gathered(views, targets)
         graphs = [graph_of(bilevel.module, program) for program in batch.programs]
 
         @jit
-        def run(theta, views, targets):
-            def loss(theta):
+        def run(params, views, targets):
+            def loss(params):
+                theta, heads = split(params)
                 return loss_whole(
                     bilevel.module,
                     theta,
@@ -106,13 +150,15 @@ def _gradients(bilevel: Bilevel):
                     graphs,
                     views,
                     targets,
-                    bilevel.pretext.loss,
+                    objective.loss,
                     bilevel.config.train.bn_group,
+                    None if objective.plain else objective.read,
+                    heads,
                 )
 
-            return jax.value_and_grad(loss, has_aux=True)(theta)
+            return jax.value_and_grad(loss, has_aux=True)(params)
 
-        (_, (losses, accuracies)), gradient = run(theta, views, targets)
+        (_, (losses, accuracies)), gradient = run(params, views, targets)
         return losses, accuracies, gradient
 
     return whole
@@ -155,7 +201,7 @@ def train(
         },
     )
     options = batch_options(
-        config.data, config.seed, config.train.batch_size // bilevel.pretext.copies
+        config.data, config.seed, bilevel.objective.images(config.train.batch_size)
     )
     rows = BatchSource(sources["train"], options, bilevel.parallel.process)
     batches = Batches(rows, config.data.workers)
@@ -163,11 +209,16 @@ def train(
         ml_collections.ConfigDict({**config.optim, "total_steps": config.train.steps})
     )
     key = jax.random.key(config.seed)
-    current = state.create(_first_theta(config, bilevel.module, key), optimizer)
+    facts = known_facts(bilevel.objective, sources["train"])
+    heads = bilevel.objective.heads(jax.random.fold_in(key, _HEADS))
+    first = joined(_first_theta(config, bilevel.module, key), heads)
+    current = state.create(first, optimizer)
     checkpoints = open_checkpoints(workdir, config.train)
     current = bilevel.parallel.replicate(current)
     current = bilevel.parallel.replicate(loop.resume(checkpoints, current, batches))
     started_at = int(current.step)
+    programs = _validation_networks(bilevel)
+    selection = _selection(bilevel, sources, programs, workdir, started_at)
     stream = ArchitectureStream(
         bilevel.space,
         bilevel.module,
@@ -182,8 +233,10 @@ def train(
             writer.write_scalars(started_at, {"train/compile_s": warm_up(bilevel, console)})
         started = time.monotonic()
         step_fn = _with_validation(
-            make_step(bilevel, optimizer, stream, key),
-            _validation(bilevel, sources["val"]),
+            make_step(bilevel, optimizer, stream, key, facts),
+            _validation(bilevel, sources["val"], programs),
+            selection,
+            Alarms(bilevel.objective, config.train.log_every),
             config.train.validate_every,
             writer,
             config.train.steps,
@@ -215,8 +268,11 @@ def train(
         checkpoints.close()
     if int(current.step) == config.train.steps and started_at < config.train.steps:
         images = sources["train"].describe()
+        best = selection[1] if selection else None
         cluster.once(
-            lambda: _finish(config, workdir, current, bilevel, seconds, stream, console, images)
+            lambda: _finish(
+                config, workdir, current, bilevel, seconds, stream, console, images, best
+            )
         )
     return current
 
@@ -251,32 +307,77 @@ def _first_theta(config: ml_collections.ConfigDict, module: HyperInitializer, ke
     return jax.tree.map(jnp.asarray, found)
 
 
-def _validation(bilevel: Bilevel, source: Source):
-    """Returns a function theta -> mean accuracy of the first networks of `val`, on one batch."""
-    views = held_out_views(bilevel, source, 1)
-    programs = {
+def _validation_networks(bilevel: Bilevel) -> dict[str, Program]:
+    return {
         f"val:{i}": bilevel.space.program("val", i, bilevel.module.num_classes)
         for i in range(bilevel.config.train.validation_networks)
     }
-    return lambda theta: rotation_accuracy(bilevel, theta, programs, views)["mean"]
 
 
-def _with_validation(step_fn, accuracy, every: int, writer: MetricWriter, last: int):
-    """Adds a validation every `every` steps, and after the last one."""
+def _validation(bilevel: Bilevel, source: Source, programs: Mapping[str, Program]):
+    """Returns a function params -> figures on one batch, means over networks."""
+    objective = bilevel.objective
+    if objective.plain:
+        views = held_out_views(bilevel, source, 1)
+        return lambda params: {
+            "val/accuracy": rotation_accuracy(bilevel, params, programs, views)["mean"]
+        }
+    return pretext_scores(bilevel, source, programs)
+
+
+def _selection(
+    bilevel: Bilevel,
+    sources: Mapping[str, Source],
+    programs: Mapping[str, Program],
+    workdir: Path,
+    started_at: int,
+) -> tuple[TransferProbe, Best] | None:
+    """Returns the transfer probe and where its best is kept; None if the last step is published."""
+    train = bilevel.config.train
+    if train.select not in SELECTIONS:
+        raise UsageError(
+            f"config.train.select={train.select!r} is none of {', '.join(SELECTIONS)}."
+        )
+    if train.select == "last":
+        return None
+    if bilevel.parallel.process[1] > 1:
+        raise UsageError(
+            "config.train.select=probe works in one process; set it to last for several."
+        )
+    if not train.validate_every or not programs:
+        raise UsageError(
+            "config.train.select=probe needs validation: set config.train.validate_every and "
+            "config.train.validation_networks above 0."
+        )
+    return TransferProbe(bilevel, sources, programs), Best(workdir, started_at)
+
+
+def _with_validation(
+    step_fn, figures, selection, alarms: Alarms, every: int, writer: MetricWriter, last: int
+):
+    """Adds alarms at every step, and a validation every `every` steps and after the last one."""
 
     def step(current, number, batch):
         current, metrics = step_fn(current, number, batch)
+        alarms(number + 1, metrics)
         if every and ((number + 1) % every == 0 or number + 1 == last):
-            writer.write_scalars(number + 1, {"val/accuracy": accuracy(current.params)})
+            found = figures(current.params)
+            if selection:
+                probe, best = selection
+                theta, _ = split(current.params)
+                found["val/probe"] = probe(theta)
+                best.consider(number + 1, theta, found["val/probe"])
+            writer.write_scalars(number + 1, found)
         return current, metrics
 
     return step
 
 
-def _finish(config, workdir, current, bilevel, seconds, stream, console, images) -> None:
+def _finish(config, workdir, current, bilevel, seconds, stream, console, images, best) -> None:
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     losses = [(line["step"], line["train/loss"]) for line in lines if "train/loss" in line]
-    takeoff = next((step for step, loss in losses if (loss or 9.0) < TAKEOFF_LOSS), None)
+    below = TAKEOFF * bilevel.objective.chance
+    takeoff = next((s for s, loss in losses if (below if loss is None else loss) < below), None)
     steps = config.train.steps
     seen = {i for step in range(steps) for i in stream.indices(step)}
     summary = {
@@ -289,11 +390,16 @@ def _finish(config, workdir, current, bilevel, seconds, stream, console, images)
         "compiled_signatures": bilevel.tape.built,
         "curve_file": "metrics.jsonl",
     }
+    theta, _ = split(current.params)
+    if best:
+        theta = best.theta()
+        summary |= {"published_step": best.step, "probe": best.score}
+        console.print(f"Step {best.step} transfers best (probe {best.score:.3f}); it is published.")
     write_json(workdir / "train.json", summary)
-    theta = jax.device_get(current.params)
-    publish(config, workdir, bilevel.module, theta, images)
+    publish(config, workdir, bilevel.module, jax.device_get(theta), images)
     if takeoff is None:
+        what = "ln 4" if bilevel.objective.plain else f"{bilevel.objective.chance:.3f}"
         console.print(
-            "WARNING: the loss never left chance (ln 4); the initializer is no better than an "
+            f"WARNING: the loss never left chance ({what}); the initializer is no better than an "
             "untrained one. Train longer, lower the difficulty, or start from another checkpoint."
         )

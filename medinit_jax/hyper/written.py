@@ -115,7 +115,7 @@ def coverage(
         elif places[path][0] in heads and not head:
             status, reason = "excluded", HEAD
         elif written is not None and path not in written:
-            status, reason = "excluded", "lies beyond depth_fraction"
+            status, reason = "excluded", "is left out by depth_fraction or kinds"
         else:
             status = "predicted"
         rows.append(Row(path, shape, status, reason))

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from medinit_jax.api import Initializer
 from medinit_jax.arch.dataflow import Traced
 from medinit_jax.core.errors import UsageError
-from medinit_jax.hyper.starts import Transfer
+from medinit_jax.hyper.starts import KINDS, Transfer
 from medinit_jax.hyper.written import Coverage, advice, coverage, write
 
 try:
@@ -66,6 +66,8 @@ def initialize(
     depth_fraction: float = 1.0,
     init_noise: float = 0.0,
     orthogonal: bool = False,
+    kinds: Sequence[str] = KINDS,
+    deviation: Literal["predicted", "default"] = "predicted",
     seed: int = 0,
     quiet: bool = False,
 ) -> Coverage:
@@ -90,6 +92,9 @@ def initialize(
         depth_fraction: Share of the tensors, input first, that take predicted values.
         init_noise: Normal noise on predicted tensors, in units of their standard deviation.
         orthogonal: Whether filters are made orthogonal, see `hyper.starts.Transfer`.
+        kinds: Which leaves take predicted values: some of kernel, scale, bias, embedding.
+        deviation: "predicted", or "default" to scale predicted kernels and embeddings to the
+            standard deviation of usual random ones.
         seed: Of the noise.
         quiet: Whether to print nothing.
 
@@ -108,7 +113,7 @@ def initialize(
             "with model.to_empty(device='cpu') before, and set its buffers."
         )
     traced = _traced(model, example, options, only, on_unknown, module.activations)
-    transfer = Transfer(head, depth_fraction, init_noise, orthogonal)
+    transfer = Transfer(head, depth_fraction, init_noise, orthogonal, tuple(kinds), deviation)
     key = jax.random.key(seed)
     values = write(module, initializer.theta, traced, key, transfer, unknown_types)
     found = coverage(traced, head, values)

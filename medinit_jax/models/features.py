@@ -10,6 +10,7 @@ import jax
 from medinit_jax.arch.program import Program
 from medinit_jax.models.encoder import body
 from medinit_jax.models.network import Network
+from medinit_jax.models.ops import pooled
 
 
 class Features(NamedTuple):
@@ -52,13 +53,7 @@ def features(
     answer: Any = encoder.apply(held, images, train=train, mutable=changing)
     last, state = answer
     statistics = state.get("batch_stats", statistics)
-    return Features(last, _pooled(network.program, last), statistics)
-
-
-def _pooled(program: Program, last: jax.Array) -> jax.Array:
-    if any(step.kind == "first_token" for step in program.calls[-1].block.steps):
-        return last[:, 0]
-    return last.mean(tuple(range(1, last.ndim - 1)))
+    return Features(last, pooled(last, network.program.reads_token), statistics)
 
 
 def encoder_params(program: Program, params: Mapping[str, Any]) -> dict[str, Any]:

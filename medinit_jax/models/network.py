@@ -15,6 +15,7 @@ from medinit_jax.models.ops import (
     at_least_float32,
     batch_norm_over_groups,
     normalize_with,
+    pooled,
 )
 
 MOMENTUM = 0.9
@@ -34,6 +35,15 @@ def default_initializer(leaf: str, shape: tuple[int, ...]) -> nn.initializers.In
     if leaf == "embedding":
         return nn.initializers.normal(0.02)
     return nn.initializers.ones if leaf == "scale" else nn.initializers.zeros
+
+
+def default_deviation(leaf: str, shape: tuple[int, ...]) -> float:
+    """Returns the standard deviation of `default_initializer`; 0 for leaves that start constant."""
+    if leaf == "kernel" and len(shape) == 4:
+        return math.sqrt(2 / (shape[0] * shape[1] * shape[3]))
+    if leaf == "kernel":
+        return 1 / math.sqrt(3 * shape[0])
+    return 0.02 if leaf == "embedding" else 0.0
 
 
 class Leaves(nn.Module):
@@ -195,12 +205,34 @@ def apply_with_batch_statistics(
     def normalize(step, x, leaves):
         return batch_norm_over_groups(x, leaves, bn_group, step.epsilon)
 
+    return _run(program, parameters, images, normalize)[-1]
+
+
+def logits_and_features(
+    program: Program, parameters, images: jax.Array, bn_group: int
+) -> tuple[jax.Array, jax.Array]:
+    """Runs a program as `apply_with_batch_statistics` does.
+
+    Args: as there.
+
+    Returns:
+        Logits, and what the head pools: (batch, channels).
+    """
+
+    def normalize(step, x, leaves):
+        return batch_norm_over_groups(x, leaves, bn_group, step.epsilon)
+
+    values = _run(program, parameters, images, normalize)
+    return values[-1], pooled(values[program.head_input], program.reads_token)
+
+
+def _run(program, parameters, images, normalize):
     values = [images]
     for call in program.calls:
         leaves = {s.name: parameters[call.module(s.name)] for s in call.block.steps if s.name}
         inputs = tuple(values[i] for i in call.inputs)
         values.append(apply_block(call.block, leaves, inputs, normalize))
-    return values[-1]
+    return values
 
 
 def feature_taps(program: Program, depths: tuple[float, ...] = (1.0,)) -> tuple[int, ...]:

@@ -57,6 +57,16 @@ def apply_block(
     return values[-1]
 
 
+def pooled(features: jax.Array, token: bool = False) -> jax.Array:
+    """Returns (batch, channels) of what a head reads, (batch, ..., channels).
+
+    Args:
+        features: A map, a sequence of tokens, or vectors already.
+        token: Whether the first token stands for the sequence, instead of the mean.
+    """
+    return features[:, 0] if token else _spatial_mean(features)
+
+
 def at_least_float32(dtype: Any) -> Any:
     """Returns the dtype in which statistics and losses of arrays of `dtype` are computed."""
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
@@ -273,6 +283,7 @@ def aligned_interpolation(have: int, made: int) -> np.ndarray:
 
 
 def _spatial_mean(x):
+    """Also of no place at all: vectors stay what they are."""
     return x.mean(tuple(range(1, x.ndim - 1)))
 
 

@@ -68,7 +68,7 @@ def card(workdir: Path, metadata: Mapping[str, Any], fingerprint: str, name: str
             "images": provenance["images"]["count"],
             "images_source": provenance["images"]["source"],
             "images_sha256": provenance["images"]["sha256"],
-            "labels": 0,
+            "labels": _labels(config["config"]),
             "steps": trained["steps"],
             "architectures": trained["architectures"],
             "skipped_steps": trained["skipped_steps"],
@@ -112,7 +112,8 @@ def markdown(card: Mapping[str, Any]) -> str:
         "",
         "A trained hyper-initializer of `medinit_jax`: it reads the architecture of a network and "
         f"writes its parameters. Trained on {training['images']} "
-        f"{'drawn ' if training['drawn'] else ''}{training['modality']} images, without labels.",
+        f"{'drawn ' if training['drawn'] else ''}{training['modality']} images, "
+        f"{_said(training['labels'])}.",
         "",
         "## Load it",
         "",
@@ -141,7 +142,8 @@ def markdown(card: Mapping[str, Any]) -> str:
         "",
         "| | |",
         "|---|---|",
-        f"| images | {training['images']} ({training['images_source']}), no labels |",
+        f"| images | {training['images']} ({training['images_source']}), "
+        f"{_said(training['labels'])} |",
         f"| networks | {training['architectures']}, in {training['steps']} steps, of them "
         f"{training['skipped_steps']} skipped |",
         f"| time | {training['seconds']:.0f} s on {training['device']} |",
@@ -156,20 +158,7 @@ def markdown(card: Mapping[str, Any]) -> str:
         "The whole configuration is in `card.json`, without the places of files.",
         "",
         *(line for note in training["notes"] for line in (note, "")),
-        "## Accuracy of predicted, untrained networks",
-        "",
-        "By which of four right angles was an image turned? Networks that training never saw; "
-        f"chance {fixed(accuracy['chance'])}, **ridge regression on thumbnails "
-        f"{fixed(accuracy['ridge'])}**: what is no better has learned layout only.",
-        "",
-        "| networks | number | mean | 95 % interval | untrained hypernetwork |",
-        "|---|---|---|---|---|",
-        *(
-            f"| `{split}` | {row['networks']} | {fixed(row['mean'])} | {_interval(row)} "
-            f"| {fixed(row['untrained'])} |"
-            for split, row in accuracy["splits"].items()
-        ),
-        "",
+        *(_rotation(accuracy) if accuracy else ()),
         "## Fine-tuning from four starts",
         "",
         *_tuning(card),
@@ -210,7 +199,46 @@ def _tuning(card: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _labels(config: Mapping[str, Any]) -> list[str]:
+    """Returns the keys by which training looked at labels; most pretexts do without."""
+    pretext, train = config.get("pretext", {}), config.get("train", {})
+    names = [name.strip() for name in str(pretext.get("name", "")).split("+")]
+    found = ["config.pretext.name=weak_labels"] if "weak_labels" in names else []
+    scheme = pretext.get("patches", {}).get("scheme", "")
+    if "patches" in names and ("abnormality" in scheme or scheme == "all"):
+        found.append(f"config.pretext.patches.scheme={scheme}")
+    if train.get("select") == "probe":
+        found.append("config.train.select=probe")
+    return found
+
+
+def _said(labels: Sequence[str]) -> str:
+    return f"with labels ({', '.join(labels)})" if labels else "without labels"
+
+
+def _rotation(accuracy: Mapping[str, Any]) -> list[str]:
+    return [
+        "## Accuracy of predicted, untrained networks",
+        "",
+        "By which of four right angles was an image turned? Networks that training never saw; "
+        f"chance {fixed(accuracy['chance'])}, **ridge regression on thumbnails "
+        f"{fixed(accuracy['ridge'])}**: what is no better has learned layout only.",
+        "",
+        "| networks | number | mean | 95 % interval | untrained hypernetwork |",
+        "|---|---|---|---|---|",
+        *(
+            f"| `{split}` | {row['networks']} | {fixed(row['mean'])} | {_interval(row)} "
+            f"| {fixed(row['untrained'])} |"
+            for split, row in accuracy["splits"].items()
+        ),
+        "",
+    ]
+
+
 def _accuracy(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns {} where networks were not trained to answer rotation."""
+    if not found:
+        return {}
     splits = {}
     for split, row in found.items():
         if isinstance(row, dict) and row.get("n"):

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from medinit_jax.report import sections, verdict
+from medinit_jax.report.diagnostics import diagnostics
 from medinit_jax.report.document import document, write_page
 from medinit_jax.report.markup import (
     DASH,
@@ -58,6 +59,7 @@ def render(record: Record) -> Html:
         sections.rotation(record),
         sections.images(record),
         sections.weights(record),
+        diagnostics(record),
         limits(record),
         sections.numbers(record),
         sections.provenance(record),

@@ -190,6 +190,7 @@ def numbers(record: Record) -> Html:
     """Every number of the comparison."""
     runs, probes = entries(record, "finetune"), entries(record, "probe")
     known = {"rotation_accuracy", "finetune", "probe", "train", "provenance", "notes"}
+    known.add("diagnostics")
     rest = {k: v for k, v in record.summary.items() if k not in known}
     return section(
         "Tables",

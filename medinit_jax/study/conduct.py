@@ -22,10 +22,12 @@ from medinit_jax.report.study import write_study_report
 from medinit_jax.study.batch import run_on_ray, write_commands, write_slurm
 from medinit_jax.study.job import Job
 from medinit_jax.study.plan import Plan
+from medinit_jax.study.pretext_conduct import conduct_pretexts
 from medinit_jax.study.runner import DONE, FAILED, Outcome, outcome_of, outcomes_on_disk, run_jobs
 from medinit_jax.study.studies import make_plan
 from medinit_jax.study.table import check_images, rows
 
+PRETEXTS = "pretexts"
 PLAN_FILE = "plan.json"
 RUNNERS = ("local", "ray", "commands", "slurm")
 # What may change between two calls of one study.
@@ -47,6 +49,10 @@ def conduct(config: ml_collections.ConfigDict, workdir: Path) -> None:
         raise UsageError(
             f"config.runner={config.runner!r}; set it to one of: {', '.join(RUNNERS)}."
         )
+    if config.study == PRETEXTS:
+        _claim(config, workdir)
+        conduct_pretexts(config, workdir, console, _quiet)
+        return
     plan = make_plan(config)
     jobs_dir = Path(config.jobs_dir)
     if config.only:

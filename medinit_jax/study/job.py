@@ -72,7 +72,13 @@ class Job:
 
     def is_done(self, jobs_dir: Path) -> bool:
         """Tells whether the file that is written last is there."""
-        return (self.folder(jobs_dir) / DONE.get(self.kind, "summary.json")).is_file()
+        last = "summary.json" if self._evaluates else DONE.get(self.kind, "summary.json")
+        return (self.folder(jobs_dir) / last).is_file()
+
+    @functools.cached_property
+    def _evaluates(self) -> bool:
+        """Whether it is a run of the route `hyper` whose result is its evaluation."""
+        return self.kind == "hyper" and "evaluate" in self.config.get("stages", ())
 
     def disagreement(self, jobs_dir: Path) -> str:
         """Returns what keeps the job's folder from being this job's; "" if nothing does."""
@@ -92,6 +98,8 @@ class Job:
 
     def _is_free(self, key: str) -> bool:
         starts = FREE.get(self.kind, ())
+        if self._evaluates and key.partition(".")[0] in ("evaluate", "stages"):
+            return False
         return any(key == start or key.startswith(f"{start}.") for start in starts)
 
     def summary(self, jobs_dir: Path) -> dict[str, Any]:

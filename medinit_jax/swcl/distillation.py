@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from medinit_jax.core.errors import UsageError
-from medinit_jax.swcl.vectors import unit, wide
+from medinit_jax.losses.vectors import unit, wide
 
 
 def dino_loss(

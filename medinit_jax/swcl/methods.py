@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import optax
 
 from medinit_jax.core.parallel import Parallel
+from medinit_jax.losses.supcon import collapse, contrastive_figures, gathered_supcon
+from medinit_jax.losses.vectors import unit
 from medinit_jax.swcl import distillation
 from medinit_jax.swcl.method import Apply, Judged, Seen
 from medinit_jax.swcl.patch_geometry import POSITIONS
@@ -25,8 +27,6 @@ from medinit_jax.swcl.projection import (
     MlpHead,
     TaskHeads,
 )
-from medinit_jax.swcl.supcon import collapse, contrastive_figures, gathered_supcon
-from medinit_jax.swcl.vectors import unit
 
 # Images of a batch that figures are computed of.
 _FIGURED = 512

@@ -19,9 +19,9 @@ import jax.numpy as jnp
 
 from medinit_jax.arch.program import EPSILON, Step
 from medinit_jax.core.errors import UsageError
+from medinit_jax.losses.vectors import unit, wide
 from medinit_jax.models.network import Leaves, Statistics, normalize_moving
 from medinit_jax.models.ops import PRIMITIVES, standardized
-from medinit_jax.swcl.vectors import unit, wide
 
 PROJECTION = "projection_network"
 PREDICTOR = "predictor_network"

@@ -27,9 +27,9 @@ from medinit_jax.finetune import recipes
 from medinit_jax.finetune.data import TaskImages
 from medinit_jax.finetune.examples import Examples
 from medinit_jax.finetune.step import Part, Recipe
+from medinit_jax.losses.vectors import unit, wide
 from medinit_jax.models.features import features
 from medinit_jax.swcl.triplet import TRIPLETS
-from medinit_jax.swcl.vectors import unit, wide
 
 # Names the use of the seed: order of the unlabelled images, and the draws of one view of each.
 _LABELLED, _UNLABELLED = 4, 5

@@ -10,8 +10,8 @@ import ml_collections
 from medinit_jax.core.errors import UsageError
 from medinit_jax.data.augment import NORMALIZATION
 from medinit_jax.data.views import RECIPES, ViewRecipe
+from medinit_jax.losses.labels import SCHEMES
 from medinit_jax.swcl.batches import Look
-from medinit_jax.swcl.labels import SCHEMES
 from medinit_jax.swcl.methods import METHODS, Dino
 from medinit_jax.swcl.patch_pairs import THRESHOLD
 from medinit_jax.swcl.step import Recipe

@@ -19,8 +19,8 @@ from medinit_jax.data.prepared import PreparedSource, manifest_of
 from medinit_jax.data.sources import Subset, cached
 from medinit_jax.data.tasks import make_builder
 from medinit_jax.finetune.examples import Cache
+from medinit_jax.losses.labels import label_columns
 from medinit_jax.swcl.batches import Joined
-from medinit_jax.swcl.labels import label_columns
 from medinit_jax.swcl.patch_pairs import PatchPairs, abnormality, one_sided, open_pairs
 from medinit_jax.swcl.settings import reads_threshold
 

@@ -16,11 +16,11 @@ from medinit_jax.core import optim, state
 from medinit_jax.core.compiler import jit
 from medinit_jax.core.parallel import Parallel
 from medinit_jax.finetune.layers import DECAYED
+from medinit_jax.losses.vectors import wide
 from medinit_jax.models.features import features
 from medinit_jax.models.network import Network
 from medinit_jax.swcl.distillation import ema, momentum
 from medinit_jax.swcl.method import Apply, Method, Seen
-from medinit_jax.swcl.vectors import wide
 
 
 @flax.struct.dataclass

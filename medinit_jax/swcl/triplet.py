@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from medinit_jax.swcl.vectors import wide
+from medinit_jax.losses.vectors import wide
 
 
 def semi_hard(z: jax.Array, identities: jax.Array, margin: float = 0.5) -> jax.Array:

@@ -23,7 +23,7 @@ from medinit_jax.arch.cell_blocks import (
 from medinit_jax.arch.program import ProgramBuilder
 from medinit_jax.arch.tape import Tape, crowded, signatures
 from medinit_jax.core.parallel import Parallel
-from medinit_jax.hyper.pretext import Rotation
+from medinit_jax.hyper.pretexts.rotation import Rotation
 from medinit_jax.models.network import apply_with_batch_statistics
 from medinit_jax.models.resnet import resnet
 

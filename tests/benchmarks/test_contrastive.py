@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medinit_jax.swcl.supcon import supcon
+from medinit_jax.losses.supcon import supcon
 from medinit_jax.swcl.triplet import semi_hard
 
 pytestmark = pytest.mark.torch

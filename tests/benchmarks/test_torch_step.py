@@ -13,7 +13,7 @@ from medinit_jax.arch.graph import build_graph
 from medinit_jax.arch.space import Split, get_space
 from medinit_jax.hyper.bilevel import loss_whole, meta_batch
 from medinit_jax.hyper.hypernetwork import HyperInitializer, init_theta
-from medinit_jax.hyper.pretext import Rotation
+from medinit_jax.hyper.pretexts.rotation import Rotation
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")

@@ -1,14 +1,16 @@
 import numpy as np
+import pytest
 from ml_collections import ConfigDict
 
+from medinit_jax.core.errors import UsageError
 from medinit_jax.data.sources import ArraySource
 from medinit_jax.downstream.pool import open_pool
 
 
-def config(label="any"):
+def config(label="any", judge="test"):
     data = {"size": 4, "batch": 2, "source": "npz", "name": "", "normalization": "gray"}
     data["augment"] = {"zoom": (1.0, 1.0), "difficulty": {"start": 1.0, "end": 1.0}}
-    downstream = {"label": label, "images": {"train": 0, "val": 0, "test": 0}}
+    downstream = {"label": label, "judge": judge, "images": {"train": 0, "val": 0, "test": 0}}
     return ConfigDict({"seed": 0, "data": data, "evaluate": {"downstream": downstream}})
 
 
@@ -27,6 +29,16 @@ def test_unlabelled_images_are_no_normal_ones():
     steps = np.diff(pool.train.images[:, 0, 0, 0])
     np.testing.assert_allclose(steps, np.array([2, 1]) / 255 / 0.25, rtol=1e-5)
     assert open_pool(config("class"), sources).classes == 3
+
+
+def test_validation_images_judge_where_test_images_may_not():
+    sources = {"train": source(0, 1), "val": source(0, 1, 1, 0, 2, 0), "test": source(1, 0)}
+    pool = open_pool(config(judge="val"), sources)
+    assert pool.val.labels.tolist() == [0, 1, 1] and pool.test.labels.tolist() == [0, 1, 0]
+    last = np.diff(pool.test.images[:, 0, 0, 0]) * 255 * 0.25
+    np.testing.assert_allclose(last, 1, rtol=1e-5)
+    with pytest.raises(UsageError, match="judge='train'; set it to test or val"):
+        open_pool(config(judge="train"), sources)
 
 
 def test_without_labels_there_is_no_pool():

@@ -24,7 +24,7 @@ from medinit_jax.hyper.bilevel import (
     zero_example,
 )
 from medinit_jax.hyper.initializer import HyperInitializer, init_theta, predict
-from medinit_jax.hyper.pretext import Rotation
+from medinit_jax.hyper.pretexts.rotation import Rotation
 
 SIZE, BATCH, GROUP, CLASSES = 16, 4, 2, 4
 MODULE = HyperInitializer(hidden=8, max_shape=(8, 8, 5, 5), num_classes=CLASSES)

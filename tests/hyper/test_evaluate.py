@@ -14,7 +14,7 @@ from medinit_jax.core.parallel import Parallel
 from medinit_jax.core.workdir import write_json
 from medinit_jax.downstream import classify
 from medinit_jax.downstream.protocol import STARTS
-from medinit_jax.hyper import comparison
+from medinit_jax.hyper import comparison, diagnostics
 from medinit_jax.hyper import evaluate as stage
 from medinit_jax.hyper.hypernetwork import init_theta
 from medinit_jax.hyper.publish import publish
@@ -73,16 +73,33 @@ def config_of(path):
         "probe_depths": (0.5, 1.0),
         "depth_fraction": 1.0,
         "init_noise": 0.0,
+        "kinds": ("kernel", "scale", "bias", "embedding"),
+        "orthogonal": False,
+        "deviation": "predicted",
+        "judge": "test",
+        "starts": ("hyper", "random", "matched", "untrained"),
+        "rotnet": {"images": 8, "epochs": 1, "learning_rate": 0.01},
+        "finetune": True,
+        "finetune_fractions": (),
         "budget": {"epochs": 2, "batch": 8},
     }
     evaluation = {"splits": {"val": 2, "deep": 1}, "resnets": ("resnet18",), "batches": 2}
+    evaluation |= {"initializer": ""}
+    evaluation |= {"diagnostics": {"networks": 2, "images": 12, "depths": (0.5, 1.0)}}
     return ConfigDict(
         {
             "seed": 5,
             "note": "a note",
             "space": "small",
             "data": data | {"augment": augment},
-            "pretext": {"name": "rotation", "mode": "four", "circle": True},
+            "pretext": {
+                "name": "rotation",
+                "mode": "four",
+                "circle": True,
+                "label_smoothing": 0.0,
+                "weights": {},
+                "width": 32,
+            },
             "hyper": hyper,
             "train": train | {"steps": 1},
             "evaluate": evaluation | {"ridge_images": 16, "downstream": downstream},
@@ -101,6 +118,7 @@ def bilevel(tmp_path_factory):
 def workdir(tmp_path, bilevel, monkeypatch):
     monkeypatch.setattr(stage, "by_name", tiny)
     monkeypatch.setattr(comparison, "by_name", tiny)
+    monkeypatch.setattr(diagnostics, "by_name", tiny)
     theta = init_theta(bilevel.module, jax.random.key(77))["params"]
     publish(bilevel.config, tmp_path, bilevel.module, jax.device_get(theta), {})
     write_json(tmp_path / "train.json", {"steps": 1, "takeoff_step": None})
@@ -136,6 +154,14 @@ def test_writes_everything_and_a_second_run_computes_nothing(workdir, bilevel, m
         assert entry["learning_rate_from"] == 0.5
     assert len(summary["probe"]) == 2 * len(STARTS) * 2
     assert {e["depth"] for e in summary["probe"]} == {0.5, 1.0}
+    seen = summary["diagnostics"]
+    assert seen["networks"] == ["test:0", "test:1"] and seen["families"] == ["cells", "cells"]
+    for start in ("hyper", "random", "matched"):
+        ranks = np.array(seen["effective_rank"][start])
+        # A network of four channels.
+        assert ranks.shape == (2, 2) and (ranks >= 0).all() and (ranks <= 4.001).all()
+        assert 0 <= seen["cka"][start] <= 1
+    assert len(seen["twin_distance"]) == 2 and rotation["val"]["families"] == ["cells", "cells"]
     assert summary["train"]["steps"] == 1 and summary["notes"][0] == "a note"
     assert summary["notes"][1].startswith("All tensors of a fine-tuned network take predicted")
     origin = summary["provenance"]
@@ -159,6 +185,7 @@ def test_writes_everything_and_a_second_run_computes_nothing(workdir, bilevel, m
     monkeypatch.setattr(comparison, "probe_auc", forbidden)
     monkeypatch.setattr(stage, "rotation_accuracy", forbidden)
     monkeypatch.setattr(stage, "ridge_figure", forbidden)
+    monkeypatch.setattr(stage, "diagnose", forbidden)
     again = stage.evaluate(bilevel.config, workdir, quiet(), "the command", bilevel)
     assert again["finetune"] == summary["finetune"] and again["probe"] == summary["probe"]
     # What was found under other rules is not taken for this.
@@ -166,6 +193,47 @@ def test_writes_everything_and_a_second_run_computes_nothing(workdir, bilevel, m
     other.evaluate.downstream.budget.epochs = 3
     with pytest.raises(AssertionError, match="computed again"):
         stage.evaluate(other, workdir, quiet(), "", bilevel)
+
+
+def test_another_initializer_by_probe_alone_and_the_network_pretrained_alone(
+    workdir, bilevel, tmp_path, monkeypatch
+):
+    trained = []
+    original = classify.train
+
+    def counted(network, *rest):
+        trained.append(network.program.num_classes)
+        return original(network, *rest)
+
+    monkeypatch.setattr(classify, "train", counted)
+    config = bilevel.config.copy_and_resolve_references()
+    evaluation, settings = config.evaluate, config.evaluate.downstream
+    evaluation.initializer = str(workdir)
+    evaluation.splits, evaluation.resnets = ConfigDict({"val": 0}), ()
+    evaluation.diagnostics.networks = 0
+    settings.starts, settings.finetune = ("hyper", "random", "rotnet"), False
+    settings.fractions, settings.judge = (1.0,), "val"
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    summary = stage.evaluate(config, elsewhere, quiet(), "", bilevel._replace(config=config))
+    assert summary["rotation_accuracy"] == summary["diagnostics"] == {}
+    assert summary["finetune"] == []
+    found = {(e["start"], e["depth"]): e["mean"] for e in summary["probe"]}
+    assert set(found) == {(s, d) for s in settings.starts for d in (0.5, 1.0)}
+    # Trained once, to tell four angles, and used for both seeds.
+    assert trained == [4]
+
+
+def test_shares_of_fine_tuning_are_among_those_compared(bilevel):
+    settings = bilevel.config.evaluate.downstream.copy_and_resolve_references()
+    assert comparison.finetuned(settings) == (0.5, 1.0)
+    both = comparison.count_runs(settings)
+    settings.finetune_fractions = (0.5,)
+    # One share less for four starts and two seeds.
+    assert comparison.count_runs(settings) == both - 8
+    settings.finetune_fractions = (0.3,)
+    with pytest.raises(UsageError, match=r"finetune_fractions names 0\.3"):
+        comparison.finetuned(settings)
 
 
 def test_images_without_labels_leave_the_comparison_out(workdir, bilevel, tmp_path):

@@ -22,7 +22,7 @@ from medinit_jax.hyper.bilevel import (
 )
 from medinit_jax.hyper.hypernetwork import HyperInitializer, init_theta
 from medinit_jax.hyper.initializer import graph_of, parameter_slots, predict
-from medinit_jax.hyper.pretext import Rotation
+from medinit_jax.hyper.pretexts.rotation import Rotation
 from medinit_jax.models import convnext, vit, zoo
 from medinit_jax.models.initial import initial_parameters
 

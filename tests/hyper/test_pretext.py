@@ -11,13 +11,8 @@ from medinit_jax.data.augment import NORMALIZATION, Augmentation, hard
 from medinit_jax.data.phantoms import PHANTOMS
 from medinit_jax.data.pipeline import BatchOptions, BatchSource, load_examples
 from medinit_jax.data.sources import ArraySource
-from medinit_jax.hyper.pretext import (
-    PRETEXTS,
-    Rotation,
-    inscribed_circle,
-    ridge_accuracy,
-    thumbnails,
-)
+from medinit_jax.hyper.pretext import ridge_accuracy, thumbnails
+from medinit_jax.hyper.pretexts.rotation import Rotation, inscribed_circle
 
 MEAN, STD = NORMALIZATION["fundus"]
 EASY, HARD = Augmentation(), hard()
@@ -110,11 +105,6 @@ def test_gradient_of_the_loss_is_probability_minus_target():
     gradient = jax.jit(jax.grad(lambda x: Rotation().loss(x, targets)[0]))(logits)
     expected = jax.nn.softmax(logits) - jax.nn.one_hot(targets, 4)
     np.testing.assert_allclose(gradient, expected, rtol=1e-5)
-
-
-def test_registry_names_its_tasks():
-    assert {name: make().name for name, make in PRETEXTS.items()} == {"rotation": "rotation"}
-    assert all(make().num_targets == 4 for make in PRETEXTS.values())
 
 
 @pytest.mark.parametrize("size", [16, 28, 32])

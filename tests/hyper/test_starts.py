@@ -10,7 +10,7 @@ from medinit_jax.core.errors import UsageError
 from medinit_jax.hyper import starts
 from medinit_jax.hyper.hypernetwork import HyperInitializer, init_theta
 from medinit_jax.hyper.initializer import graph_of, predict
-from medinit_jax.models.network import Network
+from medinit_jax.models.network import Network, default_deviation, default_initializer
 
 KEY = jax.random.key(3)
 MODULE = HyperInitializer(hidden=8, max_shape=(8, 8, 3, 3), num_classes=4)
@@ -75,6 +75,38 @@ def test_depth_fraction_takes_the_first_tensors(theta, own):
     part = starts.hyper_start(MODULE, theta, program, KEY, starts.Transfer(depth_fraction=1 / 3))
     same(part["stem.conv"], whole["stem.conv"])
     same(part["stem.bn"], own["stem.bn"])
+
+
+def test_kinds_say_which_leaves_enter(theta, own):
+    program = tiny()
+    whole = starts.hyper_start(MODULE, theta, program, KEY)
+    kernels = starts.hyper_start(MODULE, theta, program, KEY, starts.Transfer(kinds=("kernel",)))
+    same(kernels["stem.conv"], whole["stem.conv"])
+    same(kernels["stem.bn"], own["stem.bn"])
+    with pytest.raises(UsageError, match="kinds names 'weight'"):
+        starts.hyper_start(MODULE, theta, program, KEY, starts.Transfer(kinds=("weight",)))
+
+
+def test_kernels_take_the_deviation_of_the_networks_own(theta):
+    """That of He, fan-out: sqrt(2 / (3 * 3 * 8)); the direction of every kernel is kept."""
+    program, scaled = tiny(), starts.Transfer(deviation="default")
+    whole = starts.hyper_start(MODULE, theta, program, KEY)
+    found = starts.hyper_start(MODULE, theta, program, KEY, scaled)
+    before, after = (np.asarray(s["stem.conv"]["kernel"]) for s in (whole, found))
+    assert after.std() == pytest.approx(1 / 6, rel=1e-5)
+    np.testing.assert_allclose(after / after.std(), before / before.std(), rtol=1e-4)
+    same(found["stem.bn"], whole["stem.bn"])
+    with pytest.raises(UsageError, match="deviation names 'he'"):
+        starts.hyper_start(MODULE, theta, program, KEY, starts.Transfer(deviation="he"))
+
+
+@pytest.mark.parametrize(
+    ("leaf", "shape"), [("kernel", (3, 3, 8, 64)), ("kernel", (200, 50)), ("embedding", (9, 500))]
+)
+def test_deviations_are_those_of_the_initializers(leaf, shape):
+    drawn = default_initializer(leaf, shape)(KEY, shape)
+    assert float(drawn.std()) == pytest.approx(default_deviation(leaf, shape), rel=0.05)
+    assert default_deviation("scale", (8,)) == default_deviation("bias", (8,)) == 0
 
 
 def test_matched_start_permutes_within_each_tensor(theta, own):

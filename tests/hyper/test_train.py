@@ -240,7 +240,7 @@ def test_the_preset_of_the_paper(make_config, tmp_path):
         ({"hyper__max_shape": (8, 8, 5)}, ["config.hyper.max_shape=(8, 8, 5)", "height, width"]),
         ({"train__batch_size": 18, "train__bn_group": 9}, ["batch_size=18", "multiple of 4"]),
         ({"train__dtype": "float8"}, ["config.train.dtype='float8'", "float32"]),
-        ({"pretext__name": "jigsaw"}, ["config.pretext.name='jigsaw'", "rotation"]),
+        ({"pretext__name": "puzzle"}, ["config.pretext.name='puzzle'", "rotation"]),
         ({"space": "huge"}, ["'huge'", "config.space", "small"]),
         ({"train__execution": "fast"}, ["config.train.execution='fast'", "whole"]),
         ({"train__execution": "whole", "train__penalty": 0.1}, ["no penalty", "penalty=0"]),

@@ -107,6 +107,21 @@ def test_places_of_files_are_left_out(run, theta):
     assert found["training"]["config"] == {"seed": 3, "data": {"source": "phantom", "size": 32}}
 
 
+def test_labels_that_training_saw_are_told_and_rotation_that_was_not_asked_is_left_out(run, theta):
+    held = json.loads((run / "config.json").read_text())
+    held["config"]["pretext"] = {"name": "weak_labels+patches", "patches": {"scheme": "all"}}
+    held["config"]["train"] = {"select": "probe"}
+    (run / "config.json").write_text(json.dumps(held))
+    summary = json.loads((run / "summary.json").read_text())
+    summary["rotation_accuracy"] = {}
+    (run / "summary.json").write_text(json.dumps(summary))
+    text = markdown(card(run, METADATA, fingerprint(theta), "drawn"))
+    assert "without labels" not in text and "four right angles" not in text
+    for key in ("name=weak_labels", "patches.scheme=all"):
+        assert f"config.pretext.{key}" in text
+    assert "config.train.select=probe" in text
+
+
 def test_people_read_the_same_figures(run, theta):
     text = markdown(card(run, METADATA, fingerprint(theta), "drawn"))
     for part in (

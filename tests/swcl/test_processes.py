@@ -16,11 +16,11 @@ from tiny_pretrain import CONFIGS, NAME, quiet, tiny, write_patches
 from medinit_jax.core.checkpoint import load_params
 from medinit_jax.core.parallel import Parallel
 from medinit_jax.core.workdir import claim_workdir
+from medinit_jax.losses.supcon import supcon
 from medinit_jax.swcl import FREE, patch_plan, patch_store, score
 from medinit_jax.swcl.batches import ViewBatches
 from medinit_jax.swcl.patch_pairs import open_pairs
 from medinit_jax.swcl.pretrain import Pretraining
-from medinit_jax.swcl.supcon import supcon
 
 pytestmark = needs_gloo
 IMAGES, LENGTH, STEPS = 8, 6, 20
@@ -30,7 +30,7 @@ LOSS = """
     from jax.sharding import NamedSharding, PartitionSpec
     from medinit_jax.core.membership import Cluster, joined
     from medinit_jax.core.parallel import AXIS, Parallel
-    from medinit_jax.swcl.supcon import gathered_supcon
+    from medinit_jax.losses.supcon import gathered_supcon
 
     rank = int(sys.argv[2])
     given = np.load(sys.argv[3])

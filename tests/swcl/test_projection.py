@@ -20,6 +20,7 @@ from reference_weights import (
 
 from medinit_jax.core.errors import UsageError
 from medinit_jax.finetune.layers import decay_mask
+from medinit_jax.losses.vectors import unit
 from medinit_jax.models import zoo
 from medinit_jax.models.features import features
 from medinit_jax.swcl.projection import (
@@ -31,7 +32,6 @@ from medinit_jax.swcl.projection import (
     MlpHead,
     TaskHeads,
 )
-from medinit_jax.swcl.vectors import unit
 
 POOLED = np.random.default_rng(0).normal(size=(6, 32)).astype(np.float32)
 HEADS = {

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 
 from medinit_jax.core import parallel
 from medinit_jax.core.errors import UsageError
-from medinit_jax.swcl.repulsion import repulsion
-from medinit_jax.swcl.vectors import unit, wide
+from medinit_jax.losses.repulsion import repulsion
+from medinit_jax.losses.vectors import unit, wide
 
 # Weight of a positive from the number of its equal columns and the number of columns.
 MATCHES = {

@@ -12,7 +12,7 @@ from oracles import swcl
 
 from medinit_jax.core.errors import UsageError
 from medinit_jax.core.parallel import AXIS, Parallel
-from medinit_jax.swcl.supcon import collapse, contrastive_figures, gathered_supcon, supcon
+from medinit_jax.losses.supcon import collapse, contrastive_figures, gathered_supcon, supcon
 
 SCHEMES = ("position", "abnormality", "patient", "position-abnormality", "position-patient")
 SCHEMES += ("abnormality-patient", "all")

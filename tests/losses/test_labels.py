@@ -8,7 +8,7 @@ import pytest
 from oracles import swcl
 
 from medinit_jax.core.errors import UsageError
-from medinit_jax.swcl.labels import SCHEMES, label_columns
+from medinit_jax.losses.labels import SCHEMES, label_columns
 from medinit_jax.swcl.patch_geometry import POSITIONS
 
 

@@ -1,0 +1,182 @@
+"""The study of pretexts; run through `configs/study.py`.
+
+    python -m medinit_jax.main --config=configs/study.py:pretexts
+    python -m medinit_jax.main --config=configs/study.py:pretexts --config.size=phantom
+    python -m medinit_jax.main --config=configs/study.py:pretexts --config.size=real \
+        --config.images.xray=DIR
+
+Which pretext gives unseen networks features that carry over, and transferred by which recipe? All
+is fixed here before the first run: pretexts, recipes, networks and hypernetwork seeds of both
+phases, the rule of choice, the figures that are judged. *choose* trains every pretext once and
+probes frozen features of `networks.choose` on validation images. The rule takes one pair of pretext
+and recipe per modality. *confirm* trains it anew from `seeds.confirm` further seeds and compares
+five starts on `networks.confirm` and test images, frozen and fine-tuned. Intervals are over
+networks. `--config.last=choose` stops after the choice.
+
+`--config.size`: `mini` runs in minutes on 2 CPU cores and shows that all works, no more; `phantom`
+takes drawn images of three modalities at 32 px; `real` takes folders of labeled images
+(sub-folders are classes) and was not run by us. Jobs lie in `config.jobs_dir`; the same command
+goes on where it stopped.
+"""
+
+from ml_collections import ConfigDict
+
+from medinit_jax.core.config import beside, unknown_variant
+
+STUDIES = ("pretexts",)
+MODALITIES = ("fundus", "xray", "ct")
+PRETEXTS = {
+    "rotation": {"pretext": {"name": "rotation"}},
+    "hard_rotation": {"pretext": {"name": "hard_rotation"}},
+    "relative_position": {"pretext": {"name": "relative_position"}},
+    "jigsaw": {"pretext": {"name": "jigsaw"}},
+    "contrast": {"pretext": {"name": "contrast"}},
+    "masked": {"pretext": {"name": "masked"}},
+    "patches": {"pretext": {"name": "patches"}},
+    "patches_abnormality": {
+        "pretext": {"name": "patches", "patches": {"scheme": "position-abnormality"}}
+    },
+    "weak_labels": {"pretext": {"name": "weak_labels"}},
+    "rotation_contrast": {"pretext": {"name": "hard_rotation+contrast"}},
+    "rotation_patches": {"pretext": {"name": "hard_rotation+patches"}},
+}
+# Those that see no label; the others are listed apart wherever they are run.
+WITHOUT_LABELS = tuple(
+    name for name in PRETEXTS if name not in ("patches_abnormality", "weak_labels")
+)
+RECIPES = {
+    "whole": {},
+    "half": {"depth_fraction": 0.5},
+    "kernels": {"kinds": ("kernel", "embedding")},
+    "scaled": {"deviation": "default"},
+    "orthogonal": {"orthogonal": True},
+    "noise": {"init_noise": 0.1},
+}
+
+
+def get_config(study: str) -> ConfigDict:
+    """Returns the study; see the head of this file."""
+    if study not in STUDIES:
+        raise unknown_variant(study, STUDIES)
+    config = ConfigDict()
+    config.route = "study"
+    config.study = study
+    config.size = "mini"
+    config.note = ""
+    config.cache_dir = ""
+    config.jobs_dir = "runs/jobs"
+    config.runner = "local"
+    config.fresh = False
+    config.first_seed = 1111
+    # The last phase that is run: choose, or confirm.
+    config.last = "confirm"
+    # A pair's score: mean over these shares of labels of the smaller gain, over random or matched.
+    config.rule = ConfigDict({"fractions": (0.05, 0.2)})
+    # Where features are probed; what a probe has to gain to win a network; when early is.
+    config.depth = 1.0
+    config.margin = 0.05
+    config.finetune_epoch = 3
+    config.resamples = 2000
+    config.pretexts = ConfigDict(PRETEXTS)
+    config.recipes = ConfigDict(RECIPES)
+    # size=real: a folder of labeled images for each modality that is studied.
+    config.images = ConfigDict(dict.fromkeys(MODALITIES, ""))
+    config.base = ConfigDict({"hyper": {name: _hyper(name) for name in MODALITIES}})
+    config.sizes = ConfigDict({"mini": _mini(), "phantom": _phantom(), "real": _real()})
+    return config
+
+
+def _hyper(modality: str) -> dict:
+    config = beside(__file__, "hyper").get_config("").to_dict()
+    config["note"] = ""
+    config["data"]["name"] = modality
+    if modality != "fundus":
+        config["data"]["augment"]["normalize_laterality"] = False
+    config["train"]["select"] = "probe"
+    return config
+
+
+def _mini() -> dict:
+    few = {"train": 120, "val": 160, "test": 80}
+    short = {"epochs": 1, "min_steps": 2, "recalibrate_batches": 2}
+    probe = {
+        "seeds": 1,
+        "judge": "val",
+        "finetune": False,
+        "starts": ("hyper", "random", "matched"),
+    }
+    return {
+        "modalities": ("fundus",),
+        "pretexts": ("rotation", "contrast"),
+        "recipes": ("whole", "half"),
+        "networks": {"choose": ("val:0",), "confirm": ("test:0", "test:1")},
+        "seeds": {"choose": 1, "confirm": 2},
+        "fractions": (0.05, 0.2),
+        "hyper": {
+            "data": {"patients": {"train": 60, "val": 80, "test": 40}, "size": 16},
+            "optim": {"warmup_steps": 1},
+            "train": {
+                "steps": 6, "validate_every": 3, "log_every": 2, "checkpoint_every": 3,
+                "validation_networks": 1, "warm_up_signatures": 0,
+                "probe": {"images": {"train": 96, "val": 96}},
+            },
+        },
+        "hyper_of": {name: {} for name in MODALITIES},
+        "downstream": {
+            "choose": {**probe, "images": few, "budget": short},
+            "confirm": {
+                "seeds": 1,
+                "starts": ("hyper", "random", "matched", "untrained", "rotnet"),
+                "rotnet": {"images": 40, "epochs": 1},
+                "images": few,
+                "finetune_fractions": (0.2,),
+                "lr_fractions": (0.2,),
+                "learning_rates": (0.01,),
+                "budget": {**short, "epochs": 3},
+            },
+        },
+        "diagnostics": {"choose": {"networks": 0}, "confirm": {"networks": 2, "images": 64}},
+    }  # fmt: skip
+
+
+def _phantom() -> dict:
+    return {
+        "modalities": MODALITIES,
+        "pretexts": WITHOUT_LABELS,
+        "recipes": tuple(RECIPES),
+        "networks": {
+            "choose": tuple(f"val:{i}" for i in range(8)),
+            "confirm": tuple(f"test:{i}" for i in range(10)),
+        },
+        "seeds": {"choose": 1, "confirm": 3},
+        "fractions": (0.01, 0.05, 0.2, 1.0),
+        "hyper": {
+            "train": {"steps": 3000, "validate_every": 300, "probe": {"images": {"train": 800}}}
+        },
+        "hyper_of": {name: {} for name in MODALITIES},
+        "downstream": {
+            "choose": {
+                "seeds": 2, "judge": "val", "finetune": False,
+                "starts": ("hyper", "random", "matched"), "images": {"train": 2000, "val": 800},
+            },
+            "confirm": {
+                "seeds": 2,
+                "starts": ("hyper", "random", "matched", "untrained", "rotnet"),
+                "rotnet": {"images": 2000, "epochs": 4},
+                "finetune_fractions": (0.05, 0.2),
+                "lr_fractions": (0.2,),
+                "learning_rates": (0.003, 0.01, 0.05),
+                "grid_seeds": 1,
+            },
+        },
+        "diagnostics": {"choose": {"networks": 0}, "confirm": {"networks": 10}},
+    }  # fmt: skip
+
+
+def _real() -> dict:
+    size = _phantom()
+    size["hyper"] = {
+        "data": {"source": "files", "labels": "folder", "size": 64},
+        "train": {"steps": 20_000, "validate_every": 1000, "probe": {"images": {"train": 800}}},
+    }
+    return size

@@ -1,0 +1,1 @@
+"""Self-supervised tasks, a file each; `hyper.pretext` lists them by name."""

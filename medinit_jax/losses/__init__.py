@@ -1,0 +1,1 @@
+"""Losses of embeddings that both routes know, on one device or many."""

@@ -1,0 +1,121 @@
+"""The page of the study of pretexts: what was chosen, and what the confirmation found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from medinit_jax.core.errors import UsageError
+from medinit_jax.report.diagnostics import rank_table
+from medinit_jax.report.document import document, write_page
+from medinit_jax.report.markup import Html, element, fixed, signed
+from medinit_jax.report.sections import section
+from medinit_jax.report.tables import facts, flat, table
+
+TITLE = "Pretexts: which one carries over"
+
+
+def write_pretext_report(workdir: str | Path) -> Path:
+    """Writes `report.html` from the `summary.json` of the study.
+
+    Args:
+        workdir: The study's folder.
+
+    Returns:
+        The page: one file that loads nothing.
+
+    Raises:
+        UsageError: `summary.json` is missing or damaged.
+    """
+    folder = Path(workdir)
+    try:
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{folder / 'summary.json'} cannot be read ({error}); run the study first."
+        ) from error
+    return write_page(folder, render(summary))
+
+
+def render(summary: Mapping[str, Any]) -> Html:
+    """Returns the page of a summary."""
+    found = summary["confirmation"]
+    return document(
+        TITLE,
+        element(
+            "header",
+            element("h1", TITLE),
+            [element("p", _sentence(name, part), class_="lead") for name, part in found.items()],
+            [element("p", note) for note in summary["notes"]],
+        ),
+        section("What was compared", _choice(summary)),
+        [
+            section(f"Confirmation: {name}", *_gains(part), *rank_table(part["diagnostics"]))
+            for name, part in found.items()
+        ],
+        section("Where this is from", facts(flat(summary["provenance"]))),
+        element("footer", "Written by medinit_jax from summary.json."),
+    )
+
+
+def _sentence(modality: str, part: Mapping[str, Any]) -> str:
+    gains, wins = part.get("probe_gain_over_matched", {}), part.get("probe_wins_over_matched", {})
+    by_share = "; ".join(
+        f"{float(share):.0%} of the labels {signed(gain)} ({wins[share]} of "
+        f"{len(part['networks'])} networks won)"
+        for share, gain in gains.items()
+    )
+    return (
+        f"{modality}, {part['pretext']} with the recipe {part['recipe']}: gain of frozen features "
+        f"over the permuted control, {part['hypernetwork_seeds']} hypernetworks: {by_share}."
+    )
+
+
+def _choice(summary: Mapping[str, Any]) -> Html:
+    chosen = [tuple(pair.values()) for pair in summary["chosen"].values()]
+    rows = [
+        [
+            row["modality"], row["pretext"], row["recipe"],
+            signed(row["score"]) if row["score"] is not None else "not judged",
+            "chosen" if (row["modality"], row["pretext"], row["recipe"]) in chosen else "",
+        ]
+        for row in summary["scores"]
+    ]  # fmt: skip
+    shares = ", ".join(f"{share:.0%}" for share in summary["rule"]["fractions"])
+    return table(
+        "Validation networks, validation images: the smaller of the gains over random and over "
+        f"matched, mean over {shares} of the labels",
+        ["Modality", "Pretext", "Recipe", "Score", ""],
+        rows,
+        texts=3,
+    )
+
+
+def _gains(part: Mapping[str, Any]) -> list[Html]:
+    tables = []
+    for name, title in (
+        ("probe", "Frozen features"),
+        ("finetune", "Fine-tuning, early"),
+    ):
+        rows = [
+            [
+                other, f"{float(share):.0%}", signed(gain),
+                " to ".join(fixed(end) for end in by_share["interval"][share]),
+                f"{by_share['wins'][share]} of {by_share['networks'][share]}",
+            ]
+            for other, by_share in part[name].items()
+            for share, gain in by_share["gain"].items()
+        ]  # fmt: skip
+        if rows:
+            tables.append(
+                table(
+                    f"{title}: AUC of the hyper-initializer minus that of another start, mean over "
+                    "networks and hypernetworks; 95 % interval over networks",
+                    ["Other start", "Labels", "Gain", "Interval", "Networks won"],
+                    rows,
+                    texts=2,
+                )
+            )
+    return tables

@@ -1,0 +1,174 @@
+"""What the study of pretexts found: gains per network, intervals clustered by network, wins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from medinit_jax.downstream.intervals import bootstrap
+
+Entries = Sequence[Mapping[str, Any]]
+OTHERS = ("random", "matched", "untrained", "rotnet")
+# A figure of an entry; None where there is none.
+Figure = Callable[[Mapping[str, Any]], float | None]
+
+
+def rule_score(runs: Sequence[Entries], fractions: Iterable[float], depth: float) -> float:
+    """Returns by what a pair of pretext and recipe is chosen.
+
+    Args:
+        runs: "probe" entries of one evaluation per hypernetwork seed.
+        fractions: Shares of labels that count.
+        depth: Where features are taken.
+
+    Returns:
+        The mean over these shares of the smaller of the mean gains over random and over matched; a
+        pair of which nothing is finite has -infinity.
+    """
+    figure = probe_figure(depth)
+    smaller = []
+    for fraction in fractions:
+        gains = [gain_by_network(runs, fraction, other, figure) for other in ("random", "matched")]
+        if not all(gains):
+            return -np.inf
+        smaller.append(min(float(np.mean(list(g.values()))) for g in gains))
+    return float(np.mean(smaller))
+
+
+def probe_figure(depth: float) -> Figure:
+    """Returns the function from a "probe" entry to its mean AUC at a depth."""
+
+    def figure(entry: Mapping[str, Any]) -> float | None:
+        if abs(entry["depth"] - depth) > 1e-9 or entry["mean"] is None:
+            return None
+        return float(entry["mean"])
+
+    return figure
+
+
+def finetune_figure(epoch: int) -> Figure:
+    """Returns the function from a "finetune" entry to its mean AUC after an epoch, from 1."""
+
+    def figure(entry: Mapping[str, Any]) -> float | None:
+        curve = entry["mean"]
+        return float(curve[epoch - 1]) if len(curve) >= epoch else None
+
+    return figure
+
+
+def gain_by_network(
+    runs: Sequence[Entries], fraction: float, other: str, figure: Figure
+) -> dict[str, float]:
+    """Returns for each network how far the hypernetwork's start lies above another one.
+
+    Args:
+        runs: Entries of one evaluation per hypernetwork seed.
+        fraction: Share of labels.
+        other: The start to compare with.
+        figure: Of an entry.
+
+    Returns:
+        {network: mean over hypernetwork seeds}, of networks that have the figure in every seed.
+    """
+    found: dict[str, list[float]] = {}
+    for entries in runs:
+        held: dict[tuple[str, str], float] = {}
+        for entry in entries:
+            value = figure(entry) if abs(entry["fraction"] - fraction) < 1e-9 else None
+            if value is not None and np.isfinite(value):
+                held[entry["network"], entry["start"]] = value
+        for network, start in held:
+            if start == "hyper" and (network, other) in held:
+                gain = held[network, "hyper"] - held[network, other]
+                found.setdefault(network, []).append(gain)
+    return {name: float(np.mean(g)) for name, g in found.items() if len(g) == len(runs)}
+
+
+def judged(
+    runs: Sequence[Entries],
+    fractions: Iterable[float],
+    figure: Figure,
+    margin: float,
+    resamples: int,
+) -> dict[str, dict[str, Any]]:
+    """Returns gains, intervals and wins over every other start by share of labels.
+
+    Args:
+        runs: Entries of one evaluation per hypernetwork seed.
+        fractions: Shares of labels.
+        figure: Of an entry.
+        margin: A network is won if its gain is at least this.
+        resamples: Of the bootstrap over networks.
+
+    Returns:
+        {start: {"gain", "interval", "wins", "ahead", "networks", "by_network": each by share}};
+        "ahead" counts gains above 0.
+    """  # fmt: skip
+    result: dict[str, dict[str, Any]] = {}
+    for other in OTHERS:
+        parts: dict[str, dict[str, Any]] = {}
+        for fraction in fractions:
+            gains = gain_by_network(runs, fraction, other, figure)
+            if not gains:
+                continue
+            values, share = np.array(list(gains.values())), f"{fraction:g}"
+            interval = bootstrap(
+                lambda weights, v=values: float(np.average(v, weights=weights)),
+                len(values),
+                resamples=resamples,
+            )
+            for name, value in (
+                ("gain", float(values.mean())),
+                ("interval", [interval.low, interval.high]),
+                ("wins", int((values >= margin).sum())),
+                ("ahead", int((values > 0).sum())),
+                ("networks", len(values)),
+                ("by_network", gains),
+            ):
+                parts.setdefault(name, {})[share] = value
+        if parts:
+            result[other] = parts
+    return result
+
+
+def confirmed(
+    summaries: Sequence[Mapping[str, Any]],
+    fractions: Sequence[float],
+    *,
+    depth: float,
+    epoch: int,
+    margin: float,
+    resamples: int,
+) -> dict[str, Any]:
+    """Returns what the confirmation of one modality found.
+
+    Args:
+        summaries: `summary.json` of one evaluation per hypernetwork seed.
+        fractions: Shares of labels.
+        depth: Where features are probed.
+        epoch: After which fine-tuned networks are judged.
+        margin: What a probe has to gain to win a network.
+        resamples: Of the bootstrap over networks.
+
+    Returns:
+        "networks", "hypernetwork_seeds", "probe_gain_over_START", "probe_wins_over_START",
+        "finetune_epoch3_gain_over_START" and the like by share of labels, intervals beside them,
+        and "probe" and "finetune" with the figures of every network.
+    """
+    runs = {name: [s.get(name, []) for s in summaries] for name in ("probe", "finetune")}
+    found: dict[str, Any] = {
+        "networks": sorted({entry["network"] for run in runs["probe"] for entry in run}),
+        "hypernetwork_seeds": len(summaries),
+    }
+    for name, prefix, figure, least in (
+        ("probe", "probe", probe_figure(depth), margin),
+        ("finetune", f"finetune_epoch{epoch}", finetune_figure(epoch), 0.0),
+    ):
+        parts = judged(runs[name], fractions, figure, least, resamples)
+        found[name] = parts
+        for other, by_share in parts.items():
+            for what in ("gain", "interval", "wins", "ahead"):
+                found[f"{prefix}_{what}_over_{other}"] = by_share[what]
+    return found

@@ -1,0 +1,153 @@
+"""Runs the study of pretexts: choose, then confirm, then one summary and one page."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+from rich.console import Console
+
+from medinit_jax.core.errors import UsageError
+from medinit_jax.core.ledger import finite
+from medinit_jax.core.progress import Progress
+from medinit_jax.core.provenance import provenance
+from medinit_jax.core.workdir import write_json
+from medinit_jax.report.pretext_page import write_pretext_report
+from medinit_jax.report.pretext_results import confirmed
+from medinit_jax.study.job import Job
+from medinit_jax.study.pretexts import Pair, PretextPlan
+from medinit_jax.study.runner import DONE, FAILED, outcomes_on_disk, run_jobs
+
+Run = Callable[[Job, Path], None]
+
+
+def conduct_pretexts(
+    config: ml_collections.ConfigDict, workdir: Path, console: Console, run: Run
+) -> dict[str, Any]:
+    """Runs what is left of the study and writes `summary.json`, `jobs.json` and `report.html`.
+
+    Args:
+        config: The study, see `configs/pretext_study.py`.
+        workdir: Where plan, summary and page go.
+        console: Where progress is shown.
+        run: Runs one job.
+
+    Returns:
+        What `summary.json` holds.
+
+    Raises:
+        UsageError: A key means nothing, or the runner is another than local.
+    """
+    if config.runner != "local":
+        raise UsageError(
+            f"config.runner={config.runner!r}: the study of pretexts runs its jobs here, one after "
+            "another; set it to local (several processes with one config.jobs_dir share them)."
+        )
+    plan, jobs_dir = PretextPlan(config), Path(config.jobs_dir)
+    jobs = plan.jobs("choose", plan.pairs)
+    _run(jobs, jobs_dir, console, "choose", run)
+    scores = plan.scores(jobs_dir)
+    missing = [pair for pair, score in scores.items() if score is None]
+    # A pretext that collapsed is out; one that is only not done yet must not be passed over.
+    status = outcomes_on_disk(jobs, jobs_dir)
+    is_open = any(outcome.status not in (DONE, FAILED, "blocked") for outcome in status.values())
+    winners = {} if is_open else plan.chosen(scores)
+    if config.last == "confirm" and winners:
+        confirming = plan.jobs("confirm", winners.values())
+        _run(confirming, jobs_dir, console, "confirm", run)
+        jobs += confirming
+    summary = collect(plan, jobs, scores, winners, jobs_dir, workdir)
+    for pair in missing:
+        console.print(f"Not judged: {' '.join(pair)}; jobs.json says why.", soft_wrap=True)
+    for modality, pair in winners.items():
+        console.print(f"{modality}: {pair.pretext} with the recipe {pair.recipe}", soft_wrap=True)
+    console.print(f"Report: {write_pretext_report(workdir)}", soft_wrap=True)
+    return summary
+
+
+def _run(jobs: Sequence[Job], jobs_dir: Path, console: Console, name: str, run: Run) -> None:
+    done = sum(job.is_done(jobs_dir) for job in jobs)
+    with Progress(name, len(jobs), console, start=done, unit="jobs") as bar:
+
+        def report(outcomes: Any, now: str) -> None:
+            del outcomes
+            bar.update(sum(job.is_done(jobs_dir) for job in jobs), now=now)
+
+        run_jobs(jobs, jobs_dir, run, report)
+
+
+def collect(
+    plan: PretextPlan,
+    jobs: Sequence[Job],
+    scores: dict[Pair, float | None],
+    winners: dict[str, Pair],
+    jobs_dir: Path,
+    workdir: Path,
+) -> dict[str, Any]:
+    """Writes `jobs.json` and `summary.json` from what the jobs left.
+
+    Args:
+        plan: The study.
+        jobs: All jobs so far.
+        scores: What the rule makes of every pair.
+        winners: What was chosen.
+        jobs_dir: Where the jobs are.
+        workdir: Where to write.
+
+    Returns:
+        What `summary.json` holds. With one modality, what its confirmation found stands at the top,
+        too.
+    """
+    config = plan.config
+    outcomes = outcomes_on_disk(jobs, jobs_dir)
+    confirmations = {}
+    for modality, pair in winners.items():
+        evaluations = [plan.evaluation("confirm", pair, s) for s in plan.seeds("confirm")]
+        summaries = [job.summary(jobs_dir) for job in evaluations if job.is_done(jobs_dir)]
+        if summaries and config.last == "confirm":
+            confirmations[modality] = {
+                **pair._asdict(),
+                **confirmed(
+                    summaries,
+                    tuple(plan.size.fractions),
+                    depth=config.depth,
+                    epoch=config.finetune_epoch,
+                    margin=config.margin,
+                    resamples=config.resamples,
+                ),
+                "diagnostics": [summary.get("diagnostics", {}) for summary in summaries],
+                "initializers": [
+                    str(plan.training(pair, s).folder(jobs_dir)) for s in plan.seeds("confirm")
+                ],
+            }
+    listing = [
+        {
+            "id": job.id, "name": job.name, **job.facts,
+            "status": outcomes[job.id].status, "reason": outcomes[job.id].reason,
+        }
+        for job in jobs
+    ]  # fmt: skip
+    first = next(iter(confirmations.values())) if len(confirmations) == 1 else {}
+    command = shlex.join(sys.argv)
+    summary = finite(
+        {
+            "study": config.study,
+            "size": config.size,
+            **first,
+            "chosen": {name: pair._asdict() for name, pair in winners.items()},
+            "scores": [{**p._asdict(), "score": score} for p, score in scores.items()],
+            "confirmation": confirmations,
+            "rule": config.rule.to_dict(),
+            "jobs_failed": sum(row["status"] == FAILED for row in listing),
+            "provenance": provenance(command, "pretexts"),
+            "command": command,
+            "notes": [config.note] if config.note else [],
+        }
+    )
+    write_json(workdir / "jobs.json", listing)
+    write_json(workdir / "summary.json", summary)
+    return summary

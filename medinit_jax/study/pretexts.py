@@ -1,0 +1,153 @@
+"""The study of pretexts: which one, transferred how, carries over, chosen first and then confirmed.
+
+Everything is in the configuration before the first run. *Choose*: every pretext of every modality
+is trained once, and every recipe probed on validation networks and validation images. The rule of
+the configuration names one pair per modality. *Confirm*: the pair is trained anew from further
+seeds and judged on test networks and test images, from all starts, by probe and fine-tuning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from medinit_jax.core.errors import UsageError
+from medinit_jax.report.pretext_results import rule_score
+from medinit_jax.study.job import REFERENCE, Job
+from medinit_jax.study.plan import plain, size_of, update
+
+PHASES = ("choose", "confirm")
+
+
+class Pair(NamedTuple):
+    """What is compared in the first phase.
+
+    Attributes:
+        modality: Such as "fundus".
+        pretext: Key of `config.pretexts`.
+        recipe: Key of `config.recipes`.
+    """
+
+    modality: str
+    pretext: str
+    recipe: str
+
+
+class PretextPlan:
+    """The jobs of the study.
+
+    Args:
+        config: See `configs/pretext_study.py`.
+
+    Raises:
+        UsageError: A key means nothing, or networks or seeds are in both phases.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict):
+        self.config, self.size = config, size_of(config)
+        if config.last not in PHASES:
+            raise UsageError(f"config.last={config.last!r}; set it to choose or confirm.")
+        both = set(self.size.networks.choose) & set(self.size.networks.confirm)
+        if both:
+            raise UsageError(
+                f"The network {min(both)} is in both config.sizes.{config.size}.networks.choose "
+                "and .confirm; what was chosen on it cannot be confirmed on it."
+            )
+        self.pairs = [
+            Pair(modality, pretext, recipe)
+            for modality in self.size.modalities
+            for pretext in self.size.pretexts
+            for recipe in self.size.recipes
+        ]
+
+    def seeds(self, phase: str) -> tuple[int, ...]:
+        """Returns the hypernetwork seeds of a phase; no seed is in both."""
+        first = self.config.first_seed
+        chosen = self.size.seeds.choose
+        if phase == "choose":
+            return tuple(first + i for i in range(chosen))
+        return tuple(first + chosen + i for i in range(self.size.seeds.confirm))
+
+    def training(self, pair: Pair, seed: int) -> Job:
+        """Returns the job that trains a hypernetwork; recipes share it."""
+        config = self._base(pair, seed)
+        config["stages"] = ["train"]
+        facts = {"role": "initializer", **pair._asdict(), "seed": seed}
+        name = f"initializer {pair.modality} {pair.pretext} s{seed}"
+        return Job("hyper", name, config, facts)
+
+    def evaluation(self, phase: str, pair: Pair, seed: int) -> Job:
+        """Returns the job that compares the starts of a trained hypernetwork."""
+        config = self._base(pair, seed)
+        config["stages"] = ["evaluate"]
+        evaluate = config["evaluate"]
+        evaluate["initializer"] = f"{REFERENCE}{self.training(pair, seed).id}"
+        evaluate["splits"] = dict.fromkeys(evaluate["splits"], 0)
+        downstream = evaluate["downstream"]
+        downstream["networks"] = list(self.size.networks[phase])
+        downstream["fractions"] = list(self.size.fractions)
+        update(downstream, plain(self.size.downstream[phase]))
+        update(downstream, plain(self.config.recipes[pair.recipe]))
+        update(evaluate["diagnostics"], plain(self.size.diagnostics[phase]))
+        facts = {"role": phase, **pair._asdict(), "seed": seed}
+        name = f"{phase} {pair.modality} {pair.pretext} {pair.recipe} s{seed}"
+        return Job("hyper", name, config, facts)
+
+    def _base(self, pair: Pair, seed: int) -> dict[str, Any]:
+        config = plain(self.config.base.hyper[pair.modality])
+        update(config, plain(self.size.hyper))
+        update(config, plain(self.size.hyper_of[pair.modality]))
+        update(config, plain(self.config.pretexts[pair.pretext]))
+        config["seed"] = seed
+        if config["data"]["source"] == "phantom":
+            return config
+        folder = self.config.images[pair.modality]
+        if not folder:
+            raise UsageError(
+                f"The study at size {self.config.size} has no images of {pair.modality}: set "
+                f"config.images.{pair.modality}, or take it out of config.sizes."
+                f"{self.config.size}.modalities."
+            )
+        config["data"]["path"] = folder
+        return config
+
+    def jobs(self, phase: str, pairs: Iterable[Pair]) -> list[Job]:
+        """Returns the jobs of a phase in an order in which they can run, each once."""
+        found: dict[str, Job] = {}
+        for pair in pairs:
+            for seed in self.seeds(phase):
+                for job in (self.training(pair, seed), self.evaluation(phase, pair, seed)):
+                    found.setdefault(job.id, job)
+        return list(found.values())
+
+    def scores(self, jobs_dir: Path) -> dict[Pair, float | None]:
+        """Returns what the rule makes of every pair; None where its evaluations are not done."""
+        return {pair: self._score(pair, jobs_dir) for pair in self.pairs}
+
+    def _score(self, pair: Pair, jobs_dir: Path) -> float | None:
+        jobs = [self.evaluation("choose", pair, seed) for seed in self.seeds("choose")]
+        if not all(job.is_done(jobs_dir) for job in jobs):
+            return None
+        entries = [job.summary(jobs_dir).get("probe", []) for job in jobs]
+        return rule_score(entries, self.config.rule.fractions, self.config.depth)
+
+    def chosen(self, scores: Mapping[Pair, float | None]) -> dict[str, Pair]:
+        """Returns the pair with the best score of each modality that is done as far as it goes."""
+        winners = {}
+        for modality in self.size.modalities:
+            own = {p: s for p, s in scores.items() if p.modality == modality and s is not None}
+            if own:
+                winners[modality] = max(own, key=lambda pair: own[pair] or 0.0)
+        return winners
+
+    def known(self, jobs_dir: Path) -> list[Job]:
+        """Returns every job that can be named by now."""
+        jobs = self.jobs("choose", self.pairs)
+        if self.config.last == "confirm" and all(
+            score is not None for score in self.scores(jobs_dir).values()
+        ):
+            jobs += self.jobs("confirm", self.chosen(self.scores(jobs_dir)).values())
+        return jobs

@@ -1,0 +1,122 @@
+"""The plan of the study of pretexts, and its run with jobs that only leave their figures."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from medinit_jax.core.config import read_command_line
+from medinit_jax.core.errors import UsageError
+from medinit_jax.core.workdir import CONFIG_FILE, write_json
+from medinit_jax.study.pretext_conduct import conduct_pretexts
+from medinit_jax.study.pretexts import Pair, PretextPlan
+
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "study.py"
+
+
+def config(tmp_path, **options):
+    settings = {"jobs_dir": tmp_path / "jobs"} | {
+        name.replace("__", "."): value for name, value in options.items()
+    }
+    flags = [f"--config.{name}={value}" for name, value in settings.items()]
+    return read_command_line(["test", f"--config={CONFIG}:pretexts", *flags]).config
+
+
+def test_recipes_share_a_training_and_phases_share_nothing(tmp_path):
+    plan = PretextPlan(config(tmp_path, size="phantom"))
+    assert len(plan.pairs) == 3 * 9 * 6
+    choose = plan.jobs("choose", plan.pairs)
+    assert len(choose) == 27 + len(plan.pairs)
+    confirm = plan.jobs("confirm", plan.pairs[:1])
+    assert len(confirm) == 6 and not {job.id for job in choose} & {job.id for job in confirm}
+    known = set()
+    for job in choose + confirm:
+        assert set(job.needs) <= known
+        known.add(job.id)
+    networks = {phase: set(plan.size.networks[phase]) for phase in ("choose", "confirm")}
+    assert not networks["choose"] & networks["confirm"] and len(networks["confirm"]) >= 10
+    one = plan.evaluation("choose", Pair("fundus", "contrast", "scaled"), 1111).config
+    assert one["pretext"]["name"] == "contrast" and one["train"]["select"] == "probe"
+    downstream = one["evaluate"]["downstream"]
+    assert downstream["deviation"] == "default" and downstream["judge"] == "val"
+    assert not downstream["finetune"] and not any(one["evaluate"]["splits"].values())
+    other = plan.evaluation("choose", Pair("xray", "contrast", "whole"), 1111).config
+    assert other["data"]["name"] == "xray" and not other["data"]["augment"]["normalize_laterality"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"size": "huge"}, "config.size='huge'"),
+        ({"last": "report"}, "config.last='report'"),
+        ({"sizes__mini__networks__choose": ("test:1",)}, "test:1 is in both"),
+    ],
+    ids=str,
+)
+def test_a_plan_that_means_nothing(tmp_path, options, words):
+    with pytest.raises(UsageError, match=words):
+        PretextPlan(config(tmp_path, **options))
+
+
+def test_real_images_have_to_be_named(tmp_path):
+    plan = PretextPlan(config(tmp_path, size="real"))
+    with pytest.raises(UsageError, match=r"config\.images\.fundus"):
+        plan.jobs("choose", plan.pairs)
+
+
+def leave(job, jobs_dir):
+    """A job's remains: the contrast pretext is better, half of the tensors the best."""
+    folder = job.folder(jobs_dir)
+    (folder / "initializer").mkdir(parents=True)
+    resolved = job.resolved(jobs_dir).to_dict()
+    write_json(folder / CONFIG_FILE, {"name": job.name, "config": json.loads(json.dumps(resolved))})
+    write_json(folder / "initializer" / "initializer.json", {})
+    if job.facts["role"] == "initializer":
+        return
+    if job.facts["pretext"] == "rotation" and job.facts["recipe"] == "half":
+        raise UsageError("The pretext rotation has collapsed.")
+    gain = 0.1 * (job.facts["pretext"] == "contrast") + 0.05 * (job.facts["recipe"] == "half")
+    probe = [
+        {"network": network, "fraction": fraction, "start": start, "depth": 1.0,
+         "mean": 0.6 + gain * (start == "hyper")}
+        for network in job.config["evaluate"]["downstream"]["networks"]
+        for fraction in (0.05, 0.2)
+        for start in job.config["evaluate"]["downstream"]["starts"]
+    ]  # fmt: skip
+    write_json(folder / "summary.json", {"probe": probe, "finetune": [], "diagnostics": {}})
+
+
+def test_what_was_chosen_is_confirmed_and_what_collapsed_is_named(tmp_path):
+    made = config(tmp_path)
+    workdir = tmp_path / "study"
+    workdir.mkdir()
+    shown = io.StringIO()
+    summary = conduct_pretexts(made, workdir, Console(file=shown, width=200), leave)
+    assert summary["chosen"] == {
+        "fundus": {"modality": "fundus", "pretext": "contrast", "recipe": "half"}
+    }
+    assert summary["networks"] == ["test:0", "test:1"] and summary["hypernetwork_seeds"] == 2
+    assert summary["probe_gain_over_matched"] == pytest.approx({"0.05": 0.15, "0.2": 0.15})
+    assert summary["probe_wins_over_rotnet"] == {"0.05": 2, "0.2": 2}
+    assert summary["jobs_failed"] == 1 and "command" in summary
+    assert summary["provenance"]["code_version"]
+    assert "Not judged: fundus rotation half" in shown.getvalue()
+    listing = json.loads((workdir / "jobs.json").read_text())
+    assert "collapsed" in next(row["reason"] for row in listing if row["status"] == "failed")
+    page = (workdir / "report.html").read_text()
+    assert "contrast" in page and "+0.150" in page and "2 of 2" in page
+    # Another run finds all there.
+    again = conduct_pretexts(made, workdir, Console(file=shown, width=200), None)
+    assert again["probe_gain_over_matched"] == summary["probe_gain_over_matched"]
+
+
+def test_a_study_that_ends_with_the_choice(tmp_path):
+    workdir = tmp_path / "study"
+    workdir.mkdir()
+    made = config(tmp_path, last="choose")
+    summary = conduct_pretexts(made, workdir, Console(file=io.StringIO()), leave)
+    assert summary["confirmation"] == {} and summary["chosen"]["fundus"]["pretext"] == "contrast"
+    with pytest.raises(UsageError, match="config.runner='slurm'"):
+        conduct_pretexts(config(tmp_path, runner="slurm"), workdir, Console(), leave)
