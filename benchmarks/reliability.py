@@ -50,7 +50,7 @@ def checkpoint_cost(steps: int, saves: int, data_dir: str) -> dict[str, float]:
     compilation_cache.enable(config.cache_dir)
     bilevel = make_bilevel(config, Parallel())
     sources = open_sources(config, Console(stderr=True))
-    images = config.train.batch_size // bilevel.pretext.copies
+    images = bilevel.objective.images(config.train.batch_size)
     options = batch_options(config.data, config.seed, images)
     batches = Batches(BatchSource(sources["train"], options), 0)
     optimizer, _ = optim.create(
