@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from medinit_jax.core.errors import UsageError
 from medinit_jax.interop.counterparts import timm_name
@@ -44,9 +45,9 @@ def _torchvision(name: str, which: str) -> Path:
     import torch
     from torchvision import models
 
-    known = models.get_model_weights(name) if name in models.list_models() else {}
+    known: Any = models.get_model_weights(name) if name in models.list_models() else ()
     choice = _chosen("torchvision", name, which, [one.name for one in known])
-    weights = known.DEFAULT if not which else known[choice]
+    weights = known[choice] if choice else known.DEFAULT
     file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
     load = f"import torchvision; torchvision.models.get_model({name!r}, weights={weights.name!r})"
     return _verified(file, file.name, _HASH_OF_TORCH, "torchvision", load)
@@ -59,7 +60,7 @@ def _timm(name: str, which: str) -> Path:
     own = timm_name(name)
     known = [one.partition(".")[2] for one in timm.list_pretrained(f"{own}.*")]
     choice = _chosen("timm", own, which, known)
-    config = timm.get_pretrained_cfg(f"{own}.{choice}" if choice else own)
+    config: Any = timm.get_pretrained_cfg(f"{own}.{choice}" if choice else own)
     repository, full = str(config.hf_hub_id), f"{own}.{config.tag}"
     found = try_to_load_from_cache(repository, _FILE_OF_HUB)
     absent = f"models--{repository.replace('/', '--')}/snapshots/*/{_FILE_OF_HUB}"
