@@ -11,7 +11,8 @@ task from SWCL and random (that is `configs/swcl.py:chain`, and at size mini `:p
 
 Labeler, patches and encoders are jobs, trained once with the first seed; sizes as in `study.py`.
 BiT and ImageNet weights come from files: `--config.bit_s=BiT-S-R50x1.npz`, `--config.bit_m=...`,
-`--config.imagenet.resnet18=FILE`; without a file their cells say so.
+`--config.imagenet.resnet18=FILE`, or `=torchvision` for what that has downloaded before; without
+them their cells say so.
 """
 
 from ml_collections import ConfigDict

@@ -109,7 +109,8 @@ def claimed(
 ) -> Iterator[None]:
     """Claims a folder, see `claim_workdir`, and keeps other runs out of it meanwhile.
 
-    Of several processes that share a run the first one claims it for all.
+    Of several processes that share a run the first one claims it for all. A run that is refused
+    before it left anything gives the folder back, so that its settings can be put right.
 
     Args:
         workdir: the folder.
@@ -126,10 +127,18 @@ def claimed(
             _check_folder(Path(workdir))
             stack.enter_context(locked(workdir))
             claim_workdir(workdir, config, name, free)
+            stack.push(lambda kind, *_: _give_back(Path(workdir), kind))
 
         cluster.once(claim)
         cluster.check_shared(Path(workdir) / CONFIG_FILE, "--workdir")
         yield
+
+
+def _give_back(folder: Path, kind: type[BaseException] | None) -> None:
+    """Takes back the claim of a run that ended by `kind`, if it was refused and left nothing."""
+    refused = kind is not None and issubclass(kind, UsageError)
+    if refused and {entry.name for entry in folder.iterdir()} <= {CONFIG_FILE, LOCK_FILE}:
+        (folder / CONFIG_FILE).unlink(missing_ok=True)
 
 
 @contextmanager

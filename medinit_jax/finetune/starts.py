@@ -78,7 +78,7 @@ def make_start(config: ml_collections.ConfigDict, network: Network, console: Con
     if init.start in _PATHS:
         console.print(
             f"Start {record['name']}: {record['taken']} of {record['of']} tensors from "
-            f"{init.path}.",
+            f"{record['path']}.",
             highlight=False,
             soft_wrap=True,
         )
@@ -192,10 +192,12 @@ def _encoder(config: ml_collections.ConfigDict, network: Network, key: jax.Array
 def _weights(config: ml_collections.ConfigDict, network: Network, key: jax.Array) -> Start:
     """Weights under another library's names, such as torchvision's of ImageNet, or BiT's."""
     from medinit_jax.interop.layouts import family_of, from_state
+    from medinit_jax.interop.published import weights_file
     from medinit_jax.interop.unfit import strangers, unfit
     from medinit_jax.interop.weights import read_state
 
-    init = config.init
+    init = config.init.copy_and_resolve_references()
+    init.path = weights_file(init.path, config.model.name)
     state = read_state(init.path, init.force)
     found = from_state(config.model.name, network.program, state, init.layout)
     wanted = _wanted(network, _part(init, network))
@@ -356,14 +358,14 @@ _PATHS = {
     **dict.fromkeys(("hyper", "matched", "untrained"), _HYPER_PATH),
     "encoder": "the workdir of a fine-tuning or pretraining, or its model/ folder",
     "imagenet": (
-        "a .safetensors or .pth file with torchvision's weights of the same network, such as "
-        "torch.save(torchvision.models.resnet18(weights='DEFAULT').state_dict(), 'resnet18.pth'); "
-        "nothing is downloaded here"
+        "torchvision or timm, for what these have downloaded before (torchvision:IMAGENET1K_V1 for "
+        "other weights than their default), or a .safetensors or .pth file with such weights of "
+        "the same network; nothing is downloaded here"
     ),
     **dict.fromkeys(
         ("torch", "file"),
         "a .safetensors, .pth or .npz file with weights under the names of torchvision, timm, "
-        "segmentation-models-pytorch, SWCL's authors or BiT",
+        "segmentation-models-pytorch, SWCL's authors or BiT; or torchvision or timm",
     ),
     "bit": "BiT-S-R50x1.npz or BiT-M-R50x1.npz, as its authors publish them",
 }

@@ -51,6 +51,11 @@ class Counterpart(NamedTuple):
         return getattr(importlib.import_module(self.module), self.function)(**self.arguments)
 
 
+def timm_name(name: str) -> str:
+    """Returns what timm calls a classifier of the zoo."""
+    return _TIMM.get(name, name)
+
+
 def counterpart(origin: Origin, layout: str) -> Counterpart | None:
     """Returns what builds a network in the library of a layout.
 
@@ -73,7 +78,7 @@ def counterpart(origin: Origin, layout: str) -> Counterpart | None:
         arguments = {"name": name, "weights": None}
         return Counterpart("segmentation_models_pytorch", module, "get_encoder", arguments)
     if layout in ("timm", "bit"):
-        arguments = {"model_name": _TIMM.get(origin.name, origin.name), **classes}
+        arguments = {"model_name": timm_name(origin.name), **classes}
         arguments |= {"img_size": size} if vit else {}
         return Counterpart("timm", "timm", "create_model", arguments)
     if layout == "torchvision":

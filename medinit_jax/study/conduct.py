@@ -165,6 +165,9 @@ def _quiet(job: Job, jobs_dir: Path) -> None:
     from medinit_jax.study.runner import execute
 
     before = sys.stderr
+    if not before.isatty():
+        # A bar would name the job; plain lines come between jobs only, and one can take hours.
+        print(f"Job {job.name}; how far it is: {jobs_dir / job.id}.log", file=before, flush=True)
     with open(jobs_dir / f"{job.id}.log", "a", encoding="utf-8") as log:
         sys.stderr = log
         try:

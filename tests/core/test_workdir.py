@@ -103,6 +103,29 @@ def test_a_workdir_is_held_while_a_run_lasts(tmp_path):
         pass
 
 
+def test_a_run_that_is_refused_at_once_gives_the_folder_back(tmp_path):
+    with pytest.raises(UsageError, match="lower seed"), claimed(tmp_path, make_config(), "hyper"):
+        raise UsageError("lower seed")
+    with claimed(tmp_path, make_config(seed=1), "hyper"):
+        (tmp_path / "metrics.jsonl").touch()
+    # What it left belongs to its settings.
+    with pytest.raises(UsageError, match="raise it"):
+        with claimed(tmp_path, make_config(seed=1), "hyper"):
+            raise UsageError("raise it")
+    with pytest.raises(UsageError, match="seed is 1 there and 2 here"):
+        with claimed(tmp_path, make_config(seed=2), "hyper"):
+            pass
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+def test_a_run_that_breaks_or_is_stopped_keeps_the_folder(tmp_path, error):
+    with pytest.raises(error), claimed(tmp_path, make_config(), "hyper"):
+        raise error
+    with pytest.raises(UsageError, match="another configuration"):
+        with claimed(tmp_path, make_config(seed=1), "hyper"):
+            pass
+
+
 def test_what_is_no_home_of_the_run_is_not_touched(tmp_path):
     (tmp_path / "photo.jpg").write_bytes(b"x")
     with pytest.raises(UsageError, match=r"no config.json"):

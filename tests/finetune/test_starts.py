@@ -14,7 +14,7 @@ from medinit_jax.core.errors import UsageError
 from medinit_jax.finetune.network import make_network
 from medinit_jax.finetune.starts import STARTS, make_start
 from medinit_jax.hyper.hypernetwork import from_config, init_theta
-from medinit_jax.interop import weights
+from medinit_jax.interop import published, weights
 from medinit_jax.interop.layouts import to_state
 from medinit_jax.interop.weights import read_state
 from medinit_jax.models import bit as bit_family
@@ -224,6 +224,20 @@ def test_an_archive_starts_bit_networks_with_or_without_the_last_norm(data_dir, 
     assert (plain.params["encoder.norm"]["scale"] == 1).all()
     assert (plain.params["encoder.norm"]["bias"] == 0).all()
     assert (plain.params["encoder.stem.conv"]["kernel"] == 0.5).all()
+
+
+def test_what_a_library_has_downloaded_is_named_by_the_library(
+    segmenter, file, data_dir, monkeypatch
+):
+    asked = []
+    found = lambda *what: asked.append(what) or file  # noqa: E731
+    monkeypatch.setitem(published.LIBRARIES, "torchvision", found)
+    start, said = started(data_dir, segmenter, "imagenet", "torchvision:IMAGENET1K_V1")
+    assert asked == [("resnet18", "IMAGENET1K_V1")]
+    same, _ = started(data_dir, segmenter, "imagenet", file)
+    jax.tree.map(np.testing.assert_array_equal, start.params, same.params)
+    # What was read, not what it was called.
+    assert start.record["path"] == str(file) and f"tensors from {file}" in said
 
 
 def test_words_for_the_same_start():

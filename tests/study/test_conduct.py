@@ -36,6 +36,15 @@ def test_the_same_command_does_nothing_twice(study, routes, tmp_path):
     assert len(routes.calls) == len(set(routes.calls))
 
 
+def test_every_job_says_where_its_lines_are(study, routes, tmp_path, capsys):
+    run(study(), tmp_path / "study")
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Job ")]
+    jobs = {job["id"]: job["name"] for job in result(tmp_path / "study")[0]}
+    files = [Path(line.partition("how far it is: ")[2]) for line in said]
+    assert sorted(file.stem for file in files) == sorted(jobs) and all(f.is_file() for f in files)
+    assert all(jobs[f.stem] in line for f, line in zip(files, said, strict=True))
+
+
 def test_another_study_takes_the_runs_that_are_there(study, routes, tmp_path):
     run(study("hyper_fig2"), tmp_path / "one")
     before = set(routes.calls)
