@@ -23,7 +23,7 @@ from flax import traverse_util
 from medinit_jax.core import cluster
 from medinit_jax.core.errors import UsageError
 from medinit_jax.core.secrets import redacted
-from medinit_jax.core.workdir import write_json
+from medinit_jax.core.workdir import share, write_json
 
 PyTree = Any
 
@@ -226,6 +226,7 @@ def save_params(
     temporary.mkdir(parents=True)
     try:
         safetensors.numpy.save_file(flat, temporary / PARAMS_FILE)
+        share(temporary / PARAMS_FILE)
         digest = _digest(temporary / PARAMS_FILE)
         write_json(temporary / KINDS[kind], {"metadata": dict(metadata), "params": digest})
         os.replace(temporary, folder)
