@@ -5,13 +5,14 @@ import json
 import jax
 import numpy as np
 
-from medinit_jax.core.checkpoint import save_params
+from medinit_jax.core.checkpoint import Checkpoints, load_params, save_params
 from medinit_jax.core.workdir import write_json
 from medinit_jax.finetune.network import make_network
 from medinit_jax.hyper.hypernetwork import HyperInitializer, init_theta
 from medinit_jax.models.encoder import body
 from medinit_jax.models.initial import initial_parameters
 from medinit_jax.models.statistics import initial_statistics
+from medinit_jax.swcl.projection import PREDICTOR, PROJECTION, ByolHead
 
 HEADS = (
     {"name": "dr", "classes": ["none", "some"], "kind": "softmax"},
@@ -88,22 +89,47 @@ def write_run(workdir, model=NARROW, heads=HEADS, kind="classification", size=32
     return workdir
 
 
-def write_encoder(workdir, model=NARROW, size=32):
-    """Writes what a finished pretraining leaves; returns the workdir."""
+def write_encoder(workdir, model=NARROW, size=32, seed=0, export="student"):
+    """Writes what a finished pretraining leaves but for checkpoints; returns the workdir."""
     program = make_network(model, size, 2, "classification").program
-    params, statistics = drawn(program)
+    params, statistics = drawn(program, seed)
     params = {module: params[module] for module in body(program).parameter_shapes()}
     metadata = {
         "task": "",
         "kind": "encoder",
         "modality": "fundus",
-        "method": "simclr",
+        "method": "byol",
+        "export": export,
         "size": size,
         "start": {"name": "random", "path": ""},
         "model": model,
         "data": {"views": "contrastive", "normalization": "fundus"},
     }
     save_params(workdir / "model", {"params": params, "batch_stats": statistics}, metadata, "model")
+    return workdir
+
+
+def write_pretraining(workdir, teacher=False):
+    """Writes what a finished BYOL leaves; returns the workdir."""
+    write_encoder(workdir, export="teacher" if teacher else "student")
+    tree, record = load_params(workdir / "model", "model")
+    heads = {"projection": ByolHead(PROJECTION, 4, 8, "bn")}
+    heads["predictor"] = ByolHead(PREDICTOR, 4, 8, "bn")
+    rows, params, statistics = np.ones((2, 32), np.float32), {}, {}
+    for number, (name, head) in enumerate(heads.items()):
+        rows, made = head.init_with_output(jax.random.key(number), rows)
+        params[name], statistics[name] = made["params"], made["batch_stats"]
+    own = {"encoder": tree["params"], "heads": params}
+    other = jax.tree.map(lambda value: value + 1, own)
+    moved = {"encoder": tree["batch_stats"], "heads": statistics}
+    state = {
+        "train": {"params": other if teacher else own},
+        "statistics": moved,
+        "target": {"params": own if teacher else other, "statistics": moved},
+    }
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    checkpoints.save(3, state, None, {"model": record})
+    checkpoints.close()
     return workdir
 
 

@@ -26,7 +26,7 @@ from flax import traverse_util
 from medinit_jax.core import cluster, listing, storage
 from medinit_jax.core.errors import UsageError
 from medinit_jax.core.secrets import redacted
-from medinit_jax.core.workdir import write_json
+from medinit_jax.core.workdir import share, write_json
 
 PyTree = Any
 
@@ -393,6 +393,7 @@ def save_params(
     temporary.mkdir(parents=True)
     try:
         safetensors.numpy.save_file(flat, temporary / PARAMS_FILE)
+        share(temporary / PARAMS_FILE)
         digest = listing.digest(temporary / PARAMS_FILE)
         write_json(temporary / KINDS[kind], {"metadata": dict(metadata), "params": digest})
         os.replace(temporary, folder)

@@ -53,6 +53,17 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     os.replace(temporary, path)
 
 
+def share(path: Path) -> None:
+    """Gives a file the permissions that any new file gets, which safetensors withholds.
+
+    Args:
+        path: the file.
+    """
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
+
+
 def claim_workdir(
     workdir: str | os.PathLike[str],
     config: ml_collections.ConfigDict,

@@ -8,7 +8,8 @@ from typing import Any
 
 from medinit_jax.core.provenance import code_version
 from medinit_jax.interop.counterparts import Counterpart
-from medinit_jax.interop.origin import UNKNOWN, Origin
+from medinit_jax.interop.origin import Origin
+from medinit_jax.interop.preprocessing import UNKNOWN
 
 FORMAT = "medinit_jax export 1"
 CARD = "card.json"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from medinit_jax.interop.origin import UNKNOWN
+from medinit_jax.interop.preprocessing import UNKNOWN
 
 PAGE = "CARD.md"
 

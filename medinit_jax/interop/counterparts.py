@@ -10,7 +10,8 @@ from medinit_jax.interop.origin import Origin
 
 # Ours: timm's, where the names differ.
 _TIMM = {
-    "regnet_x_400mf": "regnetx_004",
+    # regnetx_004 is another network, whose last stage is narrower.
+    "regnet_x_400mf": "regnetx_004_tv",
     "regnet_x_1_6gf": "regnetx_016",
     "regnet_y_400mf": "regnety_004",
     "regnet_y_1_6gf": "regnety_016",
@@ -19,7 +20,7 @@ _TIMM = {
 # Ours: that of an encoder of segmentation-models-pytorch, where the names differ.
 _SMP = {
     "efficientnet_b0": "timm-efficientnet-b0",
-    **{name: f"timm-{_TIMM[name]}" for name in _TIMM if name.startswith("regnet")},
+    **{name: f"tu-{_TIMM[name]}" for name in _TIMM if name.startswith("regnet")},
 }
 # Options that say what the classes have anyway.
 _SAME = {"stem": "imagenet", "last_stride": 2, "norm": "bn", "width": 64, "output_stride": 32}

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,11 @@ _STATISTICS = ("mean", "var", "counter")
 
 
 def describe(
-    program: Program, owners: Owners, state: Mapping[str, np.ndarray], head: bool = True
+    program: Program,
+    owners: Owners,
+    state: Mapping[str, np.ndarray],
+    head: bool = True,
+    beside: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Returns a network as `network.json` holds it.
 
@@ -46,10 +50,12 @@ def describe(
             leaves of batch statistics are "mean", "var" and "counter".
         state: {name: array} under the layout's names.
         head: Whether the network ends in its classifier.
+        beside: Names in the state that the network does not read.
 
     Returns:
-        `input_shape` (height, width, channels), `steps`, `tensors` {name: shape and role}, and
-        `head`, the number of the value that the first layer of the head reads; None without one.
+        `input_shape` (height, width, channels), `steps`, `tensors` {name: shape and role}, `head`,
+        the number of the value that the first layer of the head reads, None without one, and
+        `beside`.
     """
     steps: list[dict[str, Any]] = []
     number = {0: 0}
@@ -85,6 +91,7 @@ def describe(
             for name, role in roles.items()
         },
         "head": read,
+        "beside": list(beside),
     }
 
 

@@ -21,9 +21,10 @@ from medinit_jax.interop.exported_state import (
     heads_of,
     refuse_not_finite,
 )
-from medinit_jax.interop.layouts import find_layout, from_state, names_of
-from medinit_jax.interop.origin import Origin, encoder_of, predicted, trained
+from medinit_jax.interop.layouts import LAYOUTS, find_layout, from_state, names_of
+from medinit_jax.interop.origin import PRETRAINED, Origin, encoder_of, predicted, trained
 from medinit_jax.interop.proof import NOT_RUN, prove
+from medinit_jax.interop.run_state import NOTHING, Beside, heads_of_pretraining
 from medinit_jax.interop.task_proof import on_test_images
 
 # As in configs/export.py.
@@ -130,17 +131,20 @@ def export(
     if names.encoder_only and origin.has_head:
         origin = encoder_of(origin)
     refuse_foreign(folder, origin, to)
-    held = exported_state(origin, to)
-    remarks = [note] if note else []
+    beside = NOTHING
+    if LAYOUTS[to].beside and origin.what == PRETRAINED:
+        beside = heads_of_pretraining(Path(origin.folder), origin.record, origin.params)
+    held = exported_state(origin, to, beside)
+    remarks = [line for line in (note, beside.remark) if line]
     if broken := refuse_not_finite(held.state, force):
         remarks.append(f"{len(broken)} tensors hold numbers that are not finite: {broken[0]}.")
-    _check_round_trip(origin, to, held)
+    _check_round_trip(origin, to, held, beside)
     program = origin.program if origin.has_head else without_head(origin.program)
-    description = describe(program, held.owners, held.state, origin.has_head)
+    description = describe(program, held.owners, held.state, origin.has_head, held.beside)
     if to == "flax":
         found, loaded = _FLAX_PROOF, None
     else:
-        found, loaded = prove(origin, to, held.state, description, held.heads, settings)
+        found, loaded = prove(origin, to, held.network, description, held.heads, settings)
     if settings["test"]:
         found = {**found, "test": on_test_images(origin, loaded, settings, console)}
     _judge(found, settings, force, console)
@@ -155,11 +159,15 @@ def export(
     return card
 
 
-def _check_round_trip(origin: Origin, layout: str, held: ExportedState) -> None:
+def _check_round_trip(origin: Origin, layout: str, held: ExportedState, beside: Beside) -> None:
     """Raises ValueError unless every tensor is read back as it was."""
-    found = from_state(origin.name, origin.program, held.state, layout, heads_of(origin))
+    others = {
+        module: {leaf: np.shape(value) for leaf, value in leaves.items()}
+        for module, leaves in (*beside.params.items(), *beside.statistics.items())
+    }
+    found = from_state(origin.name, origin.program, held.state, layout, heads_of(origin), others)
     flat = {**found.params, **found.statistics}
-    for tree in (origin.params, origin.statistics):
+    for tree in (origin.params, origin.statistics, beside.params, beside.statistics):
         for module, leaves in tree.items():
             for leaf, value in leaves.items():
                 name = f"{module}/{leaf}"

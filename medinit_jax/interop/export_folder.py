@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
 from medinit_jax.core.errors import UsageError
 from medinit_jax.core.ledger import finite
-from medinit_jax.core.workdir import write_arrays, write_json
+from medinit_jax.core.workdir import share, write_arrays, write_json
 from medinit_jax.finetune.network import make_network
 from medinit_jax.interop.card import CARD, FORMAT, flax_lines, make_card, pytorch_lines
 from medinit_jax.interop.card_page import PAGE, card_page
@@ -92,15 +95,19 @@ def write_folder(
 
     Returns:
         The card.
+
+    Raises:
+        UsageError: The folder cannot be written, or another export came first.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    temporary.mkdir()
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
         library = counterpart(origin, layout)
         # One entry: the order of several would change from file to file.
         about = {"format": "np" if layout in ("flax", "bit") else "pt"}
         safetensors.numpy.save_file(held.state, temporary / WEIGHTS, metadata=about)
+        share(temporary / WEIGHTS)
         if pytorch_bin:
             write_torch_file(temporary / TORCH_FILE, held.state)
         if layout == "bit":
@@ -118,14 +125,34 @@ def write_folder(
         card = finite({**card, "source": origin.folder})
         (temporary / PAGE).write_text(card_page(card), encoding="utf-8")
         write_json(temporary / CARD, card)
-        for name in _FILES:
-            if (temporary / name).is_file():
-                os.replace(temporary / name, folder / name)
-            else:
-                (folder / name).unlink(missing_ok=True)
+        with _alone(folder):
+            # Another export may have come first.
+            refuse_foreign(folder, origin, layout)
+            for name in _FILES:
+                if (temporary / name).is_file():
+                    os.replace(temporary / name, folder / name)
+                else:
+                    (folder / name).unlink(missing_ok=True)
         return card
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UsageError(
+            f"{folder} cannot be written ({error}); choose another folder with --workdir=."
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keeps other exports out of a folder meanwhile, and leaves no file of its own there."""
+    place = os.open(folder, os.O_RDONLY)
+    try:
+        # Some file systems of clusters know no locks.
+        with suppress(OSError):
+            fcntl.flock(place, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(place)
 
 
 def load_export(folder: str | os.PathLike[str]) -> Exported:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from medinit_jax.interop.description import Owners, without_head
 from medinit_jax.interop.layouts import COUNTER, names_of, to_state
 from medinit_jax.interop.origin import Origin
 from medinit_jax.interop.places import Names, parameter_places, statistics_places
+from medinit_jax.interop.run_state import NOTHING, Beside
 from medinit_jax.models.statistics import initial_statistics
 
 
@@ -23,19 +25,27 @@ class ExportedState(NamedTuple):
         owners: {(module, leaf) of ours: names}, see `description.describe`.
         heads: Modules of the network's head in the layout, in order; of an encoder those that are
             left out.
+        beside: Names of tensors that the network does not read: heads of its pretraining.
     """
 
     state: dict[str, np.ndarray]
     owners: Owners
     heads: tuple[str, ...]
+    beside: tuple[str, ...] = ()
+
+    @property
+    def network(self) -> dict[str, np.ndarray]:
+        """The tensors that the network reads."""
+        return {name: value for name, value in self.state.items() if name not in self.beside}
 
 
-def exported_state(origin: Origin, layout: str) -> ExportedState:
+def exported_state(origin: Origin, layout: str, beside: Beside = NOTHING) -> ExportedState:
     """Returns the tensors of a network as a layout has them.
 
     Args:
         origin: The network; for a layout of encoders alone one of `origin.encoder_of`.
         layout: A key of `layouts.LAYOUTS`.
+        beside: Heads of its pretraining, for layouts that have a place for them.
 
     Raises:
         UsageError: There is no such layout, or it cannot hold the network.
@@ -53,11 +63,13 @@ def exported_state(origin: Origin, layout: str) -> ExportedState:
         }
         for module, leaves in shapes.items()
     }
-    statistics = {
-        name: {leaf: np.asarray(value, np.float32) for leaf, value in leaves.items()}
-        for name, leaves in (initial_statistics(program) | dict(origin.statistics)).items()
-    }
+    statistics = in_float32(initial_statistics(program) | dict(origin.statistics))
     state = to_state(origin.name, program, params, statistics, layout, heads_of(origin))
+    extra: dict[str, np.ndarray] = {}
+    if beside.params:
+        together = params | in_float32(beside.params), statistics | in_float32(beside.statistics)
+        whole = to_state(origin.name, program, *together, layout, heads_of(origin))
+        extra = {name: value for name, value in whole.items() if name not in state}
     owners = _owners(program, names)
     # Names of archives are no modules; timm, which reads them, calls modules as we do.
     heads = [
@@ -76,7 +88,15 @@ def exported_state(origin: Origin, layout: str) -> ExportedState:
         }
         state = {name: value for name, value in state.items() if name not in gone}
         owners = {own: places for own, places in owners.items() if not gone & set(places)}
-    return ExportedState(state, owners, tuple(dict.fromkeys(heads)))
+    return ExportedState(state | extra, owners, tuple(dict.fromkeys(heads)), tuple(extra))
+
+
+def in_float32(tree: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, np.ndarray]]:
+    """Returns {module: {leaf: array}} with arrays of NumPy in float32."""
+    return {
+        name: {leaf: np.asarray(value, np.float32) for leaf, value in leaves.items()}
+        for name, leaves in tree.items()
+    }
 
 
 def refuse_not_finite(state: dict[str, np.ndarray], force: bool) -> tuple[str, ...]:

@@ -13,27 +13,22 @@ from rich.console import Console
 
 from medinit_jax import api
 from medinit_jax.arch.program import Program
-from medinit_jax.core.checkpoint import INITIALIZER_FOLDER, KINDS, Checkpoints, load_params
+from medinit_jax.core.checkpoint import INITIALIZER_FOLDER, KINDS, load_params
 from medinit_jax.core.errors import UsageError
 from medinit_jax.core.workdir import CONFIG_FILE
 from medinit_jax.data.augment import NORMALIZATION
 from medinit_jax.downstream.heads import Head
 from medinit_jax.finetune.network import OPTIONS, make_network
-from medinit_jax.finetune.recipes import Plan
 from medinit_jax.finetune.starts import MODEL_FOLDER, make_start
 from medinit_jax.finetune.tuned import model_of
+from medinit_jax.interop.preprocessing import UNKNOWN, of_plan, values
+from medinit_jax.interop.run_state import CHECKPOINTS, network_of, newest
 from medinit_jax.models import zoo
 from medinit_jax.models.encoder import ENCODER, body
 from medinit_jax.models.statistics import initial_statistics
 
-UNKNOWN = "not recorded"
-_CHECKPOINTS = "checkpoints"
+PRETRAINED = "pretrained encoder"
 _MODEL_FILE = KINDS["model"]
-_FITS = {
-    "fov": "The box around the bright field of the photograph, padded with black to a square",
-    "pad": "The whole image, padded with black to a square",
-    "crop": "The middle square of the image",
-}
 
 
 class Origin(NamedTuple):
@@ -88,14 +83,16 @@ def trained(path: str | Path) -> Origin:
         UsageError: There is none, or it is damaged.
     """
     given = Path(path)
-    workdir = given.parent if given.name in (MODEL_FOLDER, _CHECKPOINTS) else given
+    workdir = given.parent if given.name in (MODEL_FOLDER, CHECKPOINTS) else given
     for folder in (given, given / MODEL_FOLDER):
         if (folder / _MODEL_FILE).is_file():
             tree, record = load_params(folder, "model")
             return _origin(workdir, tree, record, folder / _MODEL_FILE, ())
-    checkpoints = workdir / _CHECKPOINTS
+    checkpoints = workdir / CHECKPOINTS
     if given.name != MODEL_FOLDER and checkpoints.is_dir():
-        return _of_checkpoint(workdir, checkpoints)
+        held, record = newest(checkpoints)
+        tree, remark = network_of(held, record)
+        return _origin(workdir, tree, record, checkpoints / str(held.step), (remark,))
     if any(
         (place / KINDS["initializer"]).is_file() for place in (given, given / INITIALIZER_FOLDER)
     ):
@@ -104,39 +101,9 @@ def trained(path: str | Path) -> Origin:
             "and the network to predict with --config.model.name."
         )
     raise UsageError(
-        f"{given} holds no {MODEL_FOLDER}/{_MODEL_FILE} and no {_CHECKPOINTS}/; name the workdir "
+        f"{given} holds no {MODEL_FOLDER}/{_MODEL_FILE} and no {CHECKPOINTS}/; name the workdir "
         "of a fine-tuning, labeler or pretraining with --config.checkpoint."
     )
-
-
-def _of_checkpoint(workdir: Path, folder: Path) -> Origin:
-    """Reads the newest checkpoint of a run that was stopped."""
-    checkpoints = Checkpoints(folder)
-    try:
-        held = checkpoints.read()
-    finally:
-        checkpoints.close()
-    record = held.extra.get("model")
-    if not isinstance(record, dict):
-        raise UsageError(
-            f"The checkpoint of step {held.step} in {folder} does not say what network it is of; "
-            "let the run go on to its end, or name one that trained a network."
-        )
-    state = held.state
-    if record.get("kind") != "encoder":
-        part = state["best"]
-        tree = {"params": part["params"], "batch_stats": part["statistics"]}
-        remark = (
-            f"The run was stopped at step {held.step}; these are the weights that validated best "
-            "until then."
-        )
-    else:
-        teacher = record.get("export") == "teacher"
-        params = state["target"]["params"] if teacher else state["train"]["params"]
-        statistics = state["target"]["statistics"] if teacher else state["statistics"]
-        tree = {"params": params["encoder"], "batch_stats": statistics.get("encoder", {})}
-        remark = f"The run was stopped; these are its weights after step {held.step}."
-    return _origin(workdir, tree, record, folder / str(held.step), (remark,))
 
 
 def _origin(
@@ -158,7 +125,7 @@ def _origin(
         model.statistics,
         model.kind,
         model.heads,
-        _of_plan(model.plan, record["data"]["recipe"]),
+        of_plan(model.plan, record["data"]["recipe"]),
         model.record,
         summary,
         config,
@@ -186,7 +153,7 @@ def _encoder(
         ) from error
     _check_shapes(body(program), params, place)
     return Origin(
-        "pretrained encoder",
+        PRETRAINED,
         str(workdir),
         model["name"],
         _options(model),
@@ -199,7 +166,7 @@ def _encoder(
             "size": size,
             "steps": f"Views of {size} x {size} pixels by the recipe {data.get('views', UNKNOWN)}; "
             "for evaluation resize the image to this size.",
-            **_values(mean, std),
+            **values(mean, std),
         },
         record,
         summary,
@@ -266,7 +233,7 @@ def predicted(
         {
             "size": size,
             "steps": f"The initializer was trained on images of {known.get('size', UNKNOWN)} px.",
-            **_values(known.get("mean", UNKNOWN), known.get("std", UNKNOWN)),
+            **values(known.get("mean", UNKNOWN), known.get("std", UNKNOWN)),
         },
         {**initializer.metadata, "start": start.record, "fingerprint": initializer.fingerprint},
         {},
@@ -325,40 +292,6 @@ def _check_shapes(program: Program, params: Mapping[str, Any], place: Path) -> N
 
 def _options(model: Mapping[str, Any]) -> dict[str, Any]:
     return {key: model[key] for key in OPTIONS if model.get(key)}
-
-
-def _of_plan(plan: Plan, name: str) -> dict[str, Any]:
-    """Returns how a fine-tuning shows images in evaluation."""
-    recipe, size = plan.recipe, plan.size
-    if recipe.keep == "square":
-        steps = f"{_FITS[plan.fit]}, is resized to {size} x {size} pixels."
-    elif recipe.keep == "short":
-        steps = (
-            f"The shorter side becomes {recipe.shown} pixels, and the middle {recipe.seen or size} "
-            f"x {recipe.seen or size} are kept."
-        )
-    else:
-        first = f"is stretched to {plan.square} x {plan.square} pixels" if plan.square else "stays"
-        steps = (
-            f"The image {first}; the network sees windows of {size} x {size} pixels, and logits "
-            "are added up where they overlap."
-        )
-    return {
-        "size": recipe.seen or size,
-        "steps": steps,
-        "recipe": name,
-        **_values(plan.mean, plan.std),
-    }
-
-
-def _values(mean: Any, std: Any) -> dict[str, Any]:
-    return {
-        "mean": list(mean) if not isinstance(mean, str) else mean,
-        "std": list(std) if not isinstance(std, str) else std,
-        "channels": "RGB",
-        "range": "0..1 (pixels / 255) before mean and std",
-        "axes": "batch, channels, height, width in PyTorch; channels last in Flax",
-    }
 
 
 def _json(file: Path) -> dict[str, Any]:

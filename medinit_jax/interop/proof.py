@@ -24,6 +24,7 @@ from medinit_jax.core.errors import UsageError
 from medinit_jax.core.workdir import write_arrays
 from medinit_jax.interop.counterparts import counterpart
 from medinit_jax.interop.description import without_head
+from medinit_jax.interop.layouts import family_of
 from medinit_jax.interop.origin import Origin
 from medinit_jax.models.encoder import body
 from medinit_jax.models.network import Network
@@ -157,7 +158,8 @@ def load(
     if layout == "smp":
         # The last map of the encoder, which a head would pool.
         _strict(net, state, found.call)
-        run = _runner(lambda images: (None, net(images)[-1]))
+        last = _last_map(net, family_of(origin.name))
+        run = _runner(lambda images: (None, last(images)))
         return Loaded(
             found.call, run, lambda images: run(images)[1], body(origin.program), versions
         )
@@ -179,12 +181,28 @@ def load(
     return Loaded(found.call, _runner(both), _answering(net), first, versions)
 
 
+def _last_map(net: Any, family: str) -> Callable[[Any], Any]:
+    """Returns the last map of an encoder of segmentation-models-pytorch as a classifier has it.
+
+    Two of its families hand their maps to a decoder one layer earlier, though they hold that layer.
+    """
+
+    def last(images):
+        found = net(images)[-1]
+        if family == "efficientnet":
+            return net.bn2(net.conv_head(found))
+        return found.relu() if family == "densenet" else found
+
+    return last
+
+
 def _strict(net: Any, state: Mapping[str, np.ndarray], title: str) -> None:
     import torch
 
     tensors = {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
     try:
-        net.load_state_dict(tensors, strict=True)
+        # Strict by default; one encoder does not take the word.
+        net.load_state_dict(tensors)
     except RuntimeError as error:
         raise UsageError(
             f"The exported weights do not load into {title}: {' '.join(str(error).split())[:500]}."

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from medinit_jax.core.errors import UsageError
+from medinit_jax.core.workdir import share
 
 FORMATS = (".safetensors", ".pt", ".pth")
 
@@ -198,10 +199,7 @@ def _write(model: Any, out: Path) -> None:
             save_model(model, str(partial))
         else:
             torch.save(model.state_dict(), partial)
-        # With the permissions that any new file gets, which safetensors does not give.
-        mask = os.umask(0)
-        os.umask(mask)
-        partial.chmod(0o666 & ~mask)
+        share(partial)
         os.replace(partial, out)
     except (OSError, RuntimeError) as error:
         raise UsageError(

@@ -35,6 +35,9 @@ def load(folder, device="cpu"):
         state = load_file(weights)
     else:
         state = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    # Heads of a pretraining lie in the file too; the network does not read them.
+    for name in network.description["beside"]:
+        del state[name]
     network.load_state_dict(state, strict=True)
     return network.eval().to(device)
 

@@ -14,6 +14,7 @@ from made_exports import (
     VESSELS,
     write_encoder,
     write_initializer,
+    write_pretraining,
     write_run,
 )
 
@@ -167,6 +168,76 @@ def test_a_stopped_run_is_exported_from_its_checkpoint(runs, tmp_path):
     checkpoints.close()
     with pytest.raises(UsageError, match="step 4 in .* does not say what network"):
         export(tmp_path / "foreign", tmp_path / "other")
+
+
+@pytest.mark.parametrize("teacher", [False, True])
+@pytest.mark.parametrize("layout", ["authors", "flax", "timm"])
+def test_heads_of_a_pretraining_go_where_they_have_a_place(tmp_path, layout, teacher):
+    source = write_pretraining(tmp_path / "run", teacher)
+    card = export(source, tmp_path / "out", to=layout)
+    held = safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors")
+    found = {name: value for name, value in held.items() if "_network" in name}
+    part = Checkpoints(source / "checkpoints").read().state["target" if teacher else "train"]
+    heads = part["params"]["heads"]
+    if layout == "timm":
+        assert not found
+    elif layout == "authors":
+        # An averaged network has no predictor.
+        assert any(name.startswith("predictor") for name in found) != teacher
+        name = "projection_network.out.0"
+        np.testing.assert_array_equal(
+            found[f"{name}.weight"], heads["projection"][name]["kernel"].T
+        )
+        assert found["projection_network.out.1.running_var"].shape == (8,)
+        described = json.loads((tmp_path / "out" / "network.json").read_text())
+        assert set(described["beside"]) == set(found)
+    else:
+        assert len(found) == (8 if teacher else 16)
+    assert ("heads of its pretraining" in card["limits"][0]) == (layout != "timm")
+    # What is read again is the network alone.
+    tree, _ = load_params(source / "model", "model")
+    jax.tree.map(np.testing.assert_array_equal, medinit_jax.load_export(tmp_path / "out")[1], tree)
+
+
+def test_heads_that_are_not_there_or_another_networks_are_not_exported(runs, tmp_path):
+    card = export(runs["encoder"], tmp_path / "without", to="authors")
+    assert "checkpoints is missing" in card["limits"][0]
+    source = write_pretraining(tmp_path / "run")
+    (source / "model").rename(source / "old")
+    write_encoder(source, seed=1)
+    card = export(source, tmp_path / "out", to="authors")
+    assert "step 3 in" in card["limits"][0] and "of other weights" in card["limits"][0]
+    held = safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors")
+    assert not any("_network" in name for name in held)
+
+
+def test_what_is_written_has_the_permissions_of_any_file(runs, tmp_path):
+    export(runs["classifier"], tmp_path / "out", pytorch_bin=True)
+    (tmp_path / "plain").touch()
+    mode = (tmp_path / "plain").stat().st_mode
+    for path in (*(tmp_path / "out").iterdir(), runs["classifier"] / "model/params.safetensors"):
+        assert path.stat().st_mode == mode, path
+
+
+def test_of_two_exports_into_one_folder_the_second_is_refused(runs, tmp_path, monkeypatch):
+    """The second looked at the folder when it was empty."""
+    out, write = tmp_path / "out", exporting.write_folder
+
+    def late(*arguments):
+        monkeypatch.setattr(exporting, "write_folder", write)
+        export(runs["encoder"], out)
+        return write(*arguments)
+
+    monkeypatch.setattr(exporting, "write_folder", late)
+    with pytest.raises(UsageError, match="holds the export of resnet18"):
+        export(runs["classifier"], out)
+    assert medinit_jax.load_export(out) and not list(tmp_path.glob(".*"))
+
+
+def test_a_folder_that_cannot_be_written_is_said(runs, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="cannot be written"):
+        export(runs["classifier"], tmp_path / "file" / "out")
 
 
 def test_the_same_export_replaces_itself_and_nothing_else(runs, tmp_path):

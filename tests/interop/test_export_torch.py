@@ -13,6 +13,7 @@ from made_exports import (
     VESSELS,
     write_encoder,
     write_initializer,
+    write_pretraining,
     write_run,
 )
 
@@ -196,6 +197,25 @@ def test_an_archive_of_bit_is_read_by_timm(tmp_path):
     with np.load(tmp_path / "out" / "model.npz") as held:
         assert "resnet/root_block/standardized_conv2d/kernel" in held.files
     assert "load_pretrained" in " ".join(card["loading"]["pytorch"])
+
+
+@pytest.mark.filterwarnings("ignore:`timm-` encoders are deprecated")
+@pytest.mark.parametrize(
+    "name", ["efficientnet_b0", pytest.param("densenet121", marks=pytest.mark.slow)]
+)
+def test_encoders_whose_maps_end_a_layer_earlier_in_smp(tmp_path, name):
+    pytest.importorskip("segmentation_models_pytorch", reason="needs the [quickstart] extra")
+    source = write_encoder(tmp_path / "run", {"name": name})
+    card = export(source, tmp_path / "out", to="smp")
+    assert card["proof"]["status"] == "passed" and "get_encoder" in card["proof"]["class"]
+
+
+def test_the_heads_of_a_pretraining_lie_beside_the_network(tmp_path):
+    export(write_pretraining(tmp_path / "run"), tmp_path / "out", to="authors", pytorch_bin=True)
+    for kept in ("model.safetensors", "pytorch_model.bin"):
+        net = network_file(tmp_path / "out").load(tmp_path / "out")
+        assert net(torch.zeros(1, 3, 32, 32)).shape == (1, 32), kept
+        (tmp_path / "out" / "model.safetensors").unlink(missing_ok=True)
 
 
 SLOW = ("vgg", "convnext", "vit", "resnetv2", "densenet", "regnet", "efficient", "deeplab")
