@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -21,6 +23,10 @@ SAFE_SUFFIX, ARCHIVE_SUFFIX = ".safetensors", ".npz"
 FILE_OF_FOLDER = "model.safetensors"
 # 4 GiB: the largest network of the zoo takes 0.6.
 MAX_BYTES = 4 * 2**30
+# Kinds of NumPy's types: floats, whole numbers and truth values.
+_REAL = "fiub"
+# The function that a pickle would call, as PyTorch's refusal names it.
+_CALLED = re.compile(r"GLOBAL (\S+)")
 # Under which training scripts keep the weights beside other things.
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
 
@@ -65,6 +71,12 @@ def read_state(path: str | Path, force: bool = False) -> dict[str, np.ndarray]:
             f"{path} is no file of weights that is understood; give {SAFE_SUFFIX}, "
             f"{ARCHIVE_SUFFIX}, {' or '.join(TORCH_SUFFIXES)}."
         )
+    odd = [name for name, value in state.items() if value.dtype.kind not in _REAL]
+    if odd:
+        raise UsageError(
+            f"{path} holds {state[odd[0]].dtype} in {odd[0]}, and weights are real numbers; give a "
+            "file of weights alone."
+        )
     if state and all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
     bad = [name for name, value in state.items() if not _finite(value)]
@@ -86,7 +98,7 @@ def _safe_state(path: Path) -> dict[str, np.ndarray]:
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError) as error:  # pyright: ignore
         raise UsageError(f"{path} is no readable {SAFE_SUFFIX} file ({error}).") from error
     # bfloat16 and the like are types of another library.
-    return {n: v if v.dtype.kind in "fiub" else v.astype(np.float32) for n, v in state.items()}
+    return {n: v.astype(np.float32) if v.dtype.kind == "V" else v for n, v in state.items()}
 
 
 def _archive_state(path: Path) -> dict[str, np.ndarray]:
@@ -112,18 +124,24 @@ def _torch_state(path: Path) -> dict[str, np.ndarray]:
     try:
         held = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        # What a damaged or foreign file raises depends on the damage.
+        # What a damaged or foreign file raises depends on the damage; PyTorch's own words advise to
+        # run what it holds.
+        called = _CALLED.search(str(error))
+        why = f"it names {called[1]}" if called else type(error).__name__
         raise UsageError(
-            f"{path} holds more than weights or is damaged ({str(error).splitlines()[0]}); save "
-            "the model's state_dict alone."
+            f"{path} holds more than weights or is damaged ({why}); save the model's state_dict "
+            "alone."
         ) from error
     for key in _WRAPPERS:
         if isinstance(held, Mapping) and isinstance(held.get(key), Mapping):
             held = held[key]
     if not isinstance(held, Mapping) or not all(
-        isinstance(value, torch.Tensor) for value in held.values()
+        isinstance(name, str) and isinstance(value, torch.Tensor) and _is_plain(value)
+        for name, value in held.items()
     ):
-        raise UsageError(f"{path} is no state dict; save model.state_dict() with torch.save.")
+        raise UsageError(
+            f"{path} is no state dict of plain tensors; save model.state_dict() with torch.save."
+        )
     known = (torch.float64, torch.float32, torch.float16)
     return {
         name: (value.float() if value.is_floating_point() and value.dtype not in known else value)
@@ -131,3 +149,10 @@ def _torch_state(path: Path) -> dict[str, np.ndarray]:
         .numpy()
         for name, value in held.items()
     }
+
+
+def _is_plain(value: Any) -> bool:
+    """Tells whether a tensor has all its numbers, one for each place."""
+    import torch
+
+    return value.layout == torch.strided and not (value.is_meta or value.is_quantized)
