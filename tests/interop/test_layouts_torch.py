@@ -306,7 +306,7 @@ ODD = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:Sparse")
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("kind", ODD)
 def test_tensors_of_other_kinds_are_refused(tmp_path, kind):
     torch.save(ODD[kind](), tmp_path / "w.pth")
