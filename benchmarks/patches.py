@@ -20,8 +20,8 @@ from typing import Any
 import jax
 
 from medinit_jax.core import compilation_cache
-from medinit_jax.core.checkpoint import save_params
 from medinit_jax.core.config import read_command_line
+from medinit_jax.core.parameters import save_params
 from medinit_jax.finetune.network import make_network
 from medinit_jax.models.initial import initial_parameters
 from medinit_jax.models.statistics import initial_statistics

@@ -19,8 +19,8 @@ from medinit_jax.arch import flax_model, flax_trace
 from medinit_jax.arch.dataflow import Tensor, Traced, check_part, inside
 from medinit_jax.arch.graph import ancestors, build_graph
 from medinit_jax.arch.program import OWN_INIT
-from medinit_jax.core.checkpoint import METADATA_FILE, load_params
 from medinit_jax.core.errors import UsageError
+from medinit_jax.core.parameters import METADATA_FILE, load_params
 from medinit_jax.core.provenance import fingerprint
 from medinit_jax.hyper.asset import opened
 from medinit_jax.hyper.hypernetwork import HyperInitializer, Theta, from_config

@@ -34,7 +34,7 @@ def build(workdir: Path, name: str, out: Path) -> Path:
     # Imported when used, so that `--help` answers at once.
     from medinit_jax import __version__
     from medinit_jax.api import load
-    from medinit_jax.core.checkpoint import INITIALIZER_FOLDER
+    from medinit_jax.core.parameters import INITIALIZER_FOLDER
     from medinit_jax.hyper.asset import CARD_FILE, READABLE_CARD, pack
     from medinit_jax.report.initializer_card import card, markdown
 

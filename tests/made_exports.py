@@ -5,7 +5,8 @@ import json
 import jax
 import numpy as np
 
-from medinit_jax.core.checkpoint import Checkpoints, load_params, save_params
+from medinit_jax.core.checkpoint import Checkpoints
+from medinit_jax.core.parameters import load_params, save_params
 from medinit_jax.core.workdir import write_json
 from medinit_jax.finetune.network import make_network
 from medinit_jax.hyper.hypernetwork import HyperInitializer, init_theta

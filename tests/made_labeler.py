@@ -2,7 +2,7 @@
 
 import jax
 
-from medinit_jax.core.checkpoint import save_params
+from medinit_jax.core.parameters import save_params
 from medinit_jax.finetune.network import make_network
 from medinit_jax.models.initial import initial_parameters
 from medinit_jax.models.statistics import initial_statistics

@@ -13,8 +13,8 @@ from flax import nnx
 import medinit_jax
 from medinit_jax.arch.program import BlockBuilder, ProgramBuilder
 from medinit_jax.arch.space import get_space
-from medinit_jax.core.checkpoint import save_params
 from medinit_jax.core.errors import UsageError
+from medinit_jax.core.parameters import save_params
 from medinit_jax.hyper.hypernetwork import HyperInitializer, from_config, init_theta
 from medinit_jax.models import zoo
 from medinit_jax.models.initial import initial_parameters

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import flax.linen as nn
 
 import medinit_jax
-from medinit_jax.core.checkpoint import save_params
+from medinit_jax.core.parameters import save_params
 from medinit_jax.hyper.hypernetwork import HyperInitializer, init_theta
 
 

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import ml_collections
 import numpy as np
 
-from medinit_jax.core.checkpoint import save_params
 from medinit_jax.core.ledger import finite
+from medinit_jax.core.parameters import save_params
 from medinit_jax.core.provenance import code_version, provenance
 from medinit_jax.core.workdir import write_arrays
 from medinit_jax.finetune.data import TaskImages

@@ -14,8 +14,8 @@ import numpy as np
 from rich.console import Console
 
 from medinit_jax import api
-from medinit_jax.core.checkpoint import load_params
 from medinit_jax.core.errors import UsageError
+from medinit_jax.core.parameters import load_params
 from medinit_jax.downstream.protocol import fold_seed
 from medinit_jax.finetune.layers import ENCODER, head_modules
 from medinit_jax.hyper.starts import permuted, untrained_theta

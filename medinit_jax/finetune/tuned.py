@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from medinit_jax.core.checkpoint import KINDS, load_params
 from medinit_jax.core.errors import UsageError
+from medinit_jax.core.parameters import KINDS, load_params
 from medinit_jax.downstream.heads import Head, width
 from medinit_jax.finetune.network import make_network
 from medinit_jax.finetune.recipes import Plan, make_plan

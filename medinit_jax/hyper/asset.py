@@ -17,14 +17,9 @@ import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from medinit_jax.core.checkpoint import (
-    INITIALIZER_FOLDER,
-    METADATA_FILE,
-    PARAMS_FILE,
-    load_params,
-)
 from medinit_jax.core.compilation_cache import root
 from medinit_jax.core.errors import UsageError
+from medinit_jax.core.parameters import INITIALIZER_FOLDER, METADATA_FILE, PARAMS_FILE, load_params
 
 CARD_FILE, READABLE_CARD = "card.json", "CARD.md"
 FILES = (PARAMS_FILE, METADATA_FILE, CARD_FILE, READABLE_CARD)

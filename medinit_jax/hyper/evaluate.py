@@ -14,10 +14,10 @@ import ml_collections
 from rich.console import Console
 
 from medinit_jax.api import Initializer, load
-from medinit_jax.core.checkpoint import INITIALIZER_FOLDER
 from medinit_jax.core.errors import UsageError
 from medinit_jax.core.ledger import Ledger, finite
 from medinit_jax.core.parallel import Parallel
+from medinit_jax.core.parameters import INITIALIZER_FOLDER
 from medinit_jax.core.progress import Progress
 from medinit_jax.core.provenance import provenance
 from medinit_jax.core.workdir import write_arrays, write_json

@@ -10,7 +10,7 @@ from typing import Any
 
 import ml_collections
 
-from medinit_jax.core.checkpoint import INITIALIZER_FOLDER, save_params
+from medinit_jax.core.parameters import INITIALIZER_FOLDER, save_params
 from medinit_jax.core.provenance import code_version
 from medinit_jax.data.catalog import batch_options
 from medinit_jax.hyper.hypernetwork import HyperInitializer

@@ -18,8 +18,8 @@ import jax
 import numpy as np
 
 from medinit_jax.arch.program import Program
-from medinit_jax.core.checkpoint import load_params, save_params
 from medinit_jax.core.errors import UsageError
+from medinit_jax.core.parameters import load_params, save_params
 from medinit_jax.data.augment import Augmentation
 from medinit_jax.data.catalog import batch_options
 from medinit_jax.data.pipeline import load_examples

@@ -13,8 +13,8 @@ from rich.console import Console
 
 from medinit_jax import api
 from medinit_jax.arch.program import Program
-from medinit_jax.core.checkpoint import INITIALIZER_FOLDER, KINDS, load_params
 from medinit_jax.core.errors import UsageError
+from medinit_jax.core.parameters import INITIALIZER_FOLDER, KINDS, load_params
 from medinit_jax.core.workdir import CONFIG_FILE
 from medinit_jax.data.augment import NORMALIZATION
 from medinit_jax.downstream.heads import Head

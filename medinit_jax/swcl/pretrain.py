@@ -19,11 +19,12 @@ import numpy as np
 from rich.console import Console
 
 from medinit_jax.core import cluster, loop
-from medinit_jax.core.checkpoint import open_checkpoints, save_params
+from medinit_jax.core.checkpoint import open_checkpoints
 from medinit_jax.core.errors import UsageError
 from medinit_jax.core.ledger import finite
 from medinit_jax.core.log import create_writer
 from medinit_jax.core.parallel import Parallel
+from medinit_jax.core.parameters import save_params
 from medinit_jax.core.progress import Progress
 from medinit_jax.core.provenance import code_version, provenance
 from medinit_jax.core.timing import Stopwatch

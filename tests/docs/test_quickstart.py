@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from medinit_jax.core.checkpoint import save_params
+from medinit_jax.core.parameters import save_params
 from medinit_jax.hyper.asset import installed
 from medinit_jax.hyper.hypernetwork import HyperInitializer, init_theta
 

@@ -10,10 +10,10 @@ from tiny_finetune import CONFIG, TINY
 from tiny_pretrain import NAME, quiet, tiny_zoo
 
 from medinit_jax.core import cluster
-from medinit_jax.core.checkpoint import load_params
 from medinit_jax.core.config import read_command_line
 from medinit_jax.core.errors import UsageError
 from medinit_jax.core.parallel import Parallel
+from medinit_jax.core.parameters import load_params
 from medinit_jax.core.workdir import claim_workdir
 from medinit_jax.finetune.train import Tuning, _devices
 

@@ -9,8 +9,8 @@ import safetensors.numpy
 from rich.console import Console
 from tiny_finetune import tiny
 
-from medinit_jax.core.checkpoint import load_params, save_params
 from medinit_jax.core.errors import UsageError
+from medinit_jax.core.parameters import load_params, save_params
 from medinit_jax.finetune.network import make_network
 from medinit_jax.finetune.starts import STARTS, make_start
 from medinit_jax.hyper.hypernetwork import from_config, init_theta

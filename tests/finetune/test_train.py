@@ -10,8 +10,8 @@ from rich.console import Console
 from tiny_finetune import tiny
 
 from medinit_jax import finetune
-from medinit_jax.core.checkpoint import load_params
 from medinit_jax.core.errors import UsageError
+from medinit_jax.core.parameters import load_params
 from medinit_jax.core.workdir import claim_workdir
 from medinit_jax.downstream import scores
 from medinit_jax.finetune.train import Tuning

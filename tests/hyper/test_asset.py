@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import medinit_jax
-from medinit_jax.core.checkpoint import METADATA_FILE, PARAMS_FILE, save_params
 from medinit_jax.core.errors import UsageError
+from medinit_jax.core.parameters import METADATA_FILE, PARAMS_FILE, save_params
 from medinit_jax.hyper import asset
 from medinit_jax.hyper.hypernetwork import HyperInitializer, init_theta
 

@@ -10,9 +10,9 @@ from processes import begin, flags_of, free_port, needs_gloo, outcome
 from rich.console import Console
 
 from medinit_jax.arch import space
-from medinit_jax.core.checkpoint import load_params
 from medinit_jax.core.config import read_command_line
 from medinit_jax.core.parallel import Parallel
+from medinit_jax.core.parameters import load_params
 from medinit_jax.hyper import setup, train
 
 STEPS = 20

@@ -19,8 +19,9 @@ from made_exports import (
 )
 
 import medinit_jax
-from medinit_jax.core.checkpoint import Checkpoints, load_params
+from medinit_jax.core.checkpoint import Checkpoints
 from medinit_jax.core.errors import UsageError
+from medinit_jax.core.parameters import load_params
 from medinit_jax.finetune.network import make_network
 from medinit_jax.interop import export as exporting
 from medinit_jax.interop import proof

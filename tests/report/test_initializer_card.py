@@ -8,8 +8,8 @@ import pytest
 
 import medinit_jax
 from medinit_jax import release
-from medinit_jax.core.checkpoint import save_params
 from medinit_jax.core.errors import UsageError
+from medinit_jax.core.parameters import save_params
 from medinit_jax.core.provenance import fingerprint
 from medinit_jax.hyper.hypernetwork import HyperInitializer, init_theta
 from medinit_jax.report.initializer_card import card, markdown

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from tiny_pretrain import CONFIGS, NAME, quiet
 
-from medinit_jax.core.checkpoint import load_params
 from medinit_jax.core.config import read_command_line
 from medinit_jax.core.errors import UsageError
+from medinit_jax.core.parameters import load_params
 from medinit_jax.core.workdir import claim_workdir
 from medinit_jax.data.tasks import make_builder
 from medinit_jax.downstream.heads import UNKNOWN

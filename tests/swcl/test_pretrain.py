@@ -11,8 +11,9 @@ from tiny_finetune import tiny as tiny_finetune
 from tiny_pretrain import NAME, ODIR, quiet, tiny
 
 from medinit_jax import finetune, swcl
-from medinit_jax.core.checkpoint import Checkpoints, load_params
+from medinit_jax.core.checkpoint import Checkpoints
 from medinit_jax.core.errors import UsageError
+from medinit_jax.core.parameters import load_params
 from medinit_jax.core.workdir import claim_workdir
 from medinit_jax.finetune.network import make_network
 from medinit_jax.finetune.starts import make_start

@@ -13,8 +13,8 @@ from made_patches import CROP, content, plan, scored
 from processes import MAIN, await_that, begin, flags_of, free_port, needs_gloo, outcome, run_main
 from tiny_pretrain import CONFIGS, NAME, quiet, tiny, write_patches
 
-from medinit_jax.core.checkpoint import load_params
 from medinit_jax.core.parallel import Parallel
+from medinit_jax.core.parameters import load_params
 from medinit_jax.core.workdir import claim_workdir
 from medinit_jax.losses.supcon import supcon
 from medinit_jax.swcl import FREE, patch_plan, patch_store, score

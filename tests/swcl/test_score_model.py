@@ -3,8 +3,8 @@
 import pytest
 from made_labeler import HEAD, write_labeler
 
-from medinit_jax.core.checkpoint import save_params
 from medinit_jax.core.errors import UsageError
+from medinit_jax.core.parameters import save_params
 from medinit_jax.swcl import score_model
 
 GRADES = {"name": "dr", "classes": ["a", "b", "c"], "kind": "softmax"}
