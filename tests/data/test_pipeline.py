@@ -141,6 +141,12 @@ def test_an_error_of_the_source_reaches_the_user(workers):
         stream.close()
 
 
+def put(file, text):
+    """Writes a file so that no other process reads a part of it."""
+    file.with_suffix(".new").write_text(text)
+    os.replace(file.with_suffix(".new"), file)
+
+
 class Deadly(ArraySource):
     """Ends the process that reads an image, as long as a file says so."""
 
@@ -154,7 +160,7 @@ class Deadly(ArraySource):
             lives = int(self.file.read_text())
             self.file.unlink()
             if lives > 1:
-                self.file.write_text(str(lives - 1))
+                put(self.file, str(lives - 1))
             os.kill(os.getpid(), signal.SIGKILL)
         return super().__getitem__(index)
 
@@ -165,14 +171,14 @@ def test_workers_that_die_are_started_again_where_they_were(tmp_path, capsys, mo
     whole = BatchSource(ArraySource(images), PLAIN)
     try:
         equal(next(stream), whole[0])
-        (tmp_path / "lives").write_text("1")
+        put(tmp_path / "lives", "1")
         # Some batches were made ahead.
         for step in range(1, 12):
             equal(next(stream), whole[step])
         assert stream.restarts == 1 and stream.get_state() == {"step": 12}
         assert capsys.readouterr().err.count("A worker that makes batches died") == 1
         monkeypatch.setattr(pipeline, "_RESTARTS", 1)
-        (tmp_path / "lives").write_text("100")
+        put(tmp_path / "lives", "100")
         with pytest.raises(UsageError, match="died 2 times before step .* config.data.workers"):
             for _ in range(10):
                 next(stream)

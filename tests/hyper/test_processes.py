@@ -2,12 +2,12 @@
 
 import io
 import json
-from pathlib import Path
 
 import jax
 import numpy as np
 from processes import begin, flags_of, free_port, needs_gloo, outcome
 from rich.console import Console
+from tiny_hyper import CONFIG, SIZE, TINY
 
 from medinit_jax.arch import space
 from medinit_jax.core.config import read_command_line
@@ -18,10 +18,10 @@ from medinit_jax.hyper import setup, train
 STEPS = 20
 SCRIPT = """
     import sys
-    import test_train
     from medinit_jax.arch import space
     from medinit_jax.main import main
-    space.SPACES["tiny"] = test_train.TINY
+    from tiny_hyper import TINY
+    space.SPACES["tiny"] = TINY
     sys.exit(main(["test", *sys.argv[1:]]))
 """
 
@@ -33,26 +33,22 @@ def curve(workdir):
 
 @needs_gloo
 def test_two_processes_train_as_one_device_does(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parent)
-    import test_train
-
-    monkeypatch.setitem(space.SPACES, "tiny", test_train.TINY)
+    monkeypatch.setitem(space.SPACES, "tiny", TINY)
     rng = np.random.default_rng(0)
-    side = test_train.SIZE
     arrays = {
-        f"{split}_images": rng.integers(0, 256, (16, side, side), np.uint8)
+        f"{split}_images": rng.integers(0, 256, (16, SIZE, SIZE), np.uint8)
         for split in ("train", "val", "test")
     }
     np.savez(tmp_path / "images.npz", **arrays)
     settings = {
         "space": "tiny", "data.source": "npz", "data.path": tmp_path / "images.npz",
-        "data.size": side, "hyper.hidden": 8, "hyper.max_shape": (8, 8, 5, 5),
+        "data.size": SIZE, "hyper.hidden": 8, "hyper.max_shape": (8, 8, 5, 5),
         "train.batch_size": 16, "train.bn_group": 4, "train.first_architectures": 2,
         "train.double_every": 10**6, "train.steps": STEPS, "train.log_every": 1,
         "train.checkpoint_every": 10, "optim.learning_rate": 0.0001, "stages": "train",
         "train.warm_up_signatures": 0,
     }  # fmt: skip
-    command = [f"--config={test_train.CONFIG}:smoke"]
+    command = [f"--config={CONFIG}:smoke"]
     command += [f"--config.{name}={value}" for name, value in settings.items()]
     port, two, one = free_port(), tmp_path / "two", tmp_path / "one"
     started = [

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from rich.console import Console
-from tiny_hyper import CONFIG, SETTINGS, TINY, write_images
+from tiny_hyper import CONFIG, SETTINGS, SIZE, TINY, write_images
 
 from medinit_jax import hyper
 from medinit_jax.arch import space as space_lib

@@ -34,7 +34,7 @@ SGD = {
     "schedule": "constant", "warmup_steps": 0, "total_steps": 10, "clip": 0.0,
     "milestones": (), "decay": 0.1,
 }  # fmt: skip
-ADAMW = {**SGD, "name": "adamw", "learning_rate": 0.01, "weight_decay": 0.1}
+ADAMW = {**SGD, "name": "adamw", "learning_rate": 0.01, "weight_decay": 0.1, "momentum": 0.9}
 
 
 def recipe_of(method, optimizer=SGD, **options):
