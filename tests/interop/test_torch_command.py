@@ -12,7 +12,7 @@ pytestmark = pytest.mark.torch
 
 from safetensors.torch import load_model  # noqa: E402
 
-from medinit_jax.core.checkpoint import save_params  # noqa: E402
+from medinit_jax.core.parameters import save_params  # noqa: E402
 from medinit_jax.interop.torch import initialize  # noqa: E402
 from medinit_jax.interop.torch_command import main  # noqa: E402
 
