@@ -30,13 +30,13 @@ class Counterpart(NamedTuple):
     """A function that builds a network of PyTorch.
 
     Attributes:
-        library: Its package.
+        package: Its library, as it is imported.
         module: Where it lies.
         function: Its name.
         arguments: By name.
     """
 
-    library: str
+    package: str
     module: str
     function: str
     arguments: dict[str, Any]

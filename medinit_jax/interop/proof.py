@@ -43,14 +43,14 @@ class Loaded(NamedTuple):
         run: The network as a function of images.
         answer: Images -> the answers alone.
         first: The network here up to the features that `run` returns.
-        library: Versions of what ran.
+        versions: Of what ran.
     """
 
     title: str
     run: Run
     answer: Callable[[np.ndarray], np.ndarray]
     first: Program
-    library: dict[str, str]
+    versions: dict[str, str]
 
 
 def has_torch() -> bool:
@@ -98,7 +98,7 @@ def prove(
         "strict": True,
         "inputs": f"{len(images)} images of normal noise, seed {settings['seed']}",
         "tolerance": settings["tolerance"],
-        "versions": {**loaded.library, "jax": jax.__version__},
+        "versions": {**loaded.versions, "jax": jax.__version__},
     }
     names = ("logits", "features")
     for name, here, there in zip(names, ours, theirs, strict=True):
@@ -154,7 +154,7 @@ def load(
             return described(images) if origin.has_head else None, described.before_head(images)
 
         return Loaded(OWN_CLASS, _runner(answers), _answering(described), first, versions)
-    versions[found.library] = str(importlib.import_module(found.library).__version__)
+    versions[found.package] = str(importlib.import_module(found.package).__version__)
     if layout == "smp":
         # The last map of the encoder, which a head would pool.
         _strict(net, state, found.call)
