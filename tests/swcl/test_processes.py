@@ -133,6 +133,7 @@ def curve(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_pretraining_stopped_on_one_process_goes_on_and_equals_one_device(
     data_dir, tmp_path, tinynet
 ):
