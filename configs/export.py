@@ -22,6 +22,8 @@ Time: seconds; with `proof.test` that of both networks on the test images.
 
 from ml_collections import ConfigDict
 
+from medinit_jax.core.config import beside
+
 
 def get_config() -> ConfigDict:
     """Returns the export; see the head of this file."""
@@ -29,18 +31,9 @@ def get_config() -> ConfigDict:
     config.route = "export"
     config.checkpoint = ""
     config.initializer = ""
-    # Of the network that an initializer predicts; as in configs/finetune.py.
-    config.model = ConfigDict(
-        {
-            "name": "",
-            "stem": "",
-            "width": 0,
-            "norm": "",
-            "output_stride": 0,
-            "last_stride": 0,
-            "decoder": "",
-        }
-    )
+    # Of the network that an initializer predicts; what the keys mean is said there.
+    config.model = beside(__file__, "finetune").get_config().model
+    config.model.name = ""
     config.num_classes = 2
     # Side of its images in pixels.
     config.size = 224
