@@ -1,5 +1,8 @@
 """ImageNet weights that torchvision or timm have downloaded before, where these keep them."""
 
+# Without torch a type checker takes the file torch.py beside this one for it.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import hashlib

@@ -10,6 +10,9 @@ same as `python -m medinit_jax.interop.torch_command`. Exit codes: 0 done, 2 som
 (a sentence on stderr).
 """  # noqa: E501
 
+# Without torch a type checker takes the file torch.py beside this one for it.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import argparse

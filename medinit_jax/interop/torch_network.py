@@ -11,6 +11,9 @@ beside it says. Parameters and buffers have the names of the file of weights, so
 strictly, and the model trains like any other.
 """
 
+# Without torch a type checker takes the file torch.py beside this one for it.
+# pyright: reportAttributeAccessIssue=false
+
 import json
 from pathlib import Path
 
