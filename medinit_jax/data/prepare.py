@@ -68,8 +68,24 @@ def prepare(
         raise UsageError(f"host {host} of {hosts} hosts: count them from 0 to {hosts - 1}.")
     target = Path(builder.data_path)
     written = written_before(builder)
-    if written is not None:
-        return written
+    if written is None:
+        written = _written_now(builder, target, folder, workers, host, hosts, report)
+    if written is not None and not builder.info.splits:
+        # Another process has written the set since the builder was made.
+        builder.info.read_from_directory(target)
+    return written
+
+
+def _written_now(
+    builder: Builder,
+    target: Path,
+    folder: epath.PathLike | None,
+    workers: int | None,
+    host: int,
+    hosts: int,
+    report: Report,
+) -> dict[str, Any] | None:
+    """Writes what is not written yet, see `prepare`."""
     tree = builder.locate(folder)
     splits = builder.checked_items(tree)
     for link in tree.outside:

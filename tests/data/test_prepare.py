@@ -222,6 +222,14 @@ def test_a_host_that_comes_too_late_leaves_nothing(tree, tmp_path, monkeypatch):
     assert len(list(Path(late.data_path).parent.iterdir())) == 1
 
 
+def test_a_set_that_another_process_wrote_meanwhile_is_read(tmp_path, tree):
+    early = drive(tmp_path)
+    manifest = prepare(drive(tmp_path), tree, workers=0)
+    assert not early.info.splits
+    assert prepare(early, tree, workers=0) == manifest
+    assert len(early.as_data_source(split="train")) == early.info.splits["train"].num_examples > 0
+
+
 def test_other_options_begin_anew_but_not_under_another_host(tree, tmp_path, one_each, caplog):
     prepare(drive(tmp_path), tree, workers=0, host=0, hosts=2)
     other = drive(tmp_path, on_corrupt="skip")
