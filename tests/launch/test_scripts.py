@@ -45,6 +45,40 @@ def test_help_is_the_head_of_the_script(script):
     assert shown.startswith("Runs medinit_jax") and "set -" not in shown
 
 
+def test_a_release_is_written_beside_no_other(tmp_path):
+    (tmp_path / "launch").mkdir()
+    script = tmp_path / "launch" / "release.sh"
+    script.write_bytes((LAUNCH / "release.sh").read_bytes())
+    (tmp_path / "dist").mkdir()
+    (tmp_path / "dist" / "medinit-fundus-0.1.0.zip").touch()
+    executable(tmp_path / "git", "echo $CHANGES")
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    refused = ran("bash", script, "dist", PATH=path, CHANGES="M README.md")
+    assert refused.returncode == 2 and "not committed" in refused.stderr
+    refused = ran("bash", script, "dist", PATH=path, CHANGES="")
+    assert refused.returncode == 2 and "dist holds a release" in refused.stderr
+
+
+def test_a_release_has_an_initializer_of_each_modality(tmp_path):
+    (tmp_path / "launch").mkdir()
+    (tmp_path / ".ci").mkdir()
+    script = tmp_path / "launch" / "release.sh"
+    script.write_bytes((LAUNCH / "release.sh").read_bytes())
+    for name in ("git", "python", ".ci/wheel"):
+        executable(tmp_path / name, f'echo "{name} $*" >>"$CALLS"')
+    calls = tmp_path / "calls"
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    assert ran("bash", script, "out", "runs", PATH=path, CALLS=str(calls)).returncode == 0
+    asked = calls.read_text().splitlines()[1:]
+    assert [line.partition(" --workdir=runs/")[2].split()[0] for line in asked[:-1:2]] == [
+        "fundus", "xray", "ct",
+    ]  # fmt: skip
+    assert [line.split("--name=")[1] for line in asked[1:-1:2]] == [
+        "medinit-fundus --out=out", "medinit-xray --out=out", "medinit-ct --out=out",
+    ]  # fmt: skip
+    assert asked[-1] == ".ci/wheel out"
+
+
 @pytest.fixture
 def slurm(tmp_path):
     """Returns (code of the run, nodes) -> (exit code, what SLURM was asked)."""
