@@ -62,9 +62,12 @@ def _default(task: str) -> ConfigDict:
             "start": "random",
             "path": "",
             "only": "auto",
+            # Which tensors take predicted values, and how; see hyper.starts.Transfer.
             "depth_fraction": 1.0,
+            "kinds": ("kernel", "scale", "bias", "embedding"),
             "init_noise": 0.0,
             "orthogonal": False,
+            "deviation": "predicted",
             "unknown_types": "error",
             # Of weights in a file: whose names they have, "auto" or a key of interop.layouts, and
             # whether what fits in part, is not finite or very large is taken.

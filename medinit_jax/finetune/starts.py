@@ -127,6 +127,8 @@ def _hyper(config: ml_collections.ConfigDict, network: Network, key: jax.Array) 
         depth_fraction=init.depth_fraction,
         init_noise=init.init_noise,
         orthogonal=init.orthogonal,
+        kinds=tuple(init.kinds),
+        deviation=init.deviation,
         quiet=True,
     )["params"]
     own = initial_parameters(program, key)
@@ -150,8 +152,10 @@ def _hyper(config: ml_collections.ConfigDict, network: Network, key: jax.Array) 
     ]
     predicted = [name for name in wanted if rows[name].status == "predicted"]
     # With a depth fraction only the first of them are written.
-    taken = predicted[: round(init.depth_fraction * len(predicted))]
-    left += [f"{name}: beyond init.depth_fraction" for name in predicted[len(taken) :]]
+    first = predicted[: round(init.depth_fraction * len(predicted))]
+    left += [f"{name}: beyond init.depth_fraction" for name in predicted[len(first) :]]
+    taken = [name for name in first if name.rpartition("/")[2] in init.kinds]
+    left += [f"{name}: not among init.kinds" for name in first if name not in taken]
     return Start(params, None, _record(init.start, init.path, network, taken, left, only))
 
 

@@ -21,6 +21,7 @@ from medinit_jax.downstream.heads import Head
 from medinit_jax.finetune.network import OPTIONS, make_network
 from medinit_jax.finetune.starts import MODEL_FOLDER, make_start
 from medinit_jax.finetune.tuned import model_of
+from medinit_jax.hyper.starts import WHOLE
 from medinit_jax.interop.preprocessing import UNKNOWN, of_plan, values
 from medinit_jax.interop.run_state import CHECKPOINTS, network_of, newest
 from medinit_jax.models import zoo
@@ -206,8 +207,8 @@ def predicted(
     kind = "segmentation" if zoo.encoder_of(name) != name or name == "unet" else "classification"
     network = make_network(model, size, classes, kind)
     init = {
-        "start": "hyper", "path": str(path), "only": "auto", "depth_fraction": 1.0,
-        "init_noise": 0.0, "orthogonal": False, "unknown_types": "error",
+        "start": "hyper", "path": str(path), "only": "auto", "unknown_types": "error",
+        **WHOLE._asdict(),
     }  # fmt: skip
     config = ml_collections.ConfigDict({"init": init, "seed": seed, "model": dict(model)})
     start = make_start(config, network, console)

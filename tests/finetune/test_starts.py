@@ -313,6 +313,54 @@ def test_a_depth_fraction_is_counted(network, initializer, data_dir):
     assert len(half.record["left"]) == whole.record["taken"] - half.record["taken"]
 
 
+def test_kinds_and_deviation_are_those_of_the_comparison(network, initializer, data_dir):
+    """Kernels alone, at the deviation of usual ones, as `hyper.starts.Transfer` says."""
+    found, _ = started(
+        data_dir, network, "hyper", initializer, kinds=("kernel",), deviation="default"
+    )
+    whole, _ = started(data_dir, network, "hyper", initializer)
+    random, _ = started(data_dir, network, "random")
+    name, norm = "layer1.0.conv1", "layer1.0.bn1"
+    kernel, before = (np.asarray(s.params[name]["kernel"]) for s in (found, whole))
+    assert kernel.std() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=1e-4)
+    np.testing.assert_allclose(kernel / kernel.std(), before / before.std(), rtol=1e-3, atol=1e-5)
+    np.testing.assert_array_equal(found.params[norm]["scale"], random.params[norm]["scale"])
+    assert (whole.params[norm]["scale"] != random.params[norm]["scale"]).any()
+    # 20 convolutions; of the norms, scale and bias are named as left out.
+    assert found.record["taken"] == 20
+    assert f"{norm}/scale: not among init.kinds" in found.record["left"]
+    assert len(found.record["left"]) == whole.record["taken"] - 20
+
+
+def test_a_matched_start_has_what_the_transfer_took(segmenter, initializer, data_dir):
+    changes = {
+        "kinds": ("kernel",), "deviation": "default", "orthogonal": True, "init_noise": 0.1,
+        "depth_fraction": 0.5,
+    }  # fmt: skip
+    hyper, matched = (
+        started(data_dir, segmenter, start, initializer, **changes)[0]
+        for start in ("hyper", "matched")
+    )
+    random, _ = started(data_dir, segmenter, "random")
+    assert hyper.record["taken"] == matched.record["taken"]
+    moved = 0
+    for module, leaves in random.params.items():
+        for leaf, own in leaves.items():
+            a, b = (np.asarray(start.params[module][leaf]) for start in (hyper, matched))
+            np.testing.assert_array_equal(np.sort(a, None), np.sort(b, None))
+            moved += not np.array_equal(a, own)
+    assert moved == hyper.record["taken"] > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"kinds": ("gamma",)}, "kinds names 'gamma'"), ({"deviation": "he"}, "deviation names 'he'")],
+)
+def test_a_transfer_that_means_nothing(network, initializer, data_dir, changes, words):
+    with pytest.raises(UsageError, match=words):
+        started(data_dir, network, "hyper", initializer, **changes)
+
+
 def test_only_the_encoder_of_a_segmenter_is_predicted(segmenter, initializer, data_dir):
     found, _ = started(data_dir, segmenter, "hyper", initializer)
     random, _ = started(data_dir, segmenter, "random")
