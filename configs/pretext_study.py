@@ -14,9 +14,20 @@ five starts on `networks.confirm` and test images, frozen and fine-tuned. Interv
 networks. `--config.last=choose` stops after the choice.
 
 `--config.size`: `mini` runs in minutes on 2 CPU cores and shows that all works, no more; `phantom`
-takes drawn images of three modalities at 32 px; `real` takes folders of labeled images
-(sub-folders are classes) and was not run by us. Jobs lie in `config.jobs_dir`; the same command
-goes on where it stopped.
+takes drawn images of three modalities at 32 px; `real` takes labeled images of your own, for each
+modality a folder (sub-folders are classes), an .npz file or a table, and was not run to the end by
+us. Jobs lie in `config.jobs_dir`; the same command goes on where it stopped.
+
+Any part of a size can be set, and `hyper_of` holds the trainings of one modality. Two pretexts on
+chest X-rays of 28 px, as a trial of what the choice takes:
+
+    python -m medinit_jax.main --config=configs/study.py:pretexts --config.size=real \
+        --config.images.xray=pneumonia28.npz "--config.sizes.real.modalities=('xray',)" \
+        --config.sizes.real.hyper_of.xray.data.size=28 --config.sizes.real.hyper.train.steps=600 \
+        "--config.sizes.real.pretexts=('hard_rotation','contrast')" \
+        "--config.sizes.real.recipes=('whole','kernels')" \
+        "--config.sizes.real.networks.choose=('val:0','val:1')" \
+        "--config.sizes.real.fractions=(0.05,0.2)" --config.last=choose
 """
 
 from ml_collections import ConfigDict
@@ -79,11 +90,28 @@ def get_config(study: str) -> ConfigDict:
     config.resamples = 2000
     config.pretexts = ConfigDict(PRETEXTS)
     config.recipes = ConfigDict(RECIPES)
-    # size=real: a folder of labeled images for each modality that is studied.
+    # size=real: labeled images of each modality that is studied: a folder, .npz file or table.
     config.images = ConfigDict(dict.fromkeys(MODALITIES, ""))
     config.base = ConfigDict({"hyper": {name: _hyper(name) for name in MODALITIES}})
-    config.sizes = ConfigDict({"mini": _mini(), "phantom": _phantom(), "real": _real()})
+    sizes = {"mini": _mini(), "phantom": _phantom(), "real": _real()}
+    config.sizes = ConfigDict({name: _settable(size) for name, size in sizes.items()})
     return config
+
+
+def _settable(size: dict) -> dict:
+    """Adds what a size leaves as it is, so that the command line can set it."""
+    unset = beside(__file__, "study").unset
+    size["hyper_of"] = {
+        name: unset(_hyper(name), ("data", "hyper", "optim", "train")) for name in MODALITIES
+    }
+    known = _hyper(MODALITIES[0])["evaluate"]["downstream"]
+    # Networks and shares of labels are those of the size.
+    shown = {key: known[key] for key in known if key not in ("networks", "fractions")}
+    for phase, changes in size["downstream"].items():
+        whole = ConfigDict(shown)
+        whole.update(changes)
+        size["downstream"][phase] = whole
+    return size
 
 
 def _hyper(modality: str) -> dict:
@@ -121,7 +149,6 @@ def _mini() -> dict:
                 "probe": {"images": {"train": 96, "val": 96}},
             },
         },
-        "hyper_of": {name: {} for name in MODALITIES},
         "downstream": {
             "choose": {**probe, "images": few, "budget": short},
             "confirm": {
@@ -153,7 +180,6 @@ def _phantom() -> dict:
         "hyper": {
             "train": {"steps": 3000, "validate_every": 300, "probe": {"images": {"train": 800}}}
         },
-        "hyper_of": {name: {} for name in MODALITIES},
         "downstream": {
             "choose": {
                 "seeds": 2, "judge": "val", "finetune": False,
@@ -179,4 +205,7 @@ def _real() -> dict:
         "data": {"source": "files", "labels": "folder", "size": 64},
         "train": {"steps": 20_000, "validate_every": 1000, "probe": {"images": {"train": 800}}},
     }
+    # All images: those of a folder lie by class, so that the first ones are of one class.
+    for phase in size["downstream"].values():
+        phase["images"] = {"train": 0, "val": 0, "test": 0}
     return size

@@ -88,7 +88,7 @@ def head(study: str, starts: tuple[str, ...], encoders: tuple[str, ...], task: s
     # Over label fractions: the same number of epochs, or of steps.
     config.budget = "epochs"
     # Changes of every fine-tuning, such as --config.finetune.train.epochs=5; None changes nothing.
-    config.finetune = _unset(_variant("finetune", task), ("data", "train", "optim", "evaluate"))
+    config.finetune = unset(_variant("finetune", task), ("data", "train", "optim", "evaluate"))
     return config
 
 
@@ -97,7 +97,7 @@ def _variant(name: str, variant: str) -> dict:
     return beside(__file__, name).get_config(variant).to_dict()
 
 
-def _unset(config: dict, parts: tuple[str, ...]) -> ConfigDict:
+def unset(config: dict, parts: tuple[str, ...]) -> ConfigDict:
     """Returns a place without a value for each setting of these parts of a run."""
 
     def empty(value):

@@ -14,6 +14,7 @@ from medinit_jax.data.catalog import batch_options
 from medinit_jax.data.pipeline import load_examples
 from medinit_jax.data.sources import Source, patients_of
 from medinit_jax.downstream.classify import Labeled
+from medinit_jax.downstream.protocol import halves
 
 LABELS = ("any", "class")
 JUDGES = ("test", "val")
@@ -35,6 +36,25 @@ class Pool(NamedTuple):
     val: Labeled
     test: Labeled
     classes: int
+
+
+def _spread(source: Source, limit: int, config: ml_collections.ConfigDict) -> np.ndarray:
+    """Returns the numbers of so many images (0: of all) of a source."""
+    count = len(source)
+    wanted = min(limit or count, count)
+    if config.data.source == "phantom":
+        # Drawn in random order.
+        return np.arange(wanted)
+    # A folder's images lie by class: the first ones would be of one class.
+    return np.arange(wanted) * count // max(wanted, 1)
+
+
+def _mixed(labels: np.ndarray, seed: int) -> np.ndarray:
+    """Returns an order in which no class comes first, as batch statistics need it."""
+    order = np.arange(len(labels))
+    if (np.diff(labels) < 0).any():
+        return order
+    return np.random.default_rng([seed, len(labels)]).permutation(order)
 
 
 def open_pool(config: ml_collections.ConfigDict, sources: dict[str, Source]) -> Pool | None:
@@ -59,32 +79,34 @@ def open_pool(config: ml_collections.ConfigDict, sources: dict[str, Source]) -> 
     options = batch_options(config.data, config.seed)
     laterality = options.augmentation.normalize_laterality
     plain = dataclasses.replace(options, augmentation=Augmentation(normalize_laterality=laterality))
-    parts, patients = {}, []
+    parts, patients = {}, {}
     for split, limit in settings.images.items():
         source = sources[split]
-        indices = np.arange(len(source))[: limit or None]
+        indices = _spread(source, limit, config)
         examples = load_examples(source, indices, plain)
         if "label" not in examples:
             return None
         # -1: unlabelled.
-        known = examples["label"] >= 0
-        if not known.any():
+        known = np.flatnonzero(examples["label"] >= 0)
+        if not len(known):
             return None
+        known = known[_mixed(examples["label"][known], config.seed)]
         labels, indices = examples["label"][known], indices[known]
         labels = (labels > 0).astype(np.int32) if settings.label == "any" else labels
         parts[split] = Labeled(examples["image"][known], labels)
-        if split == "train":
+        if split != "test":
             names = patients_of(source)
-            patients = [names[int(i)] for i in indices]
+            patients[split] = [names[int(i)] for i in indices]
     if settings.judge not in JUDGES:
         raise UsageError(
             f"config.evaluate.downstream.judge={settings.judge!r}; set it to {' or '.join(JUDGES)}."
         )
     if settings.judge == "val":
-        # Images of a patient follow each other, so that at most one patient is in both halves.
-        held, order = parts["val"], np.arange(len(parts["val"].labels))
-        parts["val"], parts["test"] = (held.subset(half) for half in np.array_split(order, 2))
+        # Images may lie by class, one after the other.
+        held = parts["val"]
+        both = halves(held.labels, patients["val"])
+        parts["val"], parts["test"] = (held.subset(half) for half in both)
     if any(len(np.unique(part.labels)) < 2 for part in parts.values()):
         return None
     classes = 1 + max(int(part.labels.max()) for part in parts.values())
-    return Pool(parts["train"], patients, parts["val"], parts["test"], classes)
+    return Pool(parts["train"], patients["train"], parts["val"], parts["test"], classes)

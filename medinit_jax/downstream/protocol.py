@@ -111,6 +111,21 @@ def label_subset(
     return np.sort(np.concatenate(chosen))
 
 
+def halves(labels: ArrayLike, patients: Sequence | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Divides images in two that both have every label, as far as its patients allow.
+
+    Args:
+        labels: (n,) integers; a patient counts as the largest label of their images.
+        patients: (n,) ids; none is in both halves.
+
+    Returns:
+        Sorted int64 image indices of each half.
+    """
+    count = len(np.asarray(labels))
+    first = label_subset(labels, patients, 0.5) if count else np.zeros(0, np.int64)
+    return first, np.setdiff1d(np.arange(count), first)
+
+
 def run_seeds(base: int, count: int) -> tuple[int, ...]:
     """Seeds of the repetitions; every start uses the same ones, so that seeds pair across starts.
 

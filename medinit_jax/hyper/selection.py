@@ -23,9 +23,10 @@ from medinit_jax.core.parameters import load_params, save_params
 from medinit_jax.data.augment import Augmentation
 from medinit_jax.data.catalog import batch_options
 from medinit_jax.data.pipeline import load_examples
-from medinit_jax.data.sources import Source
+from medinit_jax.data.sources import Source, patients_of
 from medinit_jax.downstream.pool import LABELS
 from medinit_jax.downstream.probe import ridge_probe
+from medinit_jax.downstream.protocol import halves
 from medinit_jax.hyper.bilevel import meta_batch
 from medinit_jax.hyper.hypernetwork import Theta
 from medinit_jax.hyper.initializer import graph_of
@@ -64,7 +65,9 @@ class TransferProbe:
         counts = config.train.probe.images
         self._images, self._labels = {}, {}
         for split in ("train", "val"):
-            chosen = np.arange(min(len(sources[split]), counts[split]))
+            held, wanted = len(sources[split]), min(len(sources[split]), counts[split])
+            # In random order: where images lie by class, a group would have one class only.
+            chosen = np.random.default_rng([config.seed, held]).permutation(held)[:wanted]
             examples = load_examples(sources[split], chosen, plain)
             labels = examples.get("label", np.full(len(chosen), -1))
             known = np.flatnonzero(labels >= 0)
@@ -76,6 +79,9 @@ class TransferProbe:
                 for part in np.split(examples["image"][known], len(known) // self.rows or 1)
             ]
             self._labels[split] = labels[known]
+            if split == "val":
+                names = patients_of(sources[split])
+                self._halves = halves(labels[known], [names[int(i)] for i in chosen[known]])
         self._check(config)
         module = bilevel.module
         self._batches = {
@@ -92,7 +98,7 @@ class TransferProbe:
                 f"config.train.probe.label={config.train.probe.label!r}; set it to any or class."
             )
         train, val = self._labels["train"], self._labels["val"]
-        parts = (train, *_halves(val))
+        parts = (train, *(val[half] for half in self._halves))
         classes = range(int(max((part.max() for part in parts if len(part)), default=0)) + 1)
         self._classes = [
             k for k in (classes if len(classes) > 2 else (1,))
@@ -122,8 +128,9 @@ class TransferProbe:
         train, val = features["train"], features["val"]
         if not (np.isfinite(train).all() and np.isfinite(val).all()):
             return 0.5
-        known, held = self._labels["train"], _halves(self._labels["val"])
-        first, second = _halves(val)
+        known = self._labels["train"]
+        held = [self._labels["val"][half] for half in self._halves]
+        first, second = (val[half] for half in self._halves)
         return float(
             np.mean(
                 [
@@ -132,11 +139,6 @@ class TransferProbe:
                 ]
             )
         )
-
-
-def _halves(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the first and the second half: images of a patient follow each other."""
-    return rows[: len(rows) // 2], rows[len(rows) // 2 :]
 
 
 class Best:

@@ -176,7 +176,7 @@ class Plan:
         update(config, plain(size.finetune))
         kind = "segmentation" if TASKS[cell.task].kind == "segmentation" else "classification"
         update(config, plain(size[kind]))
-        update(config, _set(plain(self.config.finetune)))
+        update(config, given(plain(self.config.finetune)))
         config["task"] = task_name(cell.task, size)
         config["seed"] = seed
         config["model"]["name"] = cell.model
@@ -222,9 +222,9 @@ def plain(config: Any) -> dict[str, Any]:
     return copy.deepcopy(config.to_dict() if hasattr(config, "to_dict") else dict(config))
 
 
-def _set(config: Mapping[str, Any]) -> dict[str, Any]:
+def given(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what has a value."""
-    parts = {k: _set(v) if isinstance(v, Mapping) else v for k, v in config.items()}
+    parts = {k: given(v) if isinstance(v, Mapping) else v for k, v in config.items()}
     return {key: value for key, value in parts.items() if value is not None}
 
 

@@ -62,7 +62,12 @@ def conduct_pretexts(
         jobs += confirming
     summary = collect(plan, jobs, scores, winners, jobs_dir, workdir)
     for pair in missing:
-        console.print(f"Not judged: {' '.join(pair)}; jobs.json says why.", soft_wrap=True)
+        why = (
+            "its runs left no figure, as labels are lacking or features are not finite"
+            if all(job.is_done(jobs_dir) for job in plan.jobs("choose", [pair]))
+            else "jobs.json says why"
+        )
+        console.print(f"Not judged: {' '.join(pair)}; {why}.", soft_wrap=True)
     for modality, pair in winners.items():
         console.print(f"{modality}: {pair.pretext} with the recipe {pair.recipe}", soft_wrap=True)
     console.print(f"Report: {write_pretext_report(workdir)}", soft_wrap=True)

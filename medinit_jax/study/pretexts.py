@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import ml_collections
+import numpy as np
 
 from medinit_jax.core.errors import UsageError
 from medinit_jax.report.pretext_results import rule_score
 from medinit_jax.study.job import REFERENCE, Job
-from medinit_jax.study.plan import plain, size_of, update
+from medinit_jax.study.plan import given, plain, size_of, update
 
 PHASES = ("choose", "confirm")
 
@@ -99,7 +100,7 @@ class PretextPlan:
     def _base(self, pair: Pair, seed: int) -> dict[str, Any]:
         config = plain(self.config.base.hyper[pair.modality])
         update(config, plain(self.size.hyper))
-        update(config, plain(self.size.hyper_of[pair.modality]))
+        update(config, given(plain(self.size.hyper_of[pair.modality])))
         update(config, plain(self.config.pretexts[pair.pretext]))
         config["seed"] = seed
         if config["data"]["source"] == "phantom":
@@ -124,7 +125,7 @@ class PretextPlan:
         return list(found.values())
 
     def scores(self, jobs_dir: Path) -> dict[Pair, float | None]:
-        """Returns what the rule makes of every pair; None where its evaluations are not done."""
+        """Returns what the rule makes of every pair; None where no figures are there for it."""
         return {pair: self._score(pair, jobs_dir) for pair in self.pairs}
 
     def _score(self, pair: Pair, jobs_dir: Path) -> float | None:
@@ -132,7 +133,8 @@ class PretextPlan:
         if not all(job.is_done(jobs_dir) for job in jobs):
             return None
         entries = [job.summary(jobs_dir).get("probe", []) for job in jobs]
-        return rule_score(entries, self.config.rule.fractions, self.config.depth)
+        score = rule_score(entries, self.config.rule.fractions, self.config.depth)
+        return score if np.isfinite(score) else None
 
     def chosen(self, scores: Mapping[Pair, float | None]) -> dict[str, Pair]:
         """Returns the pair with the best score of each modality that is done as far as it goes."""
@@ -140,7 +142,7 @@ class PretextPlan:
         for modality in self.size.modalities:
             own = {p: s for p, s in scores.items() if p.modality == modality and s is not None}
             if own:
-                winners[modality] = max(own, key=lambda pair: own[pair] or 0.0)
+                winners[modality] = max(own, key=own.__getitem__)
         return winners
 
     def known(self, jobs_dir: Path) -> list[Job]:

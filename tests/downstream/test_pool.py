@@ -32,13 +32,29 @@ def test_unlabelled_images_are_no_normal_ones():
 
 
 def test_validation_images_judge_where_test_images_may_not():
-    sources = {"train": source(0, 1), "val": source(0, 1, 1, 0, 2, 0), "test": source(1, 0)}
+    """In halves that both have both classes, though the images lie by class as in folders."""
+    labels = [0] * 6 + [1] * 4
+    sources = {"train": source(0, 1), "val": source(*labels), "test": source(1, 0)}
     pool = open_pool(config(judge="val"), sources)
-    assert pool.val.labels.tolist() == [0, 1, 1] and pool.test.labels.tolist() == [0, 1, 0]
-    last = np.diff(pool.test.images[:, 0, 0, 0]) * 255 * 0.25
-    np.testing.assert_allclose(last, 1, rtol=1e-5)
+    for part in (pool.val, pool.test):
+        assert sorted(part.labels) == [0, 0, 0, 1, 1]
+    shown = [np.rint(p.images[:, 0, 0, 0] * 0.25 * 255 + 127.5) for p in (pool.val, pool.test)]
+    assert sorted(np.concatenate(shown)) == list(range(10))
     with pytest.raises(UsageError, match="judge='train'; set it to test or val"):
         open_pool(config(judge="train"), sources)
+
+
+def test_images_that_lie_by_class_are_spread_and_mixed():
+    sources = {name: source(*[0] * 30, *[1] * 30) for name in ("train", "val", "test")}
+    given = config()
+    given.evaluate.downstream.images.train = 20
+    pool = open_pool(given, sources)
+    assert sorted(pool.train.labels) == [0] * 10 + [1] * 10
+    # A batch of statistics has both classes, and patients go with their images.
+    assert 0 < pool.train.labels[:8].sum() < 8
+    numbers = np.rint(pool.train.images[:, 0, 0, 0] * 0.25 * 255 + 127.5).astype(int)
+    assert pool.patients == [f"patient {number}" for number in numbers]
+    assert sorted(numbers) == list(range(0, 60, 3))
 
 
 def test_without_labels_there_is_no_pool():

@@ -15,6 +15,7 @@ from medinit_jax.arch.space import Space, Split
 from medinit_jax.core.config import read_command_line
 from medinit_jax.core.errors import UsageError
 from medinit_jax.core.parallel import Parallel
+from medinit_jax.data.sources import Subset
 from medinit_jax.hyper import setup
 from medinit_jax.hyper import train as train_lib
 from medinit_jax.hyper.initializer import init_theta
@@ -145,10 +146,16 @@ def test_stopped_and_resumed_equals_uninterrupted(whole, make_config, compiled, 
     assert bits(medinit_jax.load(workdir).theta) == bits(medinit_jax.load(whole[0]).theta)
 
 
-def test_brightness_is_found_by_the_probe(make_config, compiled):
+@pytest.mark.parametrize("by_class", [False, True], ids=["mixed", "one class after the other"])
+def test_brightness_is_found_by_the_probe(make_config, compiled, by_class):
     """Labels that any feature of brightness tells: near 1; labels of noise would be near 0.5."""
     config = make_config()
     sources = setup.open_sources(config, Console(file=io.StringIO()))
+    if by_class:
+        # As in folders; 32 of the 48 training images are probed.
+        for name, held in sources.items():
+            order = np.arange(len(held)).reshape(-1, 2).T.ravel()
+            sources[name] = Subset(held, order, name)
     programs = {"val:0": NARROW.program("val", 0, 4)}
     theta = init_theta(compiled.module, jax.random.key(0))["params"]
     assert TransferProbe(compiled, sources, programs)(theta) > 0.9

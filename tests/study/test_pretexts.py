@@ -66,6 +66,30 @@ def test_real_images_have_to_be_named(tmp_path):
         plan.jobs("choose", plan.pairs)
 
 
+def test_every_setting_of_a_modality_and_of_a_phase_can_be_given(tmp_path):
+    options = {
+        "size": "real", "images.xray": tmp_path / "images.npz",
+        "sizes.real.modalities": ("xray",), "sizes.real.pretexts": ("jigsaw",),
+        "sizes.real.recipes": ("whole",), "sizes.real.hyper.train.steps": 600,
+        "sizes.real.hyper_of.xray.data.size": 28, "sizes.real.hyper_of.xray.train.batch_size": 64,
+        "sizes.real.downstream.choose.budget.epochs": 2,
+    }  # fmt: skip
+    plan = PretextPlan(config(tmp_path, **options))
+    (pair,) = plan.pairs
+    training = plan.training(pair, 1111).config
+    assert training["data"]["source"] == "files" and training["data"]["path"].endswith("images.npz")
+    assert (training["data"]["size"], training["train"]["steps"]) == (28, 600)
+    assert training["train"]["batch_size"] == 64 and training["optim"]["warmup_steps"] == 50
+    found = {
+        phase: plan.evaluation(phase, pair, 1111).config["evaluate"]["downstream"]
+        for phase in ("choose", "confirm")
+    }
+    assert [found[phase]["budget"]["epochs"] for phase in found] == [2, 6]
+    assert [found[phase]["judge"] for phase in found] == ["val", "test"]
+    # A folder's images lie by class: the first ones would be of one class.
+    assert all(set(one["images"].values()) == {0} for one in found.values())
+
+
 def leave(job, jobs_dir):
     """A job's remains: the contrast pretext is better, half of the tensors the best."""
     folder = job.folder(jobs_dir)
@@ -110,6 +134,22 @@ def test_what_was_chosen_is_confirmed_and_what_collapsed_is_named(tmp_path):
     # Another run finds all there.
     again = conduct_pretexts(made, workdir, Console(file=shown, width=200), None)
     assert again["probe_gain_over_matched"] == summary["probe_gain_over_matched"]
+
+
+def test_runs_without_figures_choose_nothing(tmp_path):
+    def silent(job, jobs_dir):
+        leave(job, jobs_dir)
+        if job.facts["role"] != "initializer":
+            write_json(job.folder(jobs_dir) / "summary.json", {"probe": [], "finetune": []})
+
+    made = config(tmp_path, sizes__mini__pretexts=("contrast",))
+    workdir = tmp_path / "study"
+    workdir.mkdir()
+    shown = io.StringIO()
+    summary = conduct_pretexts(made, workdir, Console(file=shown, width=200), silent)
+    assert summary["chosen"] == {} and summary["confirmation"] == {}
+    assert [row["score"] for row in summary["scores"]] == [None, None]
+    assert "Not judged: fundus contrast half; its runs left no figure" in shown.getvalue()
 
 
 def test_a_study_that_ends_with_the_choice(tmp_path):
