@@ -28,6 +28,13 @@ chest X-rays of 28 px, as a trial of what the choice takes:
         "--config.sizes.real.recipes=('whole','kernels')" \
         "--config.sizes.real.networks.choose=('val:0','val:1')" \
         "--config.sizes.real.fractions=(0.05,0.2)" --config.last=choose
+
+The modality `vessels` is judged by segmentation: encoders of U-Nets start from the hypernetwork, at
+random and from permuted values, and learn the vessels of DRIVE and STARE from one or two images:
+
+    python -m medinit_jax.data prepare drive_seg --from DRIVE        (stare_seg likewise)
+    python -m medinit_jax.main --config=configs/study.py:pretexts --config.size=real \
+        --config.images.vessels=PHOTOGRAPHS "--config.sizes.real.modalities=('vessels',)"
 """
 
 from ml_collections import ConfigDict
@@ -35,7 +42,9 @@ from ml_collections import ConfigDict
 from medinit_jax.core.config import beside, unknown_variant
 
 STUDIES = ("pretexts",)
-MODALITIES = ("fundus", "xray", "ct")
+# Of `vessels` no image is labeled: segmentation judges it.
+PROBED = ("fundus", "xray", "ct")
+MODALITIES = (*PROBED, "vessels")
 PRETEXTS = {
     "rotation": {"pretext": {"name": "rotation"}},
     "hard_rotation": {"pretext": {"name": "hard_rotation"}},
@@ -90,9 +99,18 @@ def get_config(study: str) -> ConfigDict:
     config.resamples = 2000
     config.pretexts = ConfigDict(PRETEXTS)
     config.recipes = ConfigDict(RECIPES)
-    # size=real: labeled images of each modality that is studied: a folder, .npz file or table.
+    # size=real: images of each modality that is studied: a folder, .npz file or table. They have
+    # labels, but for vessels: photographs of the fundus or crops of them, test images left out.
     config.images = ConfigDict(dict.fromkeys(MODALITIES, ""))
-    config.base = ConfigDict({"hyper": {name: _hyper(name) for name in MODALITIES}})
+    config.base = ConfigDict(
+        {
+            "hyper": {name: _hyper(name) for name in MODALITIES},
+            "finetune": {task: _vessels() for task in ("drive_seg", "stare_seg")},
+        }
+    )
+    # Changes of every fine-tuning of a segmentation; None changes nothing.
+    parts = ("data", "train", "optim", "protocol", "evaluate")
+    config.finetune = beside(__file__, "study").unset(_vessels(), parts)
     sizes = {"mini": _mini(), "phantom": _phantom(), "real": _real()}
     config.sizes = ConfigDict({name: _settable(size) for name, size in sizes.items()})
     return config
@@ -101,9 +119,11 @@ def get_config(study: str) -> ConfigDict:
 def _settable(size: dict) -> dict:
     """Adds what a size leaves as it is, so that the command line can set it."""
     unset = beside(__file__, "study").unset
-    size["hyper_of"] = {
-        name: unset(_hyper(name), ("data", "hyper", "optim", "train")) for name in MODALITIES
-    }
+    parts = ("data", "hyper", "optim", "train")
+    own = {name: unset(_hyper(name), parts) for name in MODALITIES}
+    for name, changes in size.get("hyper_of", {}).items():
+        own[name].update(changes)
+    size["hyper_of"] = own
     known = _hyper(MODALITIES[0])["evaluate"]["downstream"]
     # Networks and shares of labels are those of the size.
     shown = {key: known[key] for key in known if key not in ("networks", "fractions")}
@@ -117,11 +137,50 @@ def _settable(size: dict) -> dict:
 def _hyper(modality: str) -> dict:
     config = beside(__file__, "hyper").get_config("").to_dict()
     config["note"] = ""
-    config["data"]["name"] = modality
-    if modality != "fundus":
+    drawn = modality in PROBED
+    config["data"]["name"] = modality if drawn else "fundus"
+    if modality not in ("fundus", "vessels"):
         config["data"]["augment"]["normalize_laterality"] = False
-    config["train"]["select"] = "probe"
+    config["train"]["select"] = "probe" if drawn else "last"
     return config
+
+
+def _vessels() -> dict:
+    """A U-Net on crops of few photographs, as docs/results.md has it on DRIVE."""
+    config = beside(__file__, "finetune").get_config("drive_seg").to_dict()
+    config["data"] |= {"recipe": "crops", "size": 128}
+    # What is left of the 20 or 10 training images makes one batch of crops, an epoch.
+    config["train"] |= {"batch": 8, "epochs": 240, "validate_every": 40}
+    config["optim"]["name"] = "adamw"
+    # Half of them validates: a choice by 2 images would be none.
+    config["protocol"]["validation"] = 0.5
+    return config
+
+
+def _segmentation(**changes: object) -> dict:
+    """Tasks by which a modality is judged in the place of probes, and how they are learned."""
+    return {
+        "tasks": {name: () for name in PROBED} | {"vessels": ("drive_seg", "stare_seg")},
+        "phantom": False,
+        "pixels": 256,
+        "shares": {},
+        # Validation images judge the choice, test images the confirmation; seeds of fine-tuning
+        # choose which images are labeled, and no seed is in both phases.
+        "networks": {"choose": ("unet",), "confirm": ("unet",)},
+        "models": {"unet": {"width": 16}},
+        "seeds": {"choose": 2, "confirm": 5},
+        "starts": {
+            "choose": ("hyper", "random", "matched"),
+            "confirm": ("hyper", "random", "matched", "untrained"),
+        },
+        # Of the training images that do not validate: of DRIVE's 10 one and two.
+        "fractions": (0.1, 0.2),
+        # Each start has the best of them by validation, with the first seed.
+        "learning_rates": (0.001, 0.003, 0.01),
+        "weight_decays": (1e-4,),
+        "finetune": {},
+        **changes,
+    }
 
 
 def _mini() -> dict:
@@ -163,12 +222,22 @@ def _mini() -> dict:
             },
         },
         "diagnostics": {"choose": {"networks": 0}, "confirm": {"networks": 2, "images": 64}},
+        "segmentation": _segmentation(
+            phantom=True, pixels=48, shares={"drive_seg": 0.3, "stare_seg": 0.6},
+            models={"unet": {"width": 4}}, seeds={"choose": 1, "confirm": 2}, fractions=(0.2,),
+            learning_rates=(0.003, 0.01),
+            finetune={
+                "data": {"size": 32},
+                "train": {"epochs": 2, "validate_every": 1, "batch": 2, "devices": 1},
+                "evaluate": {"resamples": 20},
+            },
+        ),
     }  # fmt: skip
 
 
 def _phantom() -> dict:
     return {
-        "modalities": MODALITIES,
+        "modalities": PROBED,
         "pretexts": WITHOUT_LABELS,
         "recipes": tuple(RECIPES),
         "networks": {
@@ -196,6 +265,7 @@ def _phantom() -> dict:
             },
         },
         "diagnostics": {"choose": {"networks": 0}, "confirm": {"networks": 10}},
+        "segmentation": _segmentation(phantom=True, pixels=128),
     }  # fmt: skip
 
 
@@ -208,4 +278,11 @@ def _real() -> dict:
     # All images: those of a folder lie by class, so that the first ones are of one class.
     for phase in size["downstream"].values():
         phase["images"] = {"train": 0, "val": 0, "test": 0}
+    photographs = {"normalization": "fundus", "fit": "fov"}
+    size["hyper_of"] = {
+        "fundus": {"data": photographs},
+        "vessels": {"data": {**photographs, "labels": "none"}},
+    }
+    size["modalities"] = MODALITIES
+    size["segmentation"] = _segmentation()
     return size

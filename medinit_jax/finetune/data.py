@@ -216,7 +216,8 @@ class TrainBatches:
     """Training batches by step number.
 
     Every epoch has each image once, in an order of its own; a batch may end one epoch and begin the
-    next. Batch `step` is a pure function of configuration, images and step.
+    next. Batch `step` is a pure function of configuration, images and step. A batch of segmentation
+    may be larger than an epoch: it has an image more than once, each time changed anew.
 
     Attributes:
         size: Side of the images in pixels.
@@ -234,8 +235,8 @@ class TrainBatches:
             images: The task.
 
         Raises:
-            UsageError: There are fewer images than a batch has, or it cannot have four angles of
-                each.
+            UsageError: There are fewer images than a batch of classification has, or it cannot have
+                four angles of each.
         """
         self._images, self._seed = images, int(config.seed)
         self._turns = 4 if images.train.turned else 1
@@ -247,7 +248,7 @@ class TrainBatches:
                 + (", for the four angles of each image." if self._turns > 1 else ".")
             )
         self._batch = batch // self._turns
-        if self._count < self._batch:
+        if self._count < self._batch and images.kind != "segmentation":
             raise UsageError(
                 f"{images.name} has {self._count} training images, fewer than the {self._batch} of "
                 f"a batch; lower config.train.batch or raise config.protocol.fraction."

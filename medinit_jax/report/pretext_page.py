@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +61,18 @@ def render(summary: Mapping[str, Any]) -> Html:
 
 
 def _sentence(modality: str, part: Mapping[str, Any]) -> str:
-    gains, wins = part.get("probe_gain_over_matched", {}), part.get("probe_wins_over_matched", {})
+    name, what, units = ("probe", "frozen features", "networks")
+    if "dice" in part:
+        name, what, units = ("dice", "Dice after fine-tuning", "fine-tunings")
+    gains = part.get(f"{name}_gain_over_matched", {})
+    wins = part.get(f"{name}_wins_over_matched", {})
     by_share = "; ".join(
         f"{float(share):.0%} of the labels {signed(gain)} ({wins[share]} of "
-        f"{len(part['networks'])} networks won)"
+        f"{len(part['networks'])} {units} won)"
         for share, gain in gains.items()
     )
     return (
-        f"{modality}, {part['pretext']} with the recipe {part['recipe']}: gain of frozen features "
+        f"{modality}, {part['pretext']} with the recipe {part['recipe']}: gain of {what} "
         f"over the permuted control, {part['hypernetwork_seeds']} hypernetworks: {by_share}."
     )
 
@@ -85,8 +89,9 @@ def _choice(summary: Mapping[str, Any]) -> Html:
     ]  # fmt: skip
     shares = ", ".join(f"{share:.0%}" for share in summary["rule"]["fractions"])
     return table(
-        "Validation networks, validation images: the smaller of the gains over random and over "
-        f"matched, mean over {shares} of the labels",
+        "Validation images: the smaller of the gains over random and over matched. Probes: on "
+        f"validation networks, mean over {shares} of the labels; segmentation: in Dice, mean over "
+        "its own shares",
         ["Modality", "Pretext", "Recipe", "Score", ""],
         rows,
         texts=3,
@@ -94,28 +99,51 @@ def _choice(summary: Mapping[str, Any]) -> Html:
 
 
 def _gains(part: Mapping[str, Any]) -> list[Html]:
-    tables = []
-    for name, title in (
-        ("probe", "Frozen features"),
-        ("finetune", "Fine-tuning, early"),
-    ):
-        rows = [
-            [
-                other, f"{float(share):.0%}", signed(gain),
-                " to ".join(fixed(end) for end in by_share["interval"][share]),
-                f"{by_share['wins'][share]} of {by_share['networks'][share]}",
-            ]
-            for other, by_share in part[name].items()
-            for share, gain in by_share["gain"].items()
-        ]  # fmt: skip
-        if rows:
-            tables.append(
-                table(
-                    f"{title}: AUC of the hyper-initializer minus that of another start, mean over "
-                    "networks and hypernetworks; 95 % interval over networks",
-                    ["Other start", "Labels", "Gain", "Interval", "Networks won"],
-                    rows,
-                    texts=2,
-                )
-            )
-    return tables
+    over = "mean over networks and hypernetworks; 95 % interval over networks"
+    of_vessels = "mean over hypernetworks; 95 % interval over tasks, networks and seeds"
+    found = [
+        (part[name], f"{title}: AUC of the hyper-initializer minus that of another start, {over}")
+        for name, title in (("probe", "Frozen features"), ("finetune", "Fine-tuning, early"))
+        if name in part
+    ]
+    if "dice" in part:
+        caption = f"test Dice of the hyper-initializer minus that of another start, {of_vessels}"
+        found.append((part["dice"], f"All tasks: {caption}"))
+        found += [(own, f"{task}: {caption}") for task, own in part["dice_by_task"].items()]
+    tables = [_gain_table(parts, caption) for parts, caption in found]
+    return [
+        *(one for one in tables if one is not None),
+        *_images_table(part.get("dice_on_images", [])),
+    ]
+
+
+def _gain_table(parts: Mapping[str, Any], caption: str) -> Html | None:
+    rows = [
+        [
+            other, f"{float(share):.0%}", signed(gain),
+            " to ".join(fixed(end) for end in by_share["interval"][share]),
+            f"{by_share['wins'][share]} of {by_share['networks'][share]}",
+        ]
+        for other, by_share in parts.items()
+        for share, gain in by_share["gain"].items()
+    ]  # fmt: skip
+    heads = ["Other start", "Labels", "Gain", "Interval", "Won"]
+    return table(caption, heads, rows, texts=2) if rows else None
+
+
+def _images_table(found: Sequence[Mapping[str, Any]]) -> list[Html]:
+    rows = [
+        [
+            one["task"], one["model"], one["other"], f"{one['fraction']:.0%}", signed(one["mean"]),
+            f"{fixed(one['low'])} to {fixed(one['high'])}", one["images"],
+        ]
+        for one in found
+    ]  # fmt: skip
+    if not rows:
+        return []
+    caption = (
+        "The same on test images: mean over hypernetworks and seeds, 95 % interval over the images "
+        "with the networks as they are"
+    )
+    heads = ["Task", "Network", "Other start", "Labels", "Gain", "Interval", "Images"]
+    return [table(caption, heads, rows, texts=4)]

@@ -15,19 +15,18 @@ OTHERS = ("random", "matched", "untrained", "rotnet")
 Figure = Callable[[Mapping[str, Any]], float | None]
 
 
-def rule_score(runs: Sequence[Entries], fractions: Iterable[float], depth: float) -> float:
+def rule_score(runs: Sequence[Entries], fractions: Iterable[float], figure: Figure) -> float:
     """Returns by what a pair of pretext and recipe is chosen.
 
     Args:
-        runs: "probe" entries of one evaluation per hypernetwork seed.
+        runs: Entries of one evaluation per hypernetwork seed.
         fractions: Shares of labels that count.
-        depth: Where features are taken.
+        figure: Of an entry.
 
     Returns:
         The mean over these shares of the smaller of the mean gains over random and over matched; a
         pair of which nothing is finite has -infinity.
     """
-    figure = probe_figure(depth)
     smaller = []
     for fraction in fractions:
         gains = [gain_by_network(runs, fraction, other, figure) for other in ("random", "matched")]
@@ -56,6 +55,11 @@ def finetune_figure(epoch: int) -> Figure:
         return float(curve[epoch - 1]) if len(curve) >= epoch else None
 
     return figure
+
+
+def dice_figure(entry: Mapping[str, Any]) -> float | None:
+    """Returns the Dice coefficient of an entry of a segmentation."""
+    return None if entry["dice"] is None else float(entry["dice"])
 
 
 def gain_by_network(
@@ -168,7 +172,45 @@ def confirmed(
     ):
         parts = judged(runs[name], fractions, figure, least, resamples)
         found[name] = parts
-        for other, by_share in parts.items():
-            for what in ("gain", "interval", "wins", "ahead"):
-                found[f"{prefix}_{what}_over_{other}"] = by_share[what]
+        found |= _named(prefix, parts)
     return found
+
+
+def confirmed_segmentation(
+    runs: Sequence[Entries], fractions: Sequence[float], resamples: int
+) -> dict[str, Any]:
+    """Returns what the confirmation of one modality found by segmentation.
+
+    Args:
+        runs: Entries of one hypernetwork each: "task", "network" (task, network and seed), ...
+        fractions: Shares of labels.
+        resamples: Of the bootstrap over tasks, networks and seeds.
+
+    Returns:
+        "networks", "hypernetwork_seeds", "dice_gain_over_START" and the like by share of labels,
+        intervals beside them, "dice" with the figures of every run, and "dice_by_task".
+    """
+    tasks = sorted({entry["task"] for run in runs for entry in run})
+    by_task = {
+        task: [[entry for entry in run if entry["task"] == task] for run in runs] for task in tasks
+    }
+    parts = judged(runs, fractions, dice_figure, 0.0, resamples)
+    return {
+        "networks": sorted({entry["network"] for run in runs for entry in run}),
+        "hypernetwork_seeds": len(runs),
+        "dice": parts,
+        "dice_by_task": {
+            task: judged(own, fractions, dice_figure, 0.0, resamples)
+            for task, own in by_task.items()
+        },
+        **_named("dice", parts),
+    }
+
+
+def _named(prefix: str, parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns what `judged` found under names such as "probe_gain_over_matched"."""
+    return {
+        f"{prefix}_{what}_over_{other}": by_share[what]
+        for other, by_share in parts.items()
+        for what in ("gain", "interval", "wins", "ahead")
+    }

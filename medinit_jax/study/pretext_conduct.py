@@ -17,10 +17,12 @@ from medinit_jax.core.progress import Progress
 from medinit_jax.core.provenance import provenance
 from medinit_jax.core.workdir import write_json
 from medinit_jax.report.pretext_page import write_pretext_report
-from medinit_jax.report.pretext_results import confirmed
+from medinit_jax.report.pretext_results import confirmed, confirmed_segmentation
 from medinit_jax.study.job import Job
+from medinit_jax.study.pretext_segmentation import on_images
 from medinit_jax.study.pretexts import Pair, PretextPlan
-from medinit_jax.study.runner import DONE, FAILED, outcomes_on_disk, run_jobs
+from medinit_jax.study.runner import DONE, FAILED, Outcome, outcomes_on_disk, run_jobs
+from medinit_jax.study.table import check_images
 
 Run = Callable[[Job, Path], None]
 
@@ -48,8 +50,7 @@ def conduct_pretexts(
             "another; set it to local (several processes with one config.jobs_dir share them)."
         )
     plan, jobs_dir = PretextPlan(config), Path(config.jobs_dir)
-    jobs = plan.jobs("choose", plan.pairs)
-    _run(jobs, jobs_dir, console, "choose", run)
+    jobs = _run(plan, "choose", plan.pairs, jobs_dir, console, run)
     scores = plan.scores(jobs_dir)
     missing = [pair for pair, score in scores.items() if score is None]
     # A pretext that collapsed is out; one that is only not done yet must not be passed over.
@@ -57,14 +58,13 @@ def conduct_pretexts(
     is_open = any(outcome.status not in (DONE, FAILED, "blocked") for outcome in status.values())
     winners = {} if is_open else plan.chosen(scores)
     if config.last == "confirm" and winners:
-        confirming = plan.jobs("confirm", winners.values())
-        _run(confirming, jobs_dir, console, "confirm", run)
-        jobs += confirming
+        jobs += _run(plan, "confirm", list(winners.values()), jobs_dir, console, run)
+    check_images([job for job in jobs if job.kind == "finetune"], jobs_dir)
     summary = collect(plan, jobs, scores, winners, jobs_dir, workdir)
     for pair in missing:
         why = (
             "its runs left no figure, as labels are lacking or features are not finite"
-            if all(job.is_done(jobs_dir) for job in plan.jobs("choose", [pair]))
+            if all(job.is_done(jobs_dir) for job in plan.jobs("choose", [pair], jobs_dir))
             else "jobs.json says why"
         )
         console.print(f"Not judged: {' '.join(pair)}; {why}.", soft_wrap=True)
@@ -74,15 +74,30 @@ def conduct_pretexts(
     return summary
 
 
-def _run(jobs: Sequence[Job], jobs_dir: Path, console: Console, name: str, run: Run) -> None:
-    done = sum(job.is_done(jobs_dir) for job in jobs)
-    with Progress(name, len(jobs), console, start=done, unit="jobs") as bar:
+def _run(
+    plan: PretextPlan,
+    phase: str,
+    pairs: Sequence[Pair],
+    jobs_dir: Path,
+    console: Console,
+    run: Run,
+) -> list[Job]:
+    """Runs a phase and returns its jobs; what a grid decides is planned when the grid is done."""
+    failed: dict[str, Outcome] = {}
+    while True:
+        jobs = plan.jobs(phase, pairs, jobs_dir)
+        done = sum(job.is_done(jobs_dir) for job in jobs)
+        with Progress(phase, len(jobs), console, start=done, unit="jobs") as bar:
 
-        def report(outcomes: Any, now: str) -> None:
-            del outcomes
-            bar.update(sum(job.is_done(jobs_dir) for job in jobs), now=now)
+            def report(outcomes: Any, now: str, jobs: list[Job] = jobs, bar: Any = bar) -> None:
+                del outcomes
+                bar.update(sum(job.is_done(jobs_dir) for job in jobs), now=now)
 
-        run_jobs(jobs, jobs_dir, run, report)
+            outcomes = run_jobs(jobs, jobs_dir, run, report, failed)
+        # What failed is not tried twice by one command.
+        failed = {name: one for name, one in outcomes.items() if one.status == FAILED}
+        if len(plan.jobs(phase, pairs, jobs_dir)) == len(jobs):
+            return jobs
 
 
 def collect(
@@ -110,25 +125,9 @@ def collect(
     config = plan.config
     outcomes = outcomes_on_disk(jobs, jobs_dir)
     confirmations = {}
-    for modality, pair in winners.items():
-        evaluations = [plan.evaluation("confirm", pair, s) for s in plan.seeds("confirm")]
-        summaries = [job.summary(jobs_dir) for job in evaluations if job.is_done(jobs_dir)]
-        if summaries and config.last == "confirm":
-            confirmations[modality] = {
-                **pair._asdict(),
-                **confirmed(
-                    summaries,
-                    tuple(plan.size.fractions),
-                    depth=config.depth,
-                    epoch=config.finetune_epoch,
-                    margin=config.margin,
-                    resamples=config.resamples,
-                ),
-                "diagnostics": [summary.get("diagnostics", {}) for summary in summaries],
-                "initializers": [
-                    str(plan.training(pair, s).folder(jobs_dir)) for s in plan.seeds("confirm")
-                ],
-            }
+    if config.last == "confirm":
+        found = {name: _confirmation(plan, pair, jobs_dir) for name, pair in winners.items()}
+        confirmations = {name: part for name, part in found.items() if part}
     listing = [
         {
             "id": job.id, "name": job.name, **job.facts,
@@ -156,3 +155,36 @@ def collect(
     write_json(workdir / "jobs.json", listing)
     write_json(workdir / "summary.json", summary)
     return summary
+
+
+def _confirmation(plan: PretextPlan, pair: Pair, jobs_dir: Path) -> dict[str, Any]:
+    """Returns what the confirmation of a pair found; {} if none of its runs is done."""
+    config, seeds = plan.config, plan.seeds("confirm")
+    evaluations = [plan.evaluation("confirm", pair, seed) for seed in seeds]
+    summaries = [job.summary(jobs_dir) for job in evaluations if job.is_done(jobs_dir)]
+    found: dict[str, Any] = {}
+    if plan.tasks(pair.modality):
+        plans = [plan.segmentation("confirm", pair, seed) for seed in seeds]
+        done = [one for one in plans if one.is_done(jobs_dir)]
+        if done:
+            fractions = tuple(plan.size.segmentation.fractions)
+            entries = [one.entries(jobs_dir) for one in done]
+            found = confirmed_segmentation(entries, fractions, config.resamples)
+            found["dice_on_images"] = on_images(done, jobs_dir)
+    elif summaries:
+        found = confirmed(
+            summaries,
+            tuple(plan.size.fractions),
+            depth=config.depth,
+            epoch=config.finetune_epoch,
+            margin=config.margin,
+            resamples=config.resamples,
+        )
+    if not found:
+        return {}
+    return {
+        **pair._asdict(),
+        **found,
+        "diagnostics": [summary.get("diagnostics", {}) for summary in summaries],
+        "initializers": [str(plan.training(pair, seed).folder(jobs_dir)) for seed in seeds],
+    }

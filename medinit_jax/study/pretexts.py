@@ -4,6 +4,9 @@ Everything is in the configuration before the first run. *Choose*: every pretext
 is trained once, and every recipe probed on validation networks and validation images. The rule of
 the configuration names one pair per modality. *Confirm*: the pair is trained anew from further
 seeds and judged on test networks and test images, from all starts, by probe and fine-tuning.
+
+A modality that has tasks of segmentation is judged by them in the place of probes: U-Nets are
+fine-tuned on few labeled images, and Dice is that of validation images, then that of test images.
 """
 
 from __future__ import annotations
@@ -16,9 +19,10 @@ import ml_collections
 import numpy as np
 
 from medinit_jax.core.errors import UsageError
-from medinit_jax.report.pretext_results import rule_score
+from medinit_jax.report.pretext_results import dice_figure, probe_figure, rule_score
 from medinit_jax.study.job import REFERENCE, Job
 from medinit_jax.study.plan import given, plain, size_of, update
+from medinit_jax.study.pretext_segmentation import SegmentationPlan
 
 PHASES = ("choose", "confirm")
 
@@ -64,6 +68,10 @@ class PretextPlan:
             for recipe in self.size.recipes
         ]
 
+    def tasks(self, modality: str) -> tuple[str, ...]:
+        """Returns the tasks of segmentation that judge a modality; () if probes do."""
+        return tuple(self.size.segmentation.tasks[modality])
+
     def seeds(self, phase: str) -> tuple[int, ...]:
         """Returns the hypernetwork seeds of a phase; no seed is in both."""
         first = self.config.first_seed
@@ -88,7 +96,9 @@ class PretextPlan:
         evaluate["initializer"] = f"{REFERENCE}{self.training(pair, seed).id}"
         evaluate["splits"] = dict.fromkeys(evaluate["splits"], 0)
         downstream = evaluate["downstream"]
-        downstream["networks"] = list(self.size.networks[phase])
+        # Where segmentation judges, only the diagnostics are left.
+        judged = () if self.tasks(pair.modality) else self.size.networks[phase]
+        downstream["networks"] = list(judged)
         downstream["fractions"] = list(self.size.fractions)
         update(downstream, plain(self.size.downstream[phase]))
         update(downstream, plain(self.config.recipes[pair.recipe]))
@@ -97,13 +107,19 @@ class PretextPlan:
         name = f"{phase} {pair.modality} {pair.pretext} {pair.recipe} s{seed}"
         return Job("hyper", name, config, facts)
 
+    def segmentation(self, phase: str, pair: Pair, seed: int) -> SegmentationPlan:
+        """Returns the fine-tunings that judge a trained hypernetwork by segmentation."""
+        recipe = plain(self.config.recipes[pair.recipe])
+        training, tasks = self.training(pair, seed), self.tasks(pair.modality)
+        return SegmentationPlan(self.config, phase, tasks, training, recipe)
+
     def _base(self, pair: Pair, seed: int) -> dict[str, Any]:
         config = plain(self.config.base.hyper[pair.modality])
         update(config, plain(self.size.hyper))
         update(config, given(plain(self.size.hyper_of[pair.modality])))
         update(config, plain(self.config.pretexts[pair.pretext]))
         config["seed"] = seed
-        if config["data"]["source"] == "phantom":
+        if config["data"]["source"] in ("phantom", "prepared"):
             return config
         folder = self.config.images[pair.modality]
         if not folder:
@@ -115,12 +131,24 @@ class PretextPlan:
         config["data"]["path"] = folder
         return config
 
-    def jobs(self, phase: str, pairs: Iterable[Pair]) -> list[Job]:
-        """Returns the jobs of a phase in an order in which they can run, each once."""
+    def jobs(self, phase: str, pairs: Iterable[Pair], jobs_dir: Path) -> list[Job]:
+        """Returns the jobs of a phase in an order in which they can run, each once.
+
+        Args:
+            phase: "choose" or "confirm".
+            pairs: What is compared.
+            jobs_dir: Where they are: what a grid of learning rates decides is known when it is
+                done.
+        """
         found: dict[str, Job] = {}
         for pair in pairs:
             for seed in self.seeds(phase):
-                for job in (self.training(pair, seed), self.evaluation(phase, pair, seed)):
+                judging = [self.evaluation(phase, pair, seed)]
+                if self.tasks(pair.modality):
+                    diagnosed = phase == "confirm" and self.size.diagnostics.confirm.networks
+                    judging = judging if diagnosed else []
+                    judging += self.segmentation(phase, pair, seed).known(jobs_dir)
+                for job in (self.training(pair, seed), *judging):
                     found.setdefault(job.id, job)
         return list(found.values())
 
@@ -129,11 +157,20 @@ class PretextPlan:
         return {pair: self._score(pair, jobs_dir) for pair in self.pairs}
 
     def _score(self, pair: Pair, jobs_dir: Path) -> float | None:
-        jobs = [self.evaluation("choose", pair, seed) for seed in self.seeds("choose")]
-        if not all(job.is_done(jobs_dir) for job in jobs):
-            return None
-        entries = [job.summary(jobs_dir).get("probe", []) for job in jobs]
-        score = rule_score(entries, self.config.rule.fractions, self.config.depth)
+        seeds = self.seeds("choose")
+        if self.tasks(pair.modality):
+            plans = [self.segmentation("choose", pair, seed) for seed in seeds]
+            if not all(plan.is_done(jobs_dir) for plan in plans):
+                return None
+            entries = [plan.entries(jobs_dir) for plan in plans]
+            score = rule_score(entries, self.size.segmentation.fractions, dice_figure)
+        else:
+            jobs = [self.evaluation("choose", pair, seed) for seed in seeds]
+            if not all(job.is_done(jobs_dir) for job in jobs):
+                return None
+            entries = [job.summary(jobs_dir).get("probe", []) for job in jobs]
+            figure = probe_figure(self.config.depth)
+            score = rule_score(entries, self.config.rule.fractions, figure)
         return score if np.isfinite(score) else None
 
     def chosen(self, scores: Mapping[Pair, float | None]) -> dict[str, Pair]:
@@ -144,12 +181,3 @@ class PretextPlan:
             if own:
                 winners[modality] = max(own, key=own.__getitem__)
         return winners
-
-    def known(self, jobs_dir: Path) -> list[Job]:
-        """Returns every job that can be named by now."""
-        jobs = self.jobs("choose", self.pairs)
-        if self.config.last == "confirm" and all(
-            score is not None for score in self.scores(jobs_dir).values()
-        ):
-            jobs += self.jobs("confirm", self.chosen(self.scores(jobs_dir)).values())
-        return jobs

@@ -155,6 +155,17 @@ def test_vessels_are_cut_with_their_image(folder, drive):
     assert found >= 2
 
 
+def test_a_batch_of_crops_may_be_larger_than_an_epoch(drive, folder):
+    """Two images in a batch of six: three epochs in it, and no crop twice."""
+    two = drive._replace(train=drive.train.subset([0, 1]))
+    batches = TrainBatches(_config(folder, DRIVE, "swcl384", **{"train.batch": 6}), two)
+    batch = batches[0]
+    assert batches.steps_per_epoch == 1 and batch["image"].shape[0] == 6
+    assert len({image.tobytes() for image in batch["image"]}) == 6
+    np.testing.assert_array_equal(batch["image"], batches[0]["image"])
+    assert (batch["image"] != batches[1]["image"]).any()
+
+
 def test_what_lies_outside_the_field_of_view_does_not_count(folder, drive):
     config = _config(folder, DRIVE, "swcl384", **{"data.fov": True})
     images = _open(config)

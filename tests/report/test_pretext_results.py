@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from medinit_jax.report.pretext_results import confirmed, gain_by_network, probe_figure, rule_score
+from medinit_jax.report.pretext_results import (
+    confirmed,
+    confirmed_segmentation,
+    gain_by_network,
+    probe_figure,
+    rule_score,
+)
 
 BASE = {"random": 0.6, "matched": 0.5, "hyper": 0.0}
 
@@ -29,10 +35,11 @@ def curves(gains, fraction=0.2):
 
 def test_the_rule_takes_the_smaller_gain():
     runs = [entries([0.1, 0.3]) + entries([0.0, 0.2], fraction=0.2)]
-    assert rule_score(runs, (0.05,), 1.0) == pytest.approx(0.2)
-    assert rule_score(runs, (0.05, 0.2), 1.0) == pytest.approx(0.15)
-    assert rule_score(runs, (0.05, 0.5), 1.0) == -np.inf
-    assert rule_score(runs, (0.05,), 0.5) == -np.inf
+    figure = probe_figure(1.0)
+    assert rule_score(runs, (0.05,), figure) == pytest.approx(0.2)
+    assert rule_score(runs, (0.05, 0.2), figure) == pytest.approx(0.15)
+    assert rule_score(runs, (0.05, 0.5), figure) == -np.inf
+    assert rule_score(runs, (0.05,), probe_figure(0.5)) == -np.inf
 
 
 def test_networks_are_means_over_seeds_and_count_only_if_whole():
@@ -61,3 +68,34 @@ def test_the_confirmation_by_hand():
     low, high = found["probe_interval_over_random"]["0.05"]
     # Whole networks are drawn: the ends lie near the worst and the best network.
     assert -0.101 < low < -0.05 and 0.1 < high < 0.151
+
+
+def dice(task, gains, fraction=0.2):
+    """Fine-tunings of one network by seed: hyper lies by what is given above matched."""
+    return [
+        {"task": task, "network": f"{task} unet s{seed}", "fraction": fraction, "start": start,
+         "dice": 0.5 + gain * (start == "hyper")}
+        for seed, gain in enumerate(gains)
+        for start in ("hyper", "matched")
+    ]  # fmt: skip
+
+
+def test_segmentations_by_hand():
+    runs = [
+        dice("drive_seg", [0.1, 0.2]) + dice("stare_seg", [-0.1]),
+        dice("drive_seg", [0.2, 0.4]) + dice("stare_seg", [-0.2]),
+    ]
+    # A run without a figure: its network is left out, not taken for 0.
+    runs[1] += dice("stare_seg", [0.0, 0.5])[2:]
+    runs[0] += [row | {"dice": None} for row in dice("stare_seg", [0.0, 0.5])[2:]]
+    found = confirmed_segmentation(runs, (0.2,), 400)
+    assert found["hypernetwork_seeds"] == 2 and len(found["networks"]) == 4
+    assert found["dice_gain_over_matched"] == {"0.2": pytest.approx(0.1)}
+    assert found["dice_ahead_over_matched"] == {"0.2": 2}
+    drive = found["dice_by_task"]["drive_seg"]["matched"]
+    assert drive["gain"] == {"0.2": pytest.approx(0.225)}
+    assert drive["by_network"]["0.2"] == {
+        "drive_seg unet s0": pytest.approx(0.15), "drive_seg unet s1": pytest.approx(0.3)
+    }  # fmt: skip
+    assert found["dice_by_task"]["stare_seg"]["matched"]["networks"] == {"0.2": 1}
+    assert "dice_gain_over_random" not in found
