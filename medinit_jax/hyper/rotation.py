@@ -172,7 +172,10 @@ def pretext_scores(
             "held-out images or lower config.train.batch_size."
         )
     options = batch_options(config.data, config.seed, count)
-    examples = load_examples(source, _choose(source, count, config.seed), options)
+    process, processes = bilevel.parallel.process
+    share = count // processes
+    chosen = _choose(source, count, config.seed)[process * share : (process + 1) * share]
+    examples = load_examples(source, chosen, options)
     facts = known_facts(objective, source)(examples)
     views, targets = bilevel.views(examples["image"], _view_key(config, 0), facts)
     graphs = {name: graph_of(bilevel.module, program) for name, program in programs.items()}

@@ -48,7 +48,8 @@ class Bilevel(NamedTuple):
         objective: The self-supervised tasks.
         writer: Compiled pieces of the hypernetwork.
         tape: Compiled blocks of the networks.
-        views: (images (B, S, S, C), key, facts) -> (views, targets), both split over the devices.
+        views: (images (B, S, S, C), key, facts) -> (views, targets), both split over the devices;
+            each process gives its own rows of images and facts.
     """
 
     config: ml_collections.ConfigDict
@@ -93,10 +94,20 @@ def make_bilevel(config: ml_collections.ConfigDict, parallel: Parallel) -> Bilev
             f"config.space={config.space!r} holds networks with more node types than "
             f"config.hyper.node_types={module.node_types}; set it to {len(NODE_TYPES)}."
         )
-    views = parallel.split(
-        functools.partial(objective.views, batch=config.train.batch_size, devices=parallel.size)
-    )
+    views = _views(config, parallel, objective)
     return Bilevel(config, parallel, module, space, objective, Writer(module), tape, views)
+
+
+def _views(config: Any, parallel: Parallel, objective: Objective):
+    """Returns the function that makes the views of a step, see `Bilevel.views`."""
+
+    # Images and facts are one argument: of both each process has its own rows.
+    def made(given, key):
+        images, facts = given
+        return objective.views(images, key, facts, config.train.batch_size, parallel.size)
+
+    split = parallel.split(made)
+    return lambda images, key, facts: split((images, facts), key)
 
 
 def _check_processes(config: Any, parallel: Parallel, objective: Objective) -> None:
@@ -105,11 +116,6 @@ def _check_processes(config: Any, parallel: Parallel, objective: Objective) -> N
         return
     batch = config.train.batch_size
     images = objective.images(batch)
-    if not objective.plain:
-        raise UsageError(
-            f"config.pretext.name={config.pretext.name!r} is trained in one process; several know "
-            "rotation alone."
-        )
     if images % parallel.size:
         raise UsageError(
             f"config.train.batch_size={batch} views are made of {images} images, which "

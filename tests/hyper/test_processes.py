@@ -5,6 +5,7 @@ import json
 
 import jax
 import numpy as np
+import pytest
 from processes import begin, flags_of, free_port, needs_gloo, outcome
 from rich.console import Console
 from tiny_hyper import CONFIG, SIZE, TINY
@@ -26,27 +27,37 @@ SCRIPT = """
 """
 
 
+def lines_of(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
 def curve(workdir):
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [line["train/loss"] for line in lines if "train/loss" in line]
+    return [line["train/loss"] for line in lines_of(workdir) if "train/loss" in line]
 
 
 @needs_gloo
-def test_two_processes_train_as_one_device_does(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("pretext", "steps"),
+    # The second has labels to share, learned heads, and as many images for each as it asks for.
+    [("rotation", STEPS), pytest.param("weak_labels+contrast", 4, marks=pytest.mark.slow)],
+)
+def test_two_processes_train_as_one_device_does(tmp_path, monkeypatch, pretext, steps):
     monkeypatch.setitem(space.SPACES, "tiny", TINY)
     rng = np.random.default_rng(0)
     arrays = {
         f"{split}_images": rng.integers(0, 256, (16, SIZE, SIZE), np.uint8)
         for split in ("train", "val", "test")
     }
+    if "labels" in pretext:
+        arrays |= {f"{split}_labels": rng.integers(0, 2, 16) for split in ("train", "val", "test")}
     np.savez(tmp_path / "images.npz", **arrays)
     settings = {
         "space": "tiny", "data.source": "npz", "data.path": tmp_path / "images.npz",
         "data.size": SIZE, "hyper.hidden": 8, "hyper.max_shape": (8, 8, 5, 5),
         "train.batch_size": 16, "train.bn_group": 4, "train.first_architectures": 2,
-        "train.double_every": 10**6, "train.steps": STEPS, "train.log_every": 1,
+        "train.double_every": 10**6, "train.steps": steps, "train.log_every": 1,
         "train.checkpoint_every": 10, "optim.learning_rate": 0.0001, "stages": "train",
-        "train.warm_up_signatures": 0,
+        "train.warm_up_signatures": 0, "pretext.name": pretext,
     }  # fmt: skip
     command = [f"--config={CONFIG}:smoke"]
     command += [f"--config.{name}={value}" for name, value in settings.items()]
@@ -61,9 +72,17 @@ def test_two_processes_train_as_one_device_does(tmp_path, monkeypatch):
     bilevel = setup.make_bilevel(config, Parallel(jax.devices()[:1]))
     train.train(config, one, Console(file=io.StringIO()), bilevel=bilevel)
     found, wanted = curve(two), curve(one)
-    assert len(wanted) == STEPS and len(set(wanted)) == STEPS
+    assert len(wanted) == steps and len(set(wanted)) == steps
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
     trees = [load_params(folder / "initializer")[0] for folder in (one, two)]
     for mine, its in zip(*map(jax.tree.leaves, trees), strict=True):
         np.testing.assert_allclose(mine, its, atol=1e-3)
-    assert json.loads((two / "train.json").read_text())["steps"] == STEPS
+    assert json.loads((two / "train.json").read_text())["steps"] == steps
+    scores = [
+        {k: v for line in lines_of(folder) for k, v in line.items() if k.startswith("val/")}
+        for folder in (one, two)
+    ]
+    assert scores[0].keys() == scores[1].keys() and scores[0]
+    for name, value in scores[0].items():
+        # One of 16 views, at the most, is judged otherwise by rounding.
+        assert scores[1][name] == pytest.approx(value, abs=0.07), name
