@@ -100,7 +100,7 @@ def _choice(summary: Mapping[str, Any]) -> Html:
 
 def _gains(part: Mapping[str, Any]) -> list[Html]:
     over = "mean over networks and hypernetworks; 95 % interval over networks"
-    of_vessels = "mean over hypernetworks; 95 % interval over tasks, networks and seeds"
+    of_vessels = "mean over hypernetworks; 95 % interval (Student) over runs"
     found = [
         (part[name], f"{title}: AUC of the hyper-initializer minus that of another start, {over}")
         for name, title in (("probe", "Frozen features"), ("finetune", "Fine-tuning, early"))

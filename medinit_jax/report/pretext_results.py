@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from medinit_jax.downstream.intervals import bootstrap
+from medinit_jax.downstream.metrics import paired_difference
 
 Entries = Sequence[Mapping[str, Any]]
 OTHERS = ("random", "matched", "untrained", "rotnet")
@@ -95,7 +96,7 @@ def judged(
     fractions: Iterable[float],
     figure: Figure,
     margin: float,
-    resamples: int,
+    interval: Callable[[np.ndarray], list[float]],
 ) -> dict[str, dict[str, Any]]:
     """Returns gains, intervals and wins over every other start by share of labels.
 
@@ -104,7 +105,7 @@ def judged(
         fractions: Shares of labels.
         figure: Of an entry.
         margin: A network is won if its gain is at least this.
-        resamples: Of the bootstrap over networks.
+        interval: Gains of the networks -> ends of the interval of their mean.
 
     Returns:
         {start: {"gain", "interval", "wins", "ahead", "networks", "by_network": each by share}};
@@ -118,14 +119,9 @@ def judged(
             if not gains:
                 continue
             values, share = np.array(list(gains.values())), f"{fraction:g}"
-            interval = bootstrap(
-                lambda weights, v=values: float(np.average(v, weights=weights)),
-                len(values),
-                resamples=resamples,
-            )
             for name, value in (
                 ("gain", float(values.mean())),
-                ("interval", [interval.low, interval.high]),
+                ("interval", interval(values)),
                 ("wins", int((values >= margin).sum())),
                 ("ahead", int((values > 0).sum())),
                 ("networks", len(values)),
@@ -135,6 +131,21 @@ def judged(
         if parts:
             result[other] = parts
     return result
+
+
+def _by_bootstrap(resamples: int) -> Callable[[np.ndarray], list[float]]:
+    def interval(values: np.ndarray) -> list[float]:
+        figure = lambda weights: float(np.average(values, weights=weights))  # noqa: E731
+        found = bootstrap(figure, len(values), resamples=resamples)
+        return [found.low, found.high]
+
+    return interval
+
+
+def _by_student(values: np.ndarray) -> list[float]:
+    """Returns the interval of a mean over few values, of which a bootstrap's would be too short."""
+    found = paired_difference(values, np.zeros_like(values))
+    return [found.low, found.high]
 
 
 def confirmed(
@@ -170,37 +181,35 @@ def confirmed(
         ("probe", "probe", probe_figure(depth), margin),
         ("finetune", f"finetune_epoch{epoch}", finetune_figure(epoch), 0.0),
     ):
-        parts = judged(runs[name], fractions, figure, least, resamples)
+        parts = judged(runs[name], fractions, figure, least, _by_bootstrap(resamples))
         found[name] = parts
         found |= _named(prefix, parts)
     return found
 
 
-def confirmed_segmentation(
-    runs: Sequence[Entries], fractions: Sequence[float], resamples: int
-) -> dict[str, Any]:
+def confirmed_segmentation(runs: Sequence[Entries], fractions: Sequence[float]) -> dict[str, Any]:
     """Returns what the confirmation of one modality found by segmentation.
 
     Args:
         runs: Entries of one hypernetwork each: "task", "network" (task, network and seed), ...
         fractions: Shares of labels.
-        resamples: Of the bootstrap over tasks, networks and seeds.
 
     Returns:
         "networks", "hypernetwork_seeds", "dice_gain_over_START" and the like by share of labels,
-        intervals beside them, "dice" with the figures of every run, and "dice_by_task".
+        Student's intervals over tasks, networks and seeds beside them, "dice" with the figures of
+        every run, and "dice_by_task".
     """
     tasks = sorted({entry["task"] for run in runs for entry in run})
     by_task = {
         task: [[entry for entry in run if entry["task"] == task] for run in runs] for task in tasks
     }
-    parts = judged(runs, fractions, dice_figure, 0.0, resamples)
+    parts = judged(runs, fractions, dice_figure, 0.0, _by_student)
     return {
         "networks": sorted({entry["network"] for run in runs for entry in run}),
         "hypernetwork_seeds": len(runs),
         "dice": parts,
         "dice_by_task": {
-            task: judged(own, fractions, dice_figure, 0.0, resamples)
+            task: judged(own, fractions, dice_figure, 0.0, _by_student)
             for task, own in by_task.items()
         },
         **_named("dice", parts),

@@ -169,7 +169,7 @@ def _confirmation(plan: PretextPlan, pair: Pair, jobs_dir: Path) -> dict[str, An
         if done:
             fractions = tuple(plan.size.segmentation.fractions)
             entries = [one.entries(jobs_dir) for one in done]
-            found = confirmed_segmentation(entries, fractions, config.resamples)
+            found = confirmed_segmentation(entries, fractions)
             found["dice_on_images"] = on_images(done, jobs_dir)
     elif summaries:
         found = confirmed(

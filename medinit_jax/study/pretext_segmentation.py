@@ -79,15 +79,19 @@ class SegmentationPlan(Plan):
         ]
         rules = {start: _predicted(start, training, recipe) for start in _PREDICTED}
         self.training = training
+        # A study asks for its jobs again and again, and has thousands of them.
+        self._made: dict[Any, Job] = {}
         super().__init__(ml_collections.ConfigDict(held), cells, {"random": RANDOM, **rules})
 
     def job(self, cell: Cell, seed: int, point: Point, fold: int) -> Job:
         """Returns one fine-tuning of a cell, which tells the hypernetwork of its start."""
-        job = super().job(cell, seed, point, fold)
-        if cell.start in _PREDICTED:
-            origin = {key: self.training.facts[key] for key in ("modality", "pretext")}
-            job.facts |= {**origin, "initializer": self.training.id}
-        return job
+        key = (cell, seed, point, fold)
+        if key not in self._made:
+            job = self._made[key] = super().job(cell, seed, point, fold)
+            if cell.start in _PREDICTED:
+                origin = {name: self.training.facts[name] for name in ("modality", "pretext")}
+                job.facts |= {**origin, "initializer": self.training.id}
+        return self._made[key]
 
     def is_done(self, jobs_dir: Path) -> bool:
         """Tells whether every cell has all its runs."""

@@ -53,6 +53,7 @@ class PretextPlan:
 
     def __init__(self, config: ml_collections.ConfigDict):
         self.config, self.size = config, size_of(config)
+        self._segmentations: dict[tuple[str, Pair, int], SegmentationPlan] = {}
         if config.last not in PHASES:
             raise UsageError(f"config.last={config.last!r}; set it to choose or confirm.")
         both = set(self.size.networks.choose) & set(self.size.networks.confirm)
@@ -109,9 +110,12 @@ class PretextPlan:
 
     def segmentation(self, phase: str, pair: Pair, seed: int) -> SegmentationPlan:
         """Returns the fine-tunings that judge a trained hypernetwork by segmentation."""
-        recipe = plain(self.config.recipes[pair.recipe])
-        training, tasks = self.training(pair, seed), self.tasks(pair.modality)
-        return SegmentationPlan(self.config, phase, tasks, training, recipe)
+        key = (phase, pair, seed)
+        if key not in self._segmentations:
+            recipe = plain(self.config.recipes[pair.recipe])
+            training, tasks = self.training(pair, seed), self.tasks(pair.modality)
+            self._segmentations[key] = SegmentationPlan(self.config, phase, tasks, training, recipe)
+        return self._segmentations[key]
 
     def _base(self, pair: Pair, seed: int) -> dict[str, Any]:
         config = plain(self.config.base.hyper[pair.modality])

@@ -88,14 +88,18 @@ def test_segmentations_by_hand():
     # A run without a figure: its network is left out, not taken for 0.
     runs[1] += dice("stare_seg", [0.0, 0.5])[2:]
     runs[0] += [row | {"dice": None} for row in dice("stare_seg", [0.0, 0.5])[2:]]
-    found = confirmed_segmentation(runs, (0.2,), 400)
+    found = confirmed_segmentation(runs, (0.2,))
     assert found["hypernetwork_seeds"] == 2 and len(found["networks"]) == 4
     assert found["dice_gain_over_matched"] == {"0.2": pytest.approx(0.1)}
     assert found["dice_ahead_over_matched"] == {"0.2": 2}
     drive = found["dice_by_task"]["drive_seg"]["matched"]
     assert drive["gain"] == {"0.2": pytest.approx(0.225)}
+    # Two seeds, 0.15 and 0.3: Student's quantile with one degree of freedom is 12.7062.
+    half = 12.7062 * 0.075
+    assert drive["interval"]["0.2"] == pytest.approx([0.225 - half, 0.225 + half], abs=1e-4)
     assert drive["by_network"]["0.2"] == {
         "drive_seg unet s0": pytest.approx(0.15), "drive_seg unet s1": pytest.approx(0.3)
     }  # fmt: skip
-    assert found["dice_by_task"]["stare_seg"]["matched"]["networks"] == {"0.2": 1}
+    stare = found["dice_by_task"]["stare_seg"]["matched"]
+    assert stare["networks"] == {"0.2": 1} and np.isnan(stare["interval"]["0.2"]).all()
     assert "dice_gain_over_random" not in found
