@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax.extend import core as jex
 
-from medinit_jax.arch.dataflow import Dataflow, Shape, Traced, inside, refuse_unknown
+from medinit_jax.arch.dataflow import NORMS, Dataflow, Shape, Traced, inside, refuse_unknown
 from medinit_jax.arch.flax_model import (
     LAYERS,
     Layer,
@@ -32,7 +32,7 @@ from medinit_jax.arch.flax_model import (
 )
 from medinit_jax.arch.graph import conv_type
 from medinit_jax.arch.layout import Layout, reshape, shape_after, transpose
-from medinit_jax.arch.reader import NORMS, PARTS, Reader, Value, View, owner, unruled
+from medinit_jax.arch.reader import PARTS, Reader, Value, View, owner, unruled
 
 VOLUME = "is a kernel of three dimensions"
 STACK = "is a stack of kernels for a stack of inputs"

@@ -227,8 +227,6 @@ class _Walker(Reader):
             given = [self._view(_at(arguments, place)) for place in (scale, bias)]
             if kind == "gn" and given[0] is not None and arguments[1] == given[0].shape[0]:
                 kind = "in"
-            if given == [None, None]:
-                return value._replace(fresh=False, normalized=True)
             return self.norm(self._read(arguments[0]), kind, *given)
         if name == "embedding":
             return self.looked_up(live[0], views[0]) if views else None

@@ -287,6 +287,30 @@ def test_every_rule(body, wanted, reasons):
     assert not placed & found.reasons.keys()
 
 
+def plain_norm(self, x):
+    return nn.GroupNorm(2, use_scale=False, use_bias=False)(nn.Conv(8, (3, 3))(x))
+
+
+def plain_norm_by_hand(self, x):
+    x = nn.Conv(8, (3, 3))(x)
+    return nn.Conv(2, (1, 1))(jax.nn.standardize(x, (1, 2)))
+
+
+@pytest.mark.parametrize(
+    "body, wanted",
+    [
+        (norms, True),
+        (plain_norm, True),
+        (plain_norm_by_hand, True),
+        (attention, False),
+        (scales, False),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_normalization_counts_without_parameters_too(body, wanted):
+    assert traced(function(body)).normalized is wanted
+
+
 def test_what_leads_where():
     assert before(traced(function(squeeze_excite)), "cse") == ["bias", "bias"]
     assert before(traced(function(attention)), "msa") == ["bias", "bias", "bias"]
