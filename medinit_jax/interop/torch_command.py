@@ -93,7 +93,8 @@ def made(factory: str, seed: int) -> Any:
         A `torch.nn.Module`.
 
     Raises:
-        UsageError: There is no such function, it fails, or it returns something else.
+        UsageError: There is no such function, it fails, or it returns something else or a model
+            without parameters.
     """
     import torch
 
@@ -130,6 +131,11 @@ def made(factory: str, seed: int) -> Any:
     if not isinstance(model, torch.nn.Module):
         raise UsageError(
             f"{factory}() returned a {type(model).__name__}; it has to return a torch.nn.Module."
+        )
+    if next(model.parameters(), None) is None:
+        raise UsageError(
+            f"{factory}() returned a {type(model).__name__} without parameters, of which there is "
+            "nothing to initialize; name a function that makes a model with layers."
         )
     return model
 
