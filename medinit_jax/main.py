@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(storage.sentence(error), file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        print("Stopped; the same command goes on from the last checkpoint.", file=sys.stderr)
+        print(interrupt.SENTENCE, file=sys.stderr)
         return interrupt.exit_code(stop)
     return 0
 

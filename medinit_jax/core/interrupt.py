@@ -15,6 +15,10 @@ STOPPED = 130
 REQUEUE = 75
 
 
+# What is said at the end.
+SENTENCE = "Stopped; the same command goes on from the last checkpoint."
+
+
 class Preempted(KeyboardInterrupt):
     """SIGTERM came, here or to another process of the run."""
 

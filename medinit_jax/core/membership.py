@@ -6,6 +6,7 @@ for it in the middle of a step, where nothing else reaches them.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple, NoReturn
 import jax
 from jax._src import distributed
 
+from medinit_jax.core import interrupt, storage
 from medinit_jax.core.cluster import alone, first
 from medinit_jax.core.errors import UsageError
 
@@ -55,7 +57,7 @@ def joined(cluster: Cluster) -> Iterator[None]:
     """Joins the processes of a run, and leaves them at the end.
 
     Of several processes, one that fails tells the others, shows why, and ends here with exit code
-    2; so do the others.
+    2, or that of the signal that stopped it; so do the others.
 
     Args:
         cluster: What the command line says.
@@ -209,34 +211,38 @@ def _watch(left: threading.Event) -> None:
             # Nothing was said, or the service has ended, which JAX notices itself.
             continue
         if not left.is_set():
-            print(told, file=sys.stderr, flush=True)
-            _end()
+            code, sentence = json.loads(told)
+            print(sentence, file=sys.stderr, flush=True)
+            _end(code)
 
 
 def _fail(error: BaseException) -> None:
     """Says why this process fails, gives the others time to look, and ends it."""
-    if isinstance(error, UsageError):
-        print(error, file=sys.stderr, flush=True)
-    elif not isinstance(error, KeyboardInterrupt):
+    code, explained = 2, storage.explain(error)
+    if isinstance(error, KeyboardInterrupt):
+        code, explained = interrupt.exit_code(error), interrupt.SENTENCE
+    if explained is None:
         traceback.print_exception(error)
-    why = f"{error}".strip().partition("\n")[0] or "it was stopped"
-    process = distributed.global_state.process_id
+    else:
+        print(explained, file=sys.stderr, flush=True)
+    why = f"{explained or error}".strip().partition("\n")[0] or type(error).__name__
+    told = f"Process {distributed.global_state.process_id} ended, and all with it: {why}"
     try:
-        _client().key_value_set(_FAILED, f"Process {process} ended, and all with it: {why}")
+        _client().key_value_set(_FAILED, json.dumps([code, told]))
     except RuntimeError:
         # Another one failed first.
         pass
-    _end()
+    _end(code)
 
 
-def _end() -> NoReturn:
+def _end(code: int) -> NoReturn:
     """Ends this process at once: a tidy end would wait for the others, which are gone."""
     if first():
         # The others hear of it through this one's service, without which JAX aborts them.
         time.sleep(_FAREWELL)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(2)
+    os._exit(code)
 
 
 def _client() -> Any:

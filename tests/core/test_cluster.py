@@ -12,6 +12,7 @@ from tiny_pretrain import CONFIGS
 
 from medinit_jax.core import cluster
 from medinit_jax.core.errors import UsageError
+from medinit_jax.core.interrupt import SENTENCE
 from medinit_jax.core.membership import Cluster, joined
 
 TALK = """
@@ -73,13 +74,21 @@ FAIL = """
     from medinit_jax.core import cluster, membership
     from medinit_jax.core.membership import Cluster, joined
     from medinit_jax.core.errors import UsageError
+    from medinit_jax.core.interrupt import Preempted
 
-    membership._FAREWELL = 3.0
+    membership._FAREWELL, membership._MEET = 3.0, 1
     rank = int(sys.argv[2])
+    errors = {
+        "use": UsageError("The camera is broken; mend it."),
+        "disk": OSError(28, "No space left on device", "runs/a/log"),
+        "defect": ZeroDivisionError("by nothing"),
+        "preempted": Preempted(),
+        "stopped": KeyboardInterrupt(),
+    }
     with joined(Cluster("", sys.argv[1], 2, rank, 60)):
         cluster.meet()
         if rank == int(sys.argv[3]):
-            raise UsageError("The camera is broken; mend it.")
+            raise errors[sys.argv[4]]
         cluster.meet()
 """
 
@@ -96,14 +105,26 @@ def test_two_processes_agree_and_share_their_devices():
 
 
 @needs_gloo
-@pytest.mark.parametrize("failing", [0, 1])
-def test_none_waits_for_a_process_that_failed(failing):
-    """The first one holds the service by which they talk, the other does not."""
-    found = in_two(FAIL, failing)
-    assert [code for code, *_ in found] == [2, 2], found
-    assert found[failing][2].splitlines()[-1] == "The camera is broken; mend it."
-    told = f"Process {failing} ended, and all with it: The camera is broken; mend it."
-    assert told in found[1 - failing][2]
+@pytest.mark.parametrize(
+    ("failing", "kind", "code", "words"),
+    [
+        # The first one holds the service by which they talk, the other does not.
+        (0, "use", 2, "The camera is broken; mend it."),
+        (1, "use", 2, "The camera is broken; mend it."),
+        (0, "disk", 2, "runs/a/log could not be written (No space left on device); make room"),
+        (1, "defect", 2, "by nothing"),
+        (0, "stopped", 130, SENTENCE),
+        (1, "preempted", 75, SENTENCE),
+    ],
+)
+def test_none_waits_for_a_process_that_failed(failing, kind, code, words):
+    found = in_two(FAIL, failing, kind)
+    assert [one for one, *_ in found] == [code, code], found
+    last = found[failing][2].splitlines()[-1]
+    assert last.startswith(words) or (kind == "defect" and last.endswith(words))
+    assert ("Traceback" in found[failing][2]) == (kind == "defect")
+    told = f"Process {failing} ended, and all with it: {words}"
+    assert told in found[1 - failing][2] and "Traceback" not in found[1 - failing][2]
 
 
 @needs_gloo
