@@ -62,6 +62,20 @@ def raise_on_sigterm() -> None:
 
 
 @contextmanager
+def ctrl_c_kept() -> Iterator[None]:
+    """Keeps ctrl-C from processes that are started meanwhile, which this one ends itself.
+
+    A key press reaches all processes of a terminal, and each would show where it was, even while it
+    imports.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
 def stop_on_signal() -> Iterator[Stop]:
     """Turns the first SIGINT or SIGTERM into an event; the second acts as it did before.
 
