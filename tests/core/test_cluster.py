@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from processes import MAIN, begin, flags_of, free_port, needs_gloo, outcome
+from processes import MAIN, await_that, begin, flags_of, free_port, needs_gloo, outcome
 from tiny_pretrain import CONFIGS
 
 from medinit_jax.core import cluster
@@ -69,6 +69,20 @@ TALK = """
         np.testing.assert_array_equal(parallel.gather(wide), np.concatenate(both))
     print("left")
 """
+MEET = """
+    import sys
+    import time
+    from pathlib import Path
+    from medinit_jax.core import cluster
+    from medinit_jax.core.membership import Cluster, joined
+
+    rank = int(sys.argv[2])
+    with joined(Cluster("", sys.argv[1], 2, rank, 60, heartbeat=10)):
+        (Path(sys.argv[3]) / str(rank)).touch()
+        if rank == int(sys.argv[4]):
+            time.sleep(500)
+        cluster.meet()
+"""
 FAIL = """
     import sys
     from medinit_jax.core import cluster, membership
@@ -125,6 +139,18 @@ def test_none_waits_for_a_process_that_failed(failing, kind, code, words):
     assert ("Traceback" in found[failing][2]) == (kind == "defect")
     told = f"Process {failing} ended, and all with it: {words}"
     assert told in found[1 - failing][2] and "Traceback" not in found[1 - failing][2]
+
+
+@needs_gloo
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_process_that_vanishes_ends_the_others(killed, tmp_path):
+    place = f"127.0.0.1:{free_port()}"
+    started = [begin(MEET, [place, rank, tmp_path, killed]) for rank in range(2)]
+    await_that(lambda: len(list(tmp_path.iterdir())) == 2, started)
+    started[killed].kill()
+    found = outcome(started, timeout=120)
+    for rank, (code, _, err) in enumerate(found):
+        assert code < 0 and f"Process {rank} was ended from outside" in err.splitlines()[-1]
 
 
 @needs_gloo
@@ -193,6 +219,7 @@ def test_a_port_that_is_taken_is_named():
         (Cluster("", "host", 2, 0), "no HOST:PORT"),
         (Cluster("", "host:0", 2, 0), "no HOST:PORT"),
         (Cluster("", "host:1", 2, 0, 0), "--cluster_timeout=0"),
+        (Cluster("", "host:1", 2, 0, heartbeat=9), "--cluster_heartbeat=9 is too short"),
     ],
 )
 def test_flags_that_do_not_fit_are_one_sentence(place, words):
