@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from medinit_jax.core import command
 from medinit_jax.core.errors import UsageError
 from medinit_jax.core.workdir import share
 
@@ -40,12 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     options = _parser().parse_args(argv)
-    try:
-        run(options)
-    except UsageError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return command.exit_code(lambda: run(options), "Stopped; say the same command again.")
 
 
 def run(options: argparse.Namespace) -> None:
