@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from medinit_jax.arch import flax_model, flax_trace
+from medinit_jax.arch import flax_layers, flax_model, flax_trace
 from medinit_jax.arch.graph import build_graph
 from medinit_jax.arch.vocabulary import NODE_TYPES, TYPE_INDEX
 from medinit_jax.core.errors import UsageError
@@ -380,7 +380,7 @@ def test_layers_stacked_by_vmap_keep_their_own_values(layer, arguments):
         return many(x.reshape(x.shape[0], -1, 3))
 
     found = traced(function(body))
-    assert not found.tensors and set(found.reasons.values()) == {flax_trace.STACK}
+    assert not found.tensors and set(found.reasons.values()) == {flax_layers.STACK}
 
 
 def test_other_streams_of_random_numbers():
