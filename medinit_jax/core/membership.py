@@ -268,10 +268,12 @@ def _fail(error: BaseException, words: _LastWords) -> NoReturn:
     code, explained = 2, storage.explain(error)
     if isinstance(error, KeyboardInterrupt):
         code, explained = interrupt.exit_code(error), interrupt.SENTENCE
-    if explained is None:
-        traceback.print_exception(error)
-    else:
-        print(explained, file=sys.stderr, flush=True)
+    # Nobody may read it any more; the others have to be told all the same.
+    with contextlib.suppress(OSError):
+        if explained is None:
+            traceback.print_exception(error)
+        else:
+            print(explained, file=sys.stderr, flush=True)
     why = f"{explained or error}".strip().partition("\n")[0] or type(error).__name__
     told = f"Process {distributed.global_state.process_id} ended, and all with it: {why}"
     try:
@@ -288,8 +290,9 @@ def _end(code: int, words: _LastWords) -> NoReturn:
         # The others hear of it through this one's service, without which JAX aborts them.
         time.sleep(_FAREWELL)
     words.withdraw()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(code)
 
 
