@@ -5,13 +5,14 @@
     python -m medinit_jax.main --config=configs/export.py --workdir=start --config.to=timm \
         --config.initializer=runs/hyper --config.model.name=resnet50 --config.num_classes=5
 
-`checkpoint` is the workdir of a fine-tuning, a labeler or a pretraining (or its model/ folder); of
-a run that was stopped the newest checkpoint is taken. `to` is whose names the tensors have:
-`torchvision`, `timm`, `authors` (SWCL's), `smp` (encoders of segmentation-models-pytorch), `bit`
-(BiT's archives) or `flax` (this package's). The workdir gets `model.safetensors`, `card.json` and
-`CARD.md`: images with checksums and licenses, preprocessing, figures with intervals, configuration,
-and the lines of Python that load it. Where no library has such a network, as a U-Net or a narrow
-ResNet, `network.py` and `network.json` beside the weights are the network in plain PyTorch.
+`checkpoint` is the workdir of a fine-tuning, a labeler or a pretraining (or its model/ or
+checkpoints/ folder); of a run that was stopped the newest checkpoint is taken. `to` is whose names
+the tensors have: `torchvision`, `timm`, `authors` (SWCL's), `smp` (encoders of segmentation-models-
+pytorch), `bit` (BiT's archives) or `flax` (this package's). The workdir gets `model.safetensors`,
+`card.json` and `CARD.md`: images with checksums and licenses, preprocessing, figures with
+intervals, configuration, and the lines of Python that load it. Where no library has such a network,
+as a U-Net or a narrow ResNet, `network.py` and `network.json` beside the weights are the network in
+plain PyTorch.
 
 Nothing of this needs PyTorch. If it is installed, the weights are loaded strictly into the
 library's own class, both networks see the same images, and an export whose answers differ is

@@ -16,9 +16,10 @@ import numpy as np
 from flax import nnx
 
 from medinit_jax.arch import flax_model, flax_trace
-from medinit_jax.arch.dataflow import Tensor, Traced, check_part, inside
+from medinit_jax.arch.dataflow import NORMS, Tensor, Traced, check_part, inside
 from medinit_jax.arch.graph import ancestors, build_graph
 from medinit_jax.arch.program import OWN_INIT
+from medinit_jax.arch.vocabulary import TYPE_INDEX
 from medinit_jax.core.errors import UsageError
 from medinit_jax.core.parameters import METADATA_FILE, load_params
 from medinit_jax.core.provenance import fingerprint
@@ -257,7 +258,8 @@ def _program_traced(program: Any, activations: bool, only: str) -> Traced:
         graph = ancestors(graph, part)
         reasons |= {path: f"is outside {only}" for path in leaves if not inside(path, only)}
         tensors = {key: tensor for key, tensor in tensors.items() if inside(tensor.path, only)}
-    return Traced(graph, tensors, leaves, reasons, (), {})
+    normalized = bool(np.isin(graph.node_type, [TYPE_INDEX[kind] for kind in NORMS]).any())
+    return Traced(graph, tensors, leaves, reasons, (), {}, normalized)
 
 
 def _network_variables(model: Network, values: Mapping[str, np.ndarray], key: jax.Array) -> dict:

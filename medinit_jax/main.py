@@ -16,7 +16,7 @@ from pathlib import Path
 
 import ml_collections
 
-from medinit_jax.core import cluster, compilation_cache, interrupt, storage
+from medinit_jax.core import cluster, command, compilation_cache, interrupt
 from medinit_jax.core.config import read_command_line
 from medinit_jax.core.errors import UsageError
 from medinit_jax.core.membership import joined
@@ -53,25 +53,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    try:
-        command = read_command_line(sys.argv if argv is None else argv, __doc__ or "")
-        config = command.config
-        if config.route not in ROUTES:
-            raise UsageError(
-                f"The config has route={config.route!r}; set it to one of {', '.join(ROUTES)}."
-            )
-        provide_threads()
-        compilation_cache.enable(config.get("cache_dir"))
-        with joined(command.cluster):
-            cluster.check_command(config, SHARED)
-            ROUTES[config.route](config, command.workdir)
-    except (UsageError, OSError) as error:
-        print(storage.sentence(error), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as stop:
-        print("Stopped; the same command goes on from the last checkpoint.", file=sys.stderr)
-        return interrupt.exit_code(stop)
-    return 0
+    words = sys.argv if argv is None else argv
+    return command.exit_code(lambda: _run(words), interrupt.SENTENCE)
+
+
+def _run(words: Sequence[str]) -> None:
+    read = read_command_line(words, __doc__ or "")
+    config = read.config
+    if config.route not in ROUTES:
+        raise UsageError(
+            f"The config has route={config.route!r}; set it to one of {', '.join(ROUTES)}."
+        )
+    provide_threads()
+    compilation_cache.enable(config.get("cache_dir"))
+    with joined(read.cluster):
+        cluster.check_command(config, SHARED)
+        ROUTES[config.route](config, read.workdir)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from medinit_jax.core import command
 from medinit_jax.core.errors import UsageError
 
 
@@ -59,22 +60,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     options = _parser().parse_args(argv)
-    try:
-        if options.command == "build":
-            archive = build(Path(options.workdir), options.name, Path(options.out))
-            print(f"{archive} ({archive.stat().st_size / 1e6:.1f} MB)")
-        else:
-            from medinit_jax.hyper.asset import READABLE_CARD, install
+    return command.exit_code(lambda: _run(options), "Stopped; say the same command again.")
 
-            folder = install(Path(options.file), options.sha256)
-            print(
-                f'Installed in {folder}: medinit_jax.load("{folder.name}"); '
-                f"read {READABLE_CARD} there."
-            )
-    except UsageError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+
+def _run(options: argparse.Namespace) -> None:
+    if options.command == "build":
+        archive = build(Path(options.workdir), options.name, Path(options.out))
+        print(f"{archive} ({archive.stat().st_size / 1e6:.1f} MB)")
+        return
+    from medinit_jax.hyper.asset import READABLE_CARD, install
+
+    folder = install(Path(options.file), options.sha256)
+    print(f'Installed in {folder}: medinit_jax.load("{folder.name}"); read {READABLE_CARD} there.')
 
 
 def _parser() -> argparse.ArgumentParser:

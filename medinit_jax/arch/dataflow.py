@@ -25,6 +25,7 @@ Shape = tuple[int, ...]
 UNUSED = "is never used"
 NO_SHAPE = (0, 0, 0, 0)
 WEIGHTS = frozenset(("conv", "sep_conv", "dil_conv", "group_conv", "conv_t"))
+NORMS = frozenset(("bn", "gn", "in", "ln"))
 MEETINGS = frozenset(("sum", "concat", "cse", "mul", "msa"))
 
 
@@ -63,6 +64,8 @@ class Traced(NamedTuple):
         lengths: Parameters that hold the length of another in weight normalization, by name: that
             other and the axes its squares are summed over. They are written so that the normalized
             kernel is the predicted one.
+        normalized: Whether values are normalized on the way to the outputs, with or without
+            parameters.
     """
 
     graph: ArchGraph
@@ -71,6 +74,7 @@ class Traced(NamedTuple):
     reasons: dict[str, str]
     notes: tuple[str, ...]
     lengths: Mapping[str, tuple[str, tuple[int, ...]]]
+    normalized: bool
 
     @property
     def shapes(self) -> dict[str, dict[str, Shape]]:
@@ -100,6 +104,8 @@ class Dataflow:
         self.reasons: dict[str, str] = {}
         self.notes: list[str] = []
         self.lengths: dict[str, tuple[str, tuple[int, ...]]] = {}
+        # Nodes whose values are normalized without parameters, which takes no node of its own.
+        self.normalized: set[int] = set()
 
     def add(
         self,
@@ -284,7 +290,8 @@ class Dataflow:
             elif path not in found and path not in lengths:
                 lost = "does not lead to an output" if path in unused else UNUSED
                 reasons[path] = self.reasons.get(path, lost)
-        return Traced(graph, tensors, leaves, reasons, tuple(self.notes), lengths)
+        normalized = any(n in self.normalized or self.nodes[n].kind in NORMS for n in used)
+        return Traced(graph, tensors, leaves, reasons, tuple(self.notes), lengths, normalized)
 
     def _ancestors(self, outputs: Iterable[int]) -> set[int]:
         used: set[int] = set()

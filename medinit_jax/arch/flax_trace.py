@@ -20,6 +20,7 @@ import numpy as np
 from jax.extend import core as jex
 
 from medinit_jax.arch.dataflow import Dataflow, Shape, Traced, inside, refuse_unknown
+from medinit_jax.arch.flax_layers import STACK, VOLUME, layer_layout, node_type
 from medinit_jax.arch.flax_model import (
     LAYERS,
     Layer,
@@ -32,10 +33,8 @@ from medinit_jax.arch.flax_model import (
 )
 from medinit_jax.arch.graph import conv_type
 from medinit_jax.arch.layout import Layout, reshape, shape_after, transpose
-from medinit_jax.arch.reader import NORMS, PARTS, Reader, Value, View, owner, unruled
+from medinit_jax.arch.reader import PARTS, Reader, Value, View, owner, unruled
 
-VOLUME = "is a kernel of three dimensions"
-STACK = "is a stack of kernels for a stack of inputs"
 TAG = re.compile(r"@layer(\d+)@")
 # What hands a parameter on as it is, or in another shape.
 SAME = frozenset(
@@ -145,7 +144,7 @@ class _Walker(Reader):
         layer, count = self.layers[number], len(equation.outvars)
         key = number, self._iteration
         if key not in self._placed:
-            self._placed[key] = self.flow.add(_type_of(layer), (), name=layer.name)
+            self._placed[key] = self.flow.add(node_type(layer), (), name=layer.name)
         node = self._placed[key]
         given = [self._own(layer, value) for value in given]
         for value in given:
@@ -170,14 +169,14 @@ class _Walker(Reader):
     def _place(self, node: int, layer: Layer, view: View) -> None:
         """Gives a parameter to the node of its layer, or says why not."""
         leaf = view.path.rsplit("/", 1)[-1]
-        layout = _layer_layout(layer, leaf, view)
+        layout = layer_layout(layer, leaf, view)
         if isinstance(layout, str):
             self.flow.keep(view.path, layout)
             return
         self.give(node, view, layout, leaf)
         known, shape = self.flow.nodes[node], shape_after(view.shape, layout)
         if leaf == "kernel":
-            known.kind = _type_of(layer, shape)
+            known.kind = node_type(layer, shape)
         elif known.kind == "gn" and getattr(layer.module, "num_groups", None) == shape[0]:
             known.kind = "in"
 
@@ -372,61 +371,3 @@ def _encoding(shape: Shape) -> Layout | None:
     """Returns the layout of a parameter that would be a position encoding."""
     shape = shape[1:] if len(shape) > 2 and shape[0] == 1 else shape
     return (reshape((1, *shape)),) if len(shape) in (2, 3) else None
-
-
-def _type_of(layer: Layer, kernel: Shape = (1, 1)) -> str:
-    """Returns the node type of a layer, given the predicted form of its kernel."""
-    module = layer.module
-    if layer.rule == "dense":
-        return "conv"
-    if layer.rule == "conv":
-        groups = getattr(module, "feature_group_count", 1) or 1
-        dilation = np.max(getattr(module, "kernel_dilation", 1) or 1)
-        return conv_type(groups, groups * kernel[-2], int(dilation))
-    return layer.rule
-
-
-def _rank(layer: Layer, leaf: str) -> int:
-    """Returns how many axes a parameter of a layer has unless layers are stacked."""
-
-    def count(*names: str, default: int = 1) -> int:
-        for name in names:
-            if hasattr(layer.module, name):
-                value = getattr(layer.module, name)
-                return len(value) if isinstance(value, Sequence) else 1
-        return default
-
-    if layer.rule == "dense":
-        outputs = count("features", "out_features")
-        return outputs + count("axis") if leaf == "kernel" else outputs
-    if leaf == "kernel":
-        return count("kernel_size", default=2) + 2
-    return count({"ln": "feature_axes", "bn": "axis"}.get(layer.rule, ""))
-
-
-def _layer_layout(layer: Layer, leaf: str, view: View) -> Layout | str:
-    """Returns the layout of a parameter of a known layer, or why it has none."""
-    rule, shape = layer.rule, view.shape
-    if view.lost:
-        return view.lost
-    if rule == "embed":
-        return "is a table of embeddings"
-    if len(shape) > _rank(layer, leaf):
-        return STACK
-    if leaf == "bias" or (leaf == "scale" and rule in NORMS):
-        return (reshape((math.prod(shape),)),)
-    if leaf != "kernel" or rule in NORMS:
-        return f"is a {leaf!r} of {type(layer.module).__name__}, which has no rule"
-    if rule == "dense":
-        axes = getattr(layer.module, "axis", -1)
-        count = len(axes) if isinstance(axes, Sequence) else 1
-        if getattr(layer.module, "batch_dims", ()) or getattr(layer.module, "batch_axis", None):
-            return STACK
-        return (reshape((math.prod(shape[:count]), math.prod(shape[count:]))),)
-    if len(shape) > 4:
-        return VOLUME
-    layout: Layout = ()
-    if getattr(layer.module, "transpose_kernel", False):
-        layout = (transpose((*range(len(shape) - 2), len(shape) - 1, len(shape) - 2)),)
-        shape = shape_after(shape, layout)
-    return (*layout, reshape((shape[0], 1, *shape[1:]))) if len(shape) == 3 else layout

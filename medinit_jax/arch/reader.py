@@ -10,10 +10,9 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from medinit_jax.arch.dataflow import Dataflow, Shape, Tensor
+from medinit_jax.arch.dataflow import NORMS, Dataflow, Shape, Tensor
 from medinit_jax.arch.layout import Layout, reshape, shape_after
 
-NORMS = frozenset(("bn", "gn", "in", "ln"))
 ARITHMETIC = frozenset(("add", "add_any", "sub", "mul", "div", "batch_norm"))
 PARTS = "is used in parts"
 JOINED = "is joined with other parameters"
@@ -114,7 +113,7 @@ class Reader:
         """A normalization with a scale, a bias, both or none."""
         given = {"scale": scale, "bias": bias}
         if scale is None and bias is None:
-            return value._replace(fresh=False)
+            return self.unscaled(value)
         named = scale or bias
         assert named is not None
         node = self.flow.add(kind, [self.node(value)], name=owner(named))
@@ -126,6 +125,12 @@ class Reader:
             else:
                 self.give(node, view, (reshape((math.prod(view.shape),)),), leaf)
         return Value(producer=node, fresh=True)
+
+    def unscaled(self, value: Value) -> Value:
+        """A value that was normalized without parameters, which may still follow."""
+        assert value.producer is not None
+        self.flow.normalized.add(value.producer)
+        return value._replace(fresh=False, normalized=True)
 
     def added(self, value: Value, view: View, channels: int, layout: Layout | None) -> Value:
         """A parameter is added to a value: a bias, a position encoding, or something else.
@@ -231,7 +236,10 @@ class Reader:
                 return None
             if root.scale is not None:
                 return self.norm(kept, "ln", root.scale)
-            return kept._replace(normalized=True, fresh=False)
+            if root.producer is None:
+                # By a constant, as attention weights are, or by moments of an earlier training.
+                return kept._replace(normalized=True, fresh=False)
+            return self.unscaled(kept)
         if first.producer is None or second.producer is None or first.producer == second.producer:
             return None
         value, factor = (second, first) if first.squeezed and not second.squeezed else values

@@ -13,11 +13,21 @@ from typing import Any
 
 import torch
 
-from medinit_jax.arch.dataflow import UNUSED, Dataflow, Shape, Traced, refuse_unknown
+from medinit_jax.arch.dataflow import UNUSED, Dataflow, Traced, refuse_unknown
 from medinit_jax.arch.graph import conv_type
 from medinit_jax.arch.layout import Layout, reshape, shape_after, transpose
 from medinit_jax.arch.reader import PARTS, Reader, Value, View, not_real, unruled
 from medinit_jax.arch.torch_export import exported
+from medinit_jax.arch.torch_nodes import (
+    PERMUTED,
+    argument,
+    kernel_layout,
+    largest,
+    operation,
+    reshaped,
+    shape_of,
+    squeezed,
+)
 from medinit_jax.core.errors import UsageError
 
 CONVOLUTIONS = frozenset(("conv1d", "conv2d", "conv3d", "convolution"))
@@ -30,7 +40,6 @@ NORMS = {
     "layer_norm": ("ln", 2, 3),
     "rms_norm": ("ln", 2, 3),
 }
-PERMUTED = frozenset(("permute", "transpose", "t", "movedim", "swapaxes"))
 SAME = frozenset(
     ("view", "reshape", "unsqueeze", "squeeze", "expand", "flatten", "unflatten", "contiguous",
      "clone", "to", "_to_copy", "detach", "alias", "type_as", "expand_as", "view_as",
@@ -131,9 +140,9 @@ class _Walker(Reader):
             if node.name in names:
                 kind = node.meta["val"].dtype
                 lost = "" if kind.is_floating_point else not_real(kind)
-                view = View(self.names[names[node.name]], None, _shape(node), lost=lost)
+                view = View(self.names[names[node.name]], None, shape_of(node), lost=lost)
                 self.values[node] = Value(view=view)
-            elif node.name in given and _shape(node):
+            elif node.name in given and shape_of(node):
                 self.values[node] = Value(producer=self.flow.add("input", name=node.name))
         return self._run(program.graph)
 
@@ -142,7 +151,7 @@ class _Walker(Reader):
         for node in graph.nodes:
             if node.op == "call_function":
                 value = self._call(node)
-                self.values[node] = value._replace(squeezed=_squeezed(_shape(node), value))
+                self.values[node] = value._replace(squeezed=squeezed(shape_of(node), value))
             elif node.op == "output":
                 found = [self.producer(self._read(source)) for source in node.all_input_nodes]
                 outputs = [number for number in found if number is not None]
@@ -152,7 +161,7 @@ class _Walker(Reader):
         return self.values.get(node, Value())
 
     def _call(self, node: Any) -> Value:
-        name = _operation(node)
+        name = operation(node)
         if name in READERS and (token := self._view(node.args[0])) is not None:
             self.values[node.args[0]] = self.token(token)
         sources = [self._read(source) for source in node.all_input_nodes]
@@ -185,17 +194,17 @@ class _Walker(Reader):
         root = name in ("rsqrt", "sqrt") or any(value.root for value in values)
         if not views:
             return Value(root=root)
-        out = _shape(node)
+        out = shape_of(node)
         if name in SAME:
-            return Value(view=_reshaped(views[0], node, name, out))
+            return Value(view=reshaped(views[0], node, name, out))
         if name in LOOKUPS:
             return Value(view=views[0]._replace(lost=PARTS))
         if name in ("cat", "stack"):
             return self.merged(views)
         if name == "_weight_norm" and len(views) == 2:
-            return self._weight_norm(views[0], views[1], _at(node.args, 2, 0))
+            return self._weight_norm(views[0], views[1], argument(node.args, 2, 0))
         pairs = [
-            (value.view, _shape(source))
+            (value.view, shape_of(source))
             for value, source in zip(values, node.all_input_nodes, strict=True)
             if value.view is not None
         ]
@@ -214,7 +223,8 @@ class _Walker(Reader):
         if name in CONVOLUTIONS or name in TRANSPOSED:
             return self._convolution(node, name)
         if name == "linear":
-            return self._dense(arguments[0], arguments[1], transposed=True, bias=_at(arguments, 2))
+            bias = argument(arguments, 2)
+            return self._dense(arguments[0], arguments[1], transposed=True, bias=bias)
         if name == "addmm":
             return self._dense(arguments[1], arguments[2], transposed=False, bias=arguments[0])
         if name in ("matmul", "mm", "bmm") and len(views) == 1 and len(live) == 1:
@@ -224,11 +234,9 @@ class _Walker(Reader):
             return self._dense(second, first, transposed=True)
         if name in NORMS:
             kind, scale, bias = NORMS[name]
-            given = [self._view(_at(arguments, place)) for place in (scale, bias)]
+            given = [self._view(argument(arguments, place)) for place in (scale, bias)]
             if kind == "gn" and given[0] is not None and arguments[1] == given[0].shape[0]:
                 kind = "in"
-            if given == [None, None]:
-                return value._replace(fresh=False, normalized=True)
             return self.norm(self._read(arguments[0]), kind, *given)
         if name == "embedding":
             return self.looked_up(live[0], views[0]) if views else None
@@ -243,7 +251,7 @@ class _Walker(Reader):
         return self._pooling(node, name, value)
 
     def _pooling(self, node, name, value) -> Value | None:
-        source = _shape(node.args[0]) if isinstance(node.args[0], torch.fx.Node) else ()
+        source = shape_of(node.args[0]) if isinstance(node.args[0], torch.fx.Node) else ()
         if "pool" in name:
             kind = "max_pool" if "max" in name else "avg_pool"
             window = node.args[1]
@@ -300,16 +308,16 @@ class _Walker(Reader):
         return self._read(argument).view if isinstance(argument, torch.fx.Node) else None
 
     def _convolution(self, node: Any, name: str) -> Value | None:
-        source, kernel, bias = (_at(node.args, place) for place in range(3))
+        source, kernel, bias = (argument(node.args, place) for place in range(3))
         view = self._view(kernel)
         if view is None or self._read(source).producer is None:
             return None
         flipped = name in TRANSPOSED
-        groups = _at(node.args, 6, 1) or 1
-        dilation = _at(node.args, 7 if flipped else 5, 1) or 1
-        layout = _kernel_layout(view, groups if flipped else 0)
-        channels = _shape(source)[1]
-        kind = "conv_t" if flipped else conv_type(groups, channels, _largest(dilation))
+        groups = argument(node.args, 6, 1) or 1
+        dilation = argument(node.args, 7 if flipped else 5, 1) or 1
+        layout = kernel_layout(view, groups if flipped else 0)
+        channels = shape_of(source)[1]
+        kind = "conv_t" if flipped else conv_type(groups, channels, largest(dilation))
         value = self.kernel(self._read(source), view, layout, kind)
         return self._biased(value, bias)
 
@@ -359,79 +367,3 @@ class _Walker(Reader):
                 return node.shape[0]
             number = node.sources[0] if node.sources else None
         return 0
-
-
-def _operation(node: Any) -> str:
-    """Returns the name of an ATen operation without overload and mark of working in place."""
-    name = node.target.__name__.split(".")[0]
-    return name if name.startswith("_") and name.endswith("__") else name.rstrip("_")
-
-
-def _shape(node: Any) -> Shape:
-    """Returns the shape of a node's value, () where it is none or several."""
-    value: Any = node.meta.get("val") if isinstance(node, torch.fx.Node) else None
-    while isinstance(value, (list, tuple)):
-        value = value[0] if value else None
-    # A size that depends on values is no number.
-    sizes = value.shape if hasattr(value, "shape") else ()
-    return tuple(n if isinstance(n, int) else 0 for n in sizes)
-
-
-def _squeezed(shape: Shape, value: Value) -> bool:
-    if value.producer is None or len(shape) < 2:
-        return False
-    return math.prod(shape[1:]) == max(shape[1:])
-
-
-def _at(arguments: Sequence[Any], place: int, default: Any = None) -> Any:
-    return arguments[place] if len(arguments) > place else default
-
-
-def _largest(setting: Any) -> int:
-    return setting if isinstance(setting, int) else max(setting, default=1)
-
-
-def _reshaped(view: View, node: Any, name: str, out: Shape) -> View:
-    """Returns the view after an operation that changes no more than the shape."""
-    if view.lost:
-        return view
-    before = shape_after(view.shape, view.layout)
-    if name in PERMUTED:
-        axes = list(range(len(before)))
-        if name == "permute":
-            axes = [axis % len(before) for axis in node.args[1]]
-        elif name in ("t", "mT"):
-            axes[-1], axes[-2] = axes[-2], axes[-1]
-        elif name in ("transpose", "swapaxes"):
-            first, second = node.args[1] % len(before), node.args[2] % len(before)
-            axes[first], axes[second] = axes[second], axes[first]
-        else:
-            return view._replace(lost=PARTS)
-        return view._replace(layout=(*view.layout, transpose(axes)))
-    if out != before and math.prod(out) == math.prod(before):
-        return view._replace(layout=(*view.layout, reshape(out)))
-    return view
-
-
-def _kernel_layout(view: View, transposed_groups: int) -> Layout | str:
-    """Returns the layout of a kernel: (out, in, ...), or of a transposed one (in, out, ...).
-
-    Args:
-        view: The kernel.
-        transposed_groups: Groups of a transposed convolution, 0 = an ordinary one.
-    """
-    if view.lost:
-        return view.lost
-    shape, groups = shape_after(view.shape, view.layout), transposed_groups
-    inputs, outputs, *sizes = shape
-    if len(sizes) > 2:
-        return "is a kernel of three dimensions"
-    window = tuple(sizes) if len(sizes) == 2 else (sizes[0], 1)
-    if not groups:
-        axes = (*range(2, len(shape)), 1, 0)
-        return (*view.layout, transpose(axes), reshape((*window, outputs, inputs)))
-    # Groups lie side by side among the inputs; predicted kernels have them among the outputs.
-    parts = (groups, inputs // groups, outputs, *sizes)
-    axes = (*range(3, len(parts)), 1, 0, 2)
-    predicted = (*window, inputs // groups, groups * outputs)
-    return (*view.layout, reshape(parts), transpose(axes), reshape(predicted))

@@ -84,6 +84,7 @@ def read_command_line(argv: Sequence[str], usage: str = "") -> Command:
         values["processes"].value,
         values["process"].value,
         values["cluster_timeout"].value or 0,
+        values["cluster_heartbeat"].value or 0,
     )
     return Command(config, Path(workdir), cluster)
 
@@ -105,6 +106,12 @@ def _define_cluster(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("process", None, "which of them this is, from 0", flag_values=values)
     flags.DEFINE_integer(
         "cluster_timeout", 300, "seconds in which they have to meet", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "cluster_heartbeat",
+        60,
+        "seconds without a sign of life after which one is taken for dead, and the run ends",
+        flag_values=values,
     )
 
 

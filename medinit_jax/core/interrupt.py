@@ -15,6 +15,10 @@ STOPPED = 130
 REQUEUE = 75
 
 
+# What is said at the end.
+SENTENCE = "Stopped; the same command goes on from the last checkpoint."
+
+
 class Preempted(KeyboardInterrupt):
     """SIGTERM came, here or to another process of the run."""
 
@@ -55,6 +59,20 @@ def raise_on_sigterm() -> None:
         raise Preempted
 
     signal.signal(signal.SIGTERM, handle)
+
+
+@contextmanager
+def ctrl_c_kept() -> Iterator[None]:
+    """Keeps ctrl-C from processes that are started meanwhile, which this one ends itself.
+
+    A key press reaches all processes of a terminal, and each would show where it was, even while it
+    imports.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

@@ -1,14 +1,18 @@
 """How the processes of a run find each other, and how they end together.
 
 A process that fails says so. The others look every second, in a thread, since they may be waiting
-for it in the middle of a step, where nothing else reaches them.
+for it in the middle of a step, where nothing else reaches them. One that vanishes says nothing: JAX
+misses its heartbeat and aborts the others, whose last words another process has to say.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -20,6 +24,7 @@ from typing import Any, NamedTuple, NoReturn
 import jax
 from jax._src import distributed
 
+from medinit_jax.core import interrupt, storage
 from medinit_jax.core.cluster import alone, first
 from medinit_jax.core.errors import UsageError
 
@@ -30,6 +35,8 @@ _FAILED = "medinit/failed"
 _LOOK, _FAREWELL = 1.0, 5.0
 # Seconds in which processes that were stopped by the same signal meet.
 _MEET = 30
+# Least seconds for a heartbeat.
+_SHORTEST = 10
 
 
 class Cluster(NamedTuple):
@@ -41,6 +48,7 @@ class Cluster(NamedTuple):
         processes: How many there are.
         process: Which of them this one is, from 0.
         timeout: Seconds to wait for all of them at the start.
+        heartbeat: Seconds without a sign of life after which one is taken for dead.
     """
 
     how: str = ""
@@ -48,6 +56,7 @@ class Cluster(NamedTuple):
     processes: int | None = None
     process: int | None = None
     timeout: int = 300
+    heartbeat: int = 60
 
 
 @contextmanager
@@ -55,7 +64,7 @@ def joined(cluster: Cluster) -> Iterator[None]:
     """Joins the processes of a run, and leaves them at the end.
 
     Of several processes, one that fails tells the others, shows why, and ends here with exit code
-    2; so do the others.
+    2, or that of the signal that stopped it; so do the others.
 
     Args:
         cluster: What the command line says.
@@ -71,8 +80,8 @@ def joined(cluster: Cluster) -> Iterator[None]:
     if alone():
         yield
         return
-    left = threading.Event()
-    threading.Thread(target=_watch, args=(left,), daemon=True).start()
+    left, words = threading.Event(), _LastWords(distributed.global_state.process_id)
+    threading.Thread(target=_watch, args=(left, words), daemon=True).start()
     try:
         _check_count()
         yield
@@ -82,15 +91,17 @@ def joined(cluster: Cluster) -> Iterator[None]:
         except RuntimeError:
             # Only this one was stopped.
             left.set()
-            _fail(error)
+            _fail(error, words)
         left.set()
         jax.distributed.shutdown()
+        words.withdraw()
         raise
     except BaseException as error:
         left.set()
-        _fail(error)
+        _fail(error, words)
     left.set()
     jax.distributed.shutdown()
+    words.withdraw()
 
 
 def _check(cluster: Cluster) -> None:
@@ -109,6 +120,11 @@ def _check(cluster: Cluster) -> None:
         )
     if cluster.timeout < 1:
         raise UsageError(f"--cluster_timeout={cluster.timeout} are no seconds; give at least 1.")
+    if cluster.heartbeat < _SHORTEST:
+        raise UsageError(
+            f"--cluster_heartbeat={cluster.heartbeat} is too short for a busy host; give at least "
+            f"{_SHORTEST} seconds."
+        )
     if cluster.processes is None or cluster.process is None:
         return
     if not 0 <= cluster.process < cluster.processes:
@@ -142,7 +158,11 @@ def _initialize(cluster: Cluster) -> None:
     met = threading.Event()
     threading.Thread(target=_watch_start, args=(cluster, met), daemon=True).start()
     try:
-        jax.distributed.initialize(**named, initialization_timeout=2 * cluster.timeout + 60)
+        jax.distributed.initialize(
+            **named,
+            initialization_timeout=2 * cluster.timeout + 60,
+            heartbeat_timeout_seconds=cluster.heartbeat,
+        )
     except (ValueError, RuntimeError) as error:
         raise UsageError(_not_met(cluster, str(error).strip().splitlines()[0])) from error
     finally:
@@ -200,7 +220,33 @@ def _check_count() -> None:
         )
 
 
-def _watch(left: threading.Event) -> None:
+class _LastWords:
+    """Says a sentence when this process is aborted or killed, where it cannot do so itself.
+
+    A shell waits for a line of this process, and speaks if the pipe ends without it.
+    """
+
+    def __init__(self, process: int):
+        sentence = (
+            f"Process {process} was ended from outside, by JAX if another one is gone (see above); "
+            "start all again with the same command: it goes on from the last checkpoint."
+        )
+        self._shell = subprocess.Popen(
+            ["sh", "-c", 'read -r line || printf "%s\\n" "$1" >&2', "sh", sentence],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            # What stops this process by its group must not reach the shell before.
+            start_new_session=True,
+        )
+
+    def withdraw(self) -> None:
+        """Leaves the sentence unsaid."""
+        # Two threads may end the process at once.
+        with contextlib.suppress(OSError, ValueError):
+            self._shell.communicate(b"\n")
+
+
+def _watch(left: threading.Event, words: _LastWords) -> None:
     """Ends this process when another one has failed."""
     while not left.wait(_LOOK):
         try:
@@ -209,34 +255,45 @@ def _watch(left: threading.Event) -> None:
             # Nothing was said, or the service has ended, which JAX notices itself.
             continue
         if not left.is_set():
-            print(told, file=sys.stderr, flush=True)
-            _end()
+            code, sentence = json.loads(told)
+            print(sentence, file=sys.stderr, flush=True)
+            _end(code, words)
 
 
-def _fail(error: BaseException) -> None:
+def _fail(error: BaseException, words: _LastWords) -> NoReturn:
     """Says why this process fails, gives the others time to look, and ends it."""
-    if isinstance(error, UsageError):
-        print(error, file=sys.stderr, flush=True)
-    elif not isinstance(error, KeyboardInterrupt):
-        traceback.print_exception(error)
-    why = f"{error}".strip().partition("\n")[0] or "it was stopped"
-    process = distributed.global_state.process_id
+    if "coordination" in f"{error}".lower():
+        # Another one is gone: JAX says which, and aborts this one in a moment.
+        time.sleep(_FAREWELL)
+    code, explained = 2, storage.explain(error)
+    if isinstance(error, KeyboardInterrupt):
+        code, explained = interrupt.exit_code(error), interrupt.SENTENCE
+    # Nobody may read it any more; the others have to be told all the same.
+    with contextlib.suppress(OSError):
+        if explained is None:
+            traceback.print_exception(error)
+        else:
+            print(explained, file=sys.stderr, flush=True)
+    why = f"{explained or error}".strip().partition("\n")[0] or type(error).__name__
+    told = f"Process {distributed.global_state.process_id} ended, and all with it: {why}"
     try:
-        _client().key_value_set(_FAILED, f"Process {process} ended, and all with it: {why}")
+        _client().key_value_set(_FAILED, json.dumps([code, told]))
     except RuntimeError:
         # Another one failed first.
         pass
-    _end()
+    _end(code, words)
 
 
-def _end() -> NoReturn:
+def _end(code: int, words: _LastWords) -> NoReturn:
     """Ends this process at once: a tidy end would wait for the others, which are gone."""
     if first():
         # The others hear of it through this one's service, without which JAX aborts them.
         time.sleep(_FAREWELL)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(2)
+    words.withdraw()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 def _client() -> Any:

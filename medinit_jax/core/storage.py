@@ -9,7 +9,8 @@ from medinit_jax.core.errors import UsageError
 
 # No room left; the limit of a file's size is one way to have none.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_GONE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ENODEV)
+_GONE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ENODEV,
+         errno.ENOTDIR)  # fmt: skip
 
 
 def is_full(error: BaseException) -> bool:

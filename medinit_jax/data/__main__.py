@@ -9,7 +9,8 @@
 
 NAME is a set, a set with a config (medinit_drive/train_only) or a task (drive_seg). A config that
 reduces images stores them at another size with a suffix (medinit_rsna_ihd/full_512px). Exit codes:
-0 done, 1 `verify` found something, 2 something to put right (a sentence on stderr), 130 stopped.
+0 done, 1 `verify` found something, 2 something to put right (a sentence on stderr), 75 stopped by
+SIGTERM and 130 by ctrl-C; then the same command goes on.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import errno
 import sys
 from collections.abc import Sequence
 
+from medinit_jax.core import interrupt
 from medinit_jax.core.errors import UsageError
 
 _FIXES = {
@@ -105,9 +107,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # What lies on disks is found out where it is used, which can be anywhere.
         print(_sentence(error), file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("Stopped; prepare goes on from the finished shards.", file=sys.stderr)
-        return 130
+        return interrupt.exit_code(stop)
 
 
 def _sentence(error: OSError) -> str:
@@ -121,4 +123,5 @@ def _sentence(error: OSError) -> str:
 
 
 if __name__ == "__main__":
+    interrupt.raise_on_sigterm()
     sys.exit(main())

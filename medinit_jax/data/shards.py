@@ -14,7 +14,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import signal
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +26,7 @@ from etils import epath
 from tensorflow_datasets.core import example_serializer, hashing, naming
 
 from medinit_jax.core.errors import UsageError
+from medinit_jax.core.interrupt import ctrl_c_kept
 from medinit_jax.data.builders.base import Builder
 from medinit_jax.data.builders.config import Item
 from medinit_jax.data.manifest import MANIFEST, LabelCounts
@@ -102,8 +102,9 @@ def write_shards(
     with concurrent.futures.ProcessPoolExecutor(
         workers, mp_context=context, initializer=_begin_worker, initargs=(counter,)
     ) as pool:
-        pending = {pool.submit(_write_in_worker, builder, work, shard) for shard in left}
         try:
+            with ctrl_c_kept():
+                pending = {pool.submit(_write_in_worker, builder, work, shard) for shard in left}
             while pending:
                 finished, pending = concurrent.futures.wait(
                     pending, timeout=0.5, return_when=concurrent.futures.FIRST_COMPLETED
@@ -133,8 +134,6 @@ def _begin_worker(counter: Any) -> None:
     global _counter
     _counter = counter
     cv2.setNumThreads(1)
-    # A key press reaches all processes; the one that started the others ends them.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

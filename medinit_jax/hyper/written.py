@@ -14,7 +14,7 @@ from rich.table import Table
 
 from medinit_jax.arch import layout
 from medinit_jax.arch.dataflow import Traced
-from medinit_jax.arch.vocabulary import NODE_TYPES, known_types
+from medinit_jax.arch.vocabulary import known_types
 from medinit_jax.hyper.hypernetwork import HyperInitializer, Theta
 from medinit_jax.hyper.initializer import predict
 from medinit_jax.hyper.starts import WHOLE, Transfer, enter
@@ -120,8 +120,7 @@ def coverage(
             status = "predicted"
         rows.append(Row(path, shape, status, reason))
     edges = int((traced.graph.distance == 1).sum())
-    types = {NODE_TYPES[kind] for kind in traced.graph.node_type}
-    notes = traced.notes if types & {"bn", "ln", "gn", "in"} else (*traced.notes, NO_NORM)
+    notes = traced.notes if traced.normalized else (*traced.notes, NO_NORM)
     return Coverage(tuple(rows), len(traced.graph.node_type), edges, notes)
 
 

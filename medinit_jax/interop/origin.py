@@ -78,14 +78,19 @@ def trained(path: str | Path) -> Origin:
 
     Args:
         path: The workdir of a fine-tuning, labeler or pretraining, its `model/` folder, or the
-            folder of its checkpoints. Of a run that was stopped the newest checkpoint is taken.
+            folder of its checkpoints. Of a run that ended `model/` is taken, of one that was
+            stopped the newest checkpoint.
 
     Raises:
         UsageError: There is none, or it is damaged.
     """
     given = Path(path)
     workdir = given.parent if given.name in (MODEL_FOLDER, CHECKPOINTS) else given
-    for folder in (given, given / MODEL_FOLDER):
+    places = [given, given / MODEL_FOLDER]
+    if given.name == CHECKPOINTS:
+        # Checkpoints of a run that ended are older than what it left, or none.
+        places.append(workdir / MODEL_FOLDER)
+    for folder in places:
         if (folder / _MODEL_FILE).is_file():
             tree, record = load_params(folder, "model")
             return _origin(workdir, tree, record, folder / _MODEL_FILE, ())

@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from medinit_jax.core import command
 from medinit_jax.core.errors import UsageError
 from medinit_jax.core.workdir import share
 
@@ -40,12 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     options = _parser().parse_args(argv)
-    try:
-        run(options)
-    except UsageError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return command.exit_code(lambda: run(options), "Stopped; say the same command again.")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -93,7 +89,8 @@ def made(factory: str, seed: int) -> Any:
         A `torch.nn.Module`.
 
     Raises:
-        UsageError: There is no such function, it fails, or it returns something else.
+        UsageError: There is no such function, it fails, or it returns something else or a model
+            without parameters.
     """
     import torch
 
@@ -130,6 +127,11 @@ def made(factory: str, seed: int) -> Any:
     if not isinstance(model, torch.nn.Module):
         raise UsageError(
             f"{factory}() returned a {type(model).__name__}; it has to return a torch.nn.Module."
+        )
+    if next(model.parameters(), None) is None:
+        raise UsageError(
+            f"{factory}() returned a {type(model).__name__} without parameters, of which there is "
+            "nothing to initialize; name a function that makes a model with layers."
         )
     return model
 

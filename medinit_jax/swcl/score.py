@@ -121,7 +121,9 @@ def _score(
     ):
         stream = Stream(read, score, batch, readers, fetcher, lambda: _refuse_stopped(stopped))
         place = _write(config, workdir, plan, stream, origin, console)
-        panels = _panels(plan, read, score, batch) if cluster.first() else []
+        panels = _panels(plan, read, score, batch, stopped) if cluster.first() else []
+        if cluster.any_of(stopped.is_set()):
+            raise stopped.error()
     pace = _pace(stream)
     return cluster.once(
         lambda: _finish(config, workdir, work, place, panels, pace, started, console)
@@ -273,11 +275,15 @@ def _write(
             bar.__exit__(None, None, None)
 
 
-def _panels(plan: Plan, read: Callable[[int], np.ndarray], score: Score, batch: int) -> list[Panel]:
-    """Returns some photographs of every kind with their maps."""
+def _panels(
+    plan: Plan, read: Callable[[int], np.ndarray], score: Score, batch: int, stopped: Stop
+) -> list[Panel]:
+    """Returns some photographs of every kind with their maps, fewer if a signal comes."""
     eyes = _shown(plan)
     panels = []
     for part in batches(eyes, batch):
+        if stopped.is_set():
+            break
         images = [read(eye.index) for eye in part]
         maps, scores = score(padded(images, batch))
         found = zip(part, images, rows(maps, 3), rows(scores, 2), strict=False)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from medinit_jax.arch import flax_model, flax_trace
+from medinit_jax.arch import flax_layers, flax_model, flax_trace
 from medinit_jax.arch.graph import build_graph
 from medinit_jax.arch.vocabulary import NODE_TYPES, TYPE_INDEX
 from medinit_jax.core.errors import UsageError
@@ -287,6 +287,30 @@ def test_every_rule(body, wanted, reasons):
     assert not placed & found.reasons.keys()
 
 
+def plain_norm(self, x):
+    return nn.GroupNorm(2, use_scale=False, use_bias=False)(nn.Conv(8, (3, 3))(x))
+
+
+def plain_norm_by_hand(self, x):
+    x = nn.Conv(8, (3, 3))(x)
+    return nn.Conv(2, (1, 1))(jax.nn.standardize(x, (1, 2)))
+
+
+@pytest.mark.parametrize(
+    "body, wanted",
+    [
+        (norms, True),
+        (plain_norm, True),
+        (plain_norm_by_hand, True),
+        (attention, False),
+        (scales, False),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_normalization_counts_without_parameters_too(body, wanted):
+    assert traced(function(body)).normalized is wanted
+
+
 def test_what_leads_where():
     assert before(traced(function(squeeze_excite)), "cse") == ["bias", "bias"]
     assert before(traced(function(attention)), "msa") == ["bias", "bias", "bias"]
@@ -356,7 +380,7 @@ def test_layers_stacked_by_vmap_keep_their_own_values(layer, arguments):
         return many(x.reshape(x.shape[0], -1, 3))
 
     found = traced(function(body))
-    assert not found.tensors and set(found.reasons.values()) == {flax_trace.STACK}
+    assert not found.tensors and set(found.reasons.values()) == {flax_layers.STACK}
 
 
 def test_other_streams_of_random_numbers():

@@ -7,11 +7,12 @@ import subprocess
 import sys
 
 import pytest
-from processes import MAIN, begin, flags_of, free_port, needs_gloo, outcome
+from processes import MAIN, await_that, begin, flags_of, free_port, needs_gloo, outcome
 from tiny_pretrain import CONFIGS
 
 from medinit_jax.core import cluster
 from medinit_jax.core.errors import UsageError
+from medinit_jax.core.interrupt import SENTENCE
 from medinit_jax.core.membership import Cluster, joined
 
 TALK = """
@@ -68,18 +69,40 @@ TALK = """
         np.testing.assert_array_equal(parallel.gather(wide), np.concatenate(both))
     print("left")
 """
+MEET = """
+    import sys
+    import time
+    from pathlib import Path
+    from medinit_jax.core import cluster
+    from medinit_jax.core.membership import Cluster, joined
+
+    rank = int(sys.argv[2])
+    with joined(Cluster("", sys.argv[1], 2, rank, 60, heartbeat=10)):
+        (Path(sys.argv[3]) / str(rank)).touch()
+        if rank == int(sys.argv[4]):
+            time.sleep(500)
+        cluster.meet()
+"""
 FAIL = """
     import sys
     from medinit_jax.core import cluster, membership
     from medinit_jax.core.membership import Cluster, joined
     from medinit_jax.core.errors import UsageError
+    from medinit_jax.core.interrupt import Preempted
 
-    membership._FAREWELL = 3.0
+    membership._FAREWELL, membership._MEET = 3.0, 1
     rank = int(sys.argv[2])
+    errors = {
+        "use": UsageError("The camera is broken; mend it."),
+        "disk": OSError(28, "No space left on device", "runs/a/log"),
+        "defect": ZeroDivisionError("by nothing"),
+        "preempted": Preempted(),
+        "stopped": KeyboardInterrupt(),
+    }
     with joined(Cluster("", sys.argv[1], 2, rank, 60)):
         cluster.meet()
         if rank == int(sys.argv[3]):
-            raise UsageError("The camera is broken; mend it.")
+            raise errors[sys.argv[4]]
         cluster.meet()
 """
 
@@ -96,14 +119,38 @@ def test_two_processes_agree_and_share_their_devices():
 
 
 @needs_gloo
-@pytest.mark.parametrize("failing", [0, 1])
-def test_none_waits_for_a_process_that_failed(failing):
-    """The first one holds the service by which they talk, the other does not."""
-    found = in_two(FAIL, failing)
-    assert [code for code, *_ in found] == [2, 2], found
-    assert found[failing][2].splitlines()[-1] == "The camera is broken; mend it."
-    told = f"Process {failing} ended, and all with it: The camera is broken; mend it."
-    assert told in found[1 - failing][2]
+@pytest.mark.parametrize(
+    ("failing", "kind", "code", "words"),
+    [
+        # The first one holds the service by which they talk, the other does not.
+        (0, "use", 2, "The camera is broken; mend it."),
+        (1, "use", 2, "The camera is broken; mend it."),
+        (0, "disk", 2, "runs/a/log could not be written (No space left on device); make room"),
+        (1, "defect", 2, "by nothing"),
+        (0, "stopped", 130, SENTENCE),
+        (1, "preempted", 75, SENTENCE),
+    ],
+)
+def test_none_waits_for_a_process_that_failed(failing, kind, code, words):
+    found = in_two(FAIL, failing, kind)
+    assert [one for one, *_ in found] == [code, code], found
+    last = found[failing][2].splitlines()[-1]
+    assert last.startswith(words) or (kind == "defect" and last.endswith(words))
+    assert ("Traceback" in found[failing][2]) == (kind == "defect")
+    told = f"Process {failing} ended, and all with it: {words}"
+    assert told in found[1 - failing][2] and "Traceback" not in found[1 - failing][2]
+
+
+@needs_gloo
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_process_that_vanishes_ends_the_others(killed, tmp_path):
+    place = f"127.0.0.1:{free_port()}"
+    started = [begin(MEET, [place, rank, tmp_path, killed]) for rank in range(2)]
+    await_that(lambda: len(list(tmp_path.iterdir())) == 2, started)
+    started[killed].kill()
+    found = outcome(started, timeout=120)
+    for rank, (code, _, err) in enumerate(found):
+        assert code < 0 and f"Process {rank} was ended from outside" in err.splitlines()[-1]
 
 
 @needs_gloo
@@ -172,6 +219,7 @@ def test_a_port_that_is_taken_is_named():
         (Cluster("", "host", 2, 0), "no HOST:PORT"),
         (Cluster("", "host:0", 2, 0), "no HOST:PORT"),
         (Cluster("", "host:1", 2, 0, 0), "--cluster_timeout=0"),
+        (Cluster("", "host:1", 2, 0, heartbeat=9), "--cluster_heartbeat=9 is too short"),
     ],
 )
 def test_flags_that_do_not_fit_are_one_sentence(place, words):

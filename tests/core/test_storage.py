@@ -13,6 +13,7 @@ from medinit_jax.core import storage
         (OSError(errno.EDQUOT, "x"), "A file of the run could not be written"),
         (OSError(errno.EROFS, "x", "runs/a"), "runs/a cannot be used (Read-only file system)"),
         (OSError(errno.EACCES, "x", "runs/a"), "runs/a cannot be used (Permission denied)"),
+        (OSError(errno.ENOTDIR, "x", "file/run"), "file/run cannot be used (Not a directory)"),
         (ValueError("OUT_OF_RANGE: d: File too large [os_error_code='27']"), "(File too large)"),
     ],
     ids=str,

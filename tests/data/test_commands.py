@@ -4,11 +4,15 @@ import os
 import re
 import resource
 import shutil
+import signal
+import subprocess
+import sys
 
 import pytest
 from fake_trees.drive import make_drive
 from fake_trees.table import make_table
 from ml_collections import ConfigDict
+from processes import await_that, outcome
 
 from medinit_jax.core.errors import UsageError
 from medinit_jax.data import commands
@@ -177,6 +181,19 @@ def test_exit_codes(run, monkeypatch):
     monkeypatch.setitem(commands.COMMANDS, "list", stopped)
     code, _, err = run("list")
     assert code == 130 and "Stopped" in err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_while_images_are_drawn_is_a_sentence(tmp_path, number, code):
+    words = ["prepare", "medinit_phantom/phantom_eyepacs_dr_64px", "--workers=2"]
+    command = [sys.executable, "-m", "medinit_jax.data", *words, f"--data-dir={tmp_path}"]
+    started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    await_that(lambda: list(tmp_path.rglob("*.tmp")), [started])
+    # As a terminal and SLURM do, to all processes of the command.
+    os.killpg(started.pid, number)
+    ((found, _, error),) = outcome([started])
+    assert found == code and "Traceback" not in error
+    assert error.splitlines()[-1] == "Stopped; prepare goes on from the finished shards."
 
 
 def test_what_disks_refuse_is_a_sentence(run, tree, tmp_path, monkeypatch, capfd):

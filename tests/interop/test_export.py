@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import zipfile
 
 import jax
@@ -169,6 +170,25 @@ def test_a_stopped_run_is_exported_from_its_checkpoint(runs, tmp_path):
     checkpoints.close()
     with pytest.raises(UsageError, match="step 4 in .* does not say what network"):
         export(tmp_path / "foreign", tmp_path / "other")
+
+
+@pytest.mark.parametrize("step", [None, 3])
+def test_checkpoints_of_a_run_that_ended_lead_to_what_it_left(runs, tmp_path, step):
+    """A short fine-tuning saves none, a longer one saves some before its end."""
+    source = tmp_path / "run"
+    shutil.copytree(runs["classifier"], source)
+    (source / "checkpoints").mkdir()
+    tree, record = load_params(source / "model", "model")
+    if step is not None:
+        older = jax.tree.map(lambda leaf: leaf + 1, tree)
+        best = {"params": older["params"], "statistics": older["batch_stats"]}
+        checkpoints = Checkpoints(source / "checkpoints")
+        checkpoints.save(step, {"best": best}, None, {"model": record})
+        checkpoints.close()
+    card = export(source / "checkpoints", tmp_path / "out")
+    assert not any("stopped" in limit for limit in card["limits"])
+    assert card["metrics"] != "not recorded"
+    jax.tree.map(np.testing.assert_array_equal, medinit_jax.load_export(tmp_path / "out")[1], tree)
 
 
 @pytest.mark.parametrize("teacher", [False, True])

@@ -129,6 +129,25 @@ def test_every_rule(name):
         assert part in traced.reasons[path]
 
 
+PLAIN = {
+    "instance": (nn.InstanceNorm2d(8), True),
+    "batch": (nn.BatchNorm2d(8, affine=False), True),
+    "group": (nn.GroupNorm(2, 8, affine=False), True),
+    "layer": (nn.LayerNorm(14, elementwise_affine=False), True),
+    "none": (nn.ReLU(), False),
+    "pool": (nn.AvgPool2d(2), False),
+}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_normalization_counts_without_parameters_too(name):
+    layer, wanted = PLAIN[name]
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), layer, nn.ReLU(), nn.Conv2d(8, 2, 1))
+    assert trace(model, [IMAGE], {}).normalized is wanted
+    told = " ".join(inspect(model, IMAGE).notes)
+    assert ("no normalization layer" in told) is not wanted
+
+
 class Twin(nn.Module):
     def __init__(self):
         super().__init__()

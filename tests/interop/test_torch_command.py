@@ -46,8 +46,21 @@ class Tied(nn.Module):
 
 
 class Deciding(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
     def forward(self, x):
-        return x if x.sum() > 0 else -x
+        return self.conv(x) if x.sum() > 0 else -x
+
+
+class Counting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x):
+        return x + self.count
 
 
 def needy(width):
@@ -128,6 +141,7 @@ BAD = {
     "text": ({"factory": "its_models.py:text"}, "is of type str and cannot be called"),
     "arguments": ({"factory": "its_models.py:needy"}, "missing 1 required.*without arguments"),
     "fails": ({"factory": "its_models.py:failing"}, "failed: ValueError: no weights here;"),
+    "empty": ({"factory": "its_models.py:Counting"}, "a Counting without parameters, of which"),
     "a number": ({"factory": "its_models.py:number"}, "returned a int; it has to return a torch"),
     "decides": ({"factory": "its_models.py:Deciding"}, "cannot be exported.*decides by values"),
     "channels": ({"example": "2,4,16,16"}, "Sequential cannot be exported.*channels"),

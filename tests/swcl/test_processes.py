@@ -228,16 +228,33 @@ PATCHES = """
 """
 
 
-@pytest.mark.slow
-def test_the_route_patches_is_shared(tmp_path, monkeypatch):
-    monkeypatch.setattr(patch_plan, "PART", 3)
-    monkeypatch.setattr(patch_store, "PART", 3)
+# Stands still at its fourth batch: a part of six photographs takes two of four.
+HANGING = """
+    import sys, time
+    from pathlib import Path
+    from medinit_jax.main import main
+    from medinit_jax.swcl import patch_plan, patch_store, score_stream
+    patch_plan.PART = patch_store.PART = 3
+    padded, calls = score_stream.padded, []
+    def hanging(*given):
+        calls.append(given)
+        if len(calls) == 4:
+            Path(sys.argv[1]).touch()
+            time.sleep(500)
+        return padded(*given)
+    score_stream.padded = hanging
+    sys.exit(main(["test", *sys.argv[2:]]))
+"""
+
+
+def patches_command(tmp_path, share):
+    """Writes a labeler, and returns the command that makes patches of some photographs with it."""
     labeler = write_labeler(tmp_path / "labeler", width=8)
-    command = [
+    return [
         f"--config={CONFIGS}/patches.py",
         f"--config.labeler={labeler}",
         f"--config.data_dir={tmp_path}/data",
-        "--config.labelled=phantom_odir_64px_x0.01",
+        f"--config.labelled=phantom_odir_64px_x{share}",
         "--config.unlabelled=",
         f"--config.image_size={SIDE}",
         "--config.crop=32",
@@ -245,6 +262,41 @@ def test_the_route_patches_is_shared(tmp_path, monkeypatch):
         "--config.workers=1",
         "--config.layout=workdir",
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_patches_go_on_when_one_of_two_processes_was_killed(killed, tmp_path):
+    command, mark, port = patches_command(tmp_path, 0.03), tmp_path / "hangs", free_port()
+    whole, cut = ([*command, f"--workdir={tmp_path}/{name}"] for name in ("whole", "cut"))
+    finished([begin(PATCHES, [*whole, *flags_of(i, port)]) for i in range(2)])
+
+    port = free_port()
+    own = [[*cut, *flags_of(i, port), "--cluster_heartbeat=20"] for i in range(2)]
+    scripts = [(PATCHES, own[0]), (PATCHES, own[1])]
+    scripts[killed] = HANGING, [mark, *own[killed]]
+    started = [begin(script, arguments) for script, arguments in scripts]
+    await_that(lambda: mark.exists() and list((tmp_path / "cut").rglob("rows-*.json")), started)
+    started[killed].kill()
+    code, _, err = outcome(started, timeout=120)[1 - killed]
+    assert code < 0 and "the same command: it goes on" in err.splitlines()[-1], err
+    assert not (tmp_path / "cut" / "summary.json").exists()
+
+    port = free_port()
+    finished([begin(PATCHES, [*cut, *flags_of(i, port)]) for i in range(2)])
+    summaries = [json.loads((tmp_path / n / "summary.json").read_text()) for n in ("whole", "cut")]
+    assert 0 < summaries[1]["scored"] < summaries[0]["scored"]
+    found, wanted = (content(tmp_path / name / "retinal_swap") for name in ("cut", "whole"))
+    assert found.keys() == wanted.keys() and any("array_record" in name for name in wanted)
+    for name in wanted:
+        assert found[name] == wanted[name] or name.endswith("manifest.json"), name
+
+
+@pytest.mark.slow
+def test_the_route_patches_is_shared(tmp_path, monkeypatch):
+    monkeypatch.setattr(patch_plan, "PART", 3)
+    monkeypatch.setattr(patch_store, "PART", 3)
+    command = patches_command(tmp_path, 0.01)
     from medinit_jax.core.config import read_command_line
 
     port = free_port()

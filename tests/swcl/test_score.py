@@ -15,6 +15,7 @@ from made_patches import content
 from medinit_jax import main as main_lib
 from medinit_jax.core.config import read_command_line
 from medinit_jax.core.errors import UsageError
+from medinit_jax.core.interrupt import Preempted
 from medinit_jax.core.parallel import Parallel
 from medinit_jax.data.augment import normalize
 from medinit_jax.data.builders.eyepacs import MedinitEyepacs
@@ -259,6 +260,24 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(
         for folder in (Path(data_dir) / "retinal_swap" / n / "1.0.0" for n in ("stopped", "whole"))
     ]
     assert shards[0] == shards[1] and len(shards[0]) > 2
+
+
+def test_a_signal_while_panels_are_scored_stops_too(labeler, data_dir, tmp_path, monkeypatch):
+    config = config_of(labeler, data_dir, "--config.name=panels")
+    plain = score.padded
+
+    def stopping(images, batch):
+        # A second signal would end this process.
+        monkeypatch.setattr(score, "padded", plain)
+        signal.raise_signal(signal.SIGTERM)
+        return plain(images, batch)
+
+    monkeypatch.setattr(score, "padded", stopping)
+    with pytest.raises(Preempted):
+        score.run(config, tmp_path / "run", one_device())
+    assert not (tmp_path / "run" / "summary.json").exists()
+    summary = score.run(config, tmp_path / "run", one_device())
+    assert summary["scored"] == 0 and (tmp_path / "run" / "report.html").is_file()
 
 
 def test_main_stops_with_130_and_errors_are_sentences(labeler, data_dir, monkeypatch, capsys):

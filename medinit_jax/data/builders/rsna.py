@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import numpy as np
 from etils import epath
 
+from medinit_jax.core.interrupt import ctrl_c_kept
 from medinit_jax.data import dicom_file
 from medinit_jax.data.builders.base import Builder
 from medinit_jax.data.builders.config import Item
@@ -118,7 +119,9 @@ def _headers(paths: Sequence[str]) -> Iterator[tuple[str, str]]:
         return
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:
-        yield from pool.map(_patient, paths, chunksize=500)
+        with ctrl_c_kept():
+            found = pool.map(_patient, paths, chunksize=500)
+        yield from found
 
 
 def _patient(path: str) -> tuple[str, str]:
