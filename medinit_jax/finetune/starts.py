@@ -140,7 +140,7 @@ def _hyper(config: ml_collections.ConfigDict, network: Network, key: jax.Array) 
     }
     if init.start == "matched":
         flat = {name: np.asarray(_at(params, name)) for name in sorted(written)}
-        for name, value in permuted(flat, key).items():
+        for name, value in permuted(flat, key, init.orthogonal).items():
             module, leaf = name.rsplit("/", 1)
             params[module][leaf] = jnp.asarray(value)
     rows = {row.path: row for row in api.inspect(plain, example, only=only).rows}

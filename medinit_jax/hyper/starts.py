@@ -110,7 +110,8 @@ def matched_start(
     """Returns the values of `hyper_start`, permuted at random within each predicted tensor.
 
     The permutation keeps every statistic of a tensor and destroys what its values mean, so that the
-    difference to `hyper_start` is what the values are worth.
+    difference to `hyper_start` is what the values are worth. Where filters are made orthogonal, the
+    permuted ones are so again: no start is to win by that alone.
 
     Args: as `hyper_start`.
 
@@ -226,7 +227,7 @@ def enter(
         if transfer.orthogonal and name.endswith("/kernel"):
             value = orthogonalized(value)
         entered[name] = value
-    return permuted(entered, key) if permute else entered
+    return permuted(entered, key, transfer.orthogonal) if permute else entered
 
 
 def _with_deviation(value: np.ndarray, leaf: str) -> np.ndarray:
@@ -235,13 +236,27 @@ def _with_deviation(value: np.ndarray, leaf: str) -> np.ndarray:
     return value * value.dtype.type(wanted / held) if wanted and held else value
 
 
-def permuted(tensors: Mapping[str, np.ndarray], key: jax.Array) -> dict[str, np.ndarray]:
-    """Returns tensors whose values are permuted at random within each, by name and key."""
-    return {
+def permuted(
+    tensors: Mapping[str, np.ndarray], key: jax.Array, orthogonal: bool = False
+) -> dict[str, np.ndarray]:
+    """Returns tensors whose values are permuted at random within each, by name and key.
+
+    Args:
+        tensors: {"module/leaf": array}.
+        key: Random key.
+        orthogonal: Whether kernels are orthogonal, and have to be so again.
+    """
+    mixed = {
         name: _generator(key, "permutation", name)
         .permutation(value.reshape(-1))
         .reshape(value.shape)
         for name, value in tensors.items()
+    }
+    if not orthogonal:
+        return mixed
+    return {
+        name: orthogonalized(value) if name.endswith("/kernel") else value
+        for name, value in mixed.items()
     }
 
 

@@ -124,6 +124,18 @@ def test_matched_start_permutes_within_each_tensor(theta, own):
     assert (matched["stem.conv"]["kernel"] != other["stem.conv"]["kernel"]).any()
 
 
+def test_matched_filters_are_orthogonal_where_predicted_ones_are(theta):
+    program, transfer = tiny(), starts.Transfer(orthogonal=True)
+    hyper = starts.hyper_start(MODULE, theta, program, KEY, transfer)["stem.conv"]["kernel"]
+    found = starts.matched_start(MODULE, theta, program, KEY, transfer)["stem.conv"]["kernel"]
+    for kernel in (hyper, found):
+        flat = np.asarray(kernel, np.float64).reshape(-1, kernel.shape[-1])
+        flat = flat / np.linalg.norm(flat, axis=0)
+        np.testing.assert_allclose(flat.T @ flat, np.eye(flat.shape[1]), atol=1e-5)
+    assert np.linalg.norm(found) == pytest.approx(float(np.linalg.norm(hyper)), rel=1e-5)
+    assert np.abs(np.asarray(found - hyper)).max() > 0.1 * float(np.asarray(hyper).std())
+
+
 def test_untrained_parameters_are_those_of_the_runs_first_step(theta):
     found = starts.untrained_theta(MODULE, 11)
     jax.tree.map(np.testing.assert_array_equal, found, theta)
