@@ -13,7 +13,9 @@ paper's size, is meant for accelerators, and was not run by us.
 
 The initializer of each modality is a job of its own, as is every fine-tuning; jobs lie in
 `config.jobs_dir` and are shared by all studies. The same command goes on where it stopped. On more
-machines: `--config.runner=ray` (pip install 'medinit_jax[ray]'), `slurm` or `commands`.
+machines: the same command on each, with `--workdir` and `config.jobs_dir` on storage that they
+share (docs/scaling.md); or `--config.runner=ray` (pip install 'medinit_jax[ray]'), `slurm` or
+`commands`.
 """
 
 from ml_collections import ConfigDict, config_dict

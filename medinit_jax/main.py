@@ -42,6 +42,8 @@ ROUTES: dict[str, Callable[[ml_collections.ConfigDict, Path], None]] = {
 
 # Routes that several processes can share.
 SHARED = ("hyper", "finetune", "labeler", "swcl", "patches")
+# Routes whose processes divide what is to be done through files, and do not meet.
+APART = ("study",)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,7 +68,7 @@ def _run(words: Sequence[str]) -> None:
         )
     provide_threads()
     compilation_cache.enable(config.get("cache_dir"))
-    with joined(read.cluster):
+    with joined(read.cluster, config.route in APART):
         cluster.check_command(config, SHARED)
         ROUTES[config.route](config, read.workdir)
 

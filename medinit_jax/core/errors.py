@@ -7,3 +7,7 @@ class UsageError(Exception):
     The message is one sentence that says what is wrong, where, and what to do about it. `main`
     prints it without a traceback and exits with code 2.
     """
+
+
+class InUse(UsageError):
+    """A folder belongs to another run that is at work there."""

@@ -60,7 +60,7 @@ class Cluster(NamedTuple):
 
 
 @contextmanager
-def joined(cluster: Cluster) -> Iterator[None]:
+def joined(cluster: Cluster, apart: bool = False) -> Iterator[None]:
     """Joins the processes of a run, and leaves them at the end.
 
     Of several processes, one that fails tells the others, shows why, and ends here with exit code
@@ -68,12 +68,14 @@ def joined(cluster: Cluster) -> Iterator[None]:
 
     Args:
         cluster: What the command line says.
+        apart: Whether the processes share nothing but files, so that each is a run of its own here,
+            and goes on when others end.
 
     Raises:
         UsageError: What it says does not fit together.
     """
     _check(cluster)
-    if not (cluster.how or cluster.coordinator):
+    if apart or not (cluster.how or cluster.coordinator):
         yield
         return
     _initialize(cluster)

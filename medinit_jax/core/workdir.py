@@ -15,7 +15,7 @@ import numpy as np
 from rich.console import Console
 
 from medinit_jax.core import cluster
-from medinit_jax.core.errors import UsageError
+from medinit_jax.core.errors import InUse, UsageError
 from medinit_jax.core.secrets import redacted
 
 CONFIG_FILE = "config.json"
@@ -160,7 +160,7 @@ def locked(workdir: str | os.PathLike[str]) -> Iterator[None]:
         workdir: the folder; made if it is missing.
 
     Raises:
-        UsageError: another run, of this process or of another one, holds it.
+        InUse: another run, of this process or of another one, holds it.
     """
     folder = Path(workdir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -168,7 +168,7 @@ def locked(workdir: str | os.PathLike[str]) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UsageError(
+            raise InUse(
                 f"{folder} is in use by {_holder(file)}; wait until it has ended, stop it, or "
                 "choose another folder with --workdir=."
             ) from error
@@ -190,6 +190,23 @@ def locked(workdir: str | os.PathLike[str]) -> Iterator[None]:
             file.truncate(0)
             # Processes that were forked meanwhile have the file open, too.
             fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def is_held(workdir: str | os.PathLike[str]) -> bool:
+    """Returns whether a run holds a folder, as far as the system knows locks.
+
+    Args:
+        workdir: the folder.
+    """
+    try:
+        with open(Path(workdir) / LOCK_FILE, "r+", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        # No folder, or a file system without locks.
+        return False
+    return False
 
 
 def is_finished(workdir: str | os.PathLike[str], console: Console) -> bool:

@@ -9,6 +9,8 @@ from typing import Any
 from medinit_jax.report.markup import Html, element
 from medinit_jax.report.style import CSS
 
+PAGE = "report.html"
+
 
 def document(title: str, *content: Any) -> Html:
     """A whole document that loads nothing.
@@ -30,7 +32,7 @@ def document(title: str, *content: Any) -> Html:
 
 def write_page(folder: Path, page: Html) -> Path:
     """Writes `report.html` in one step, so that a reader never meets half of it."""
-    path = folder / "report.html"
+    path = folder / PAGE
     partial = path.with_suffix(".html.partial")
     partial.write_text(page, encoding="utf-8")
     os.replace(partial, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shlex
@@ -17,13 +18,15 @@ from medinit_jax.core.ledger import finite
 from medinit_jax.core.progress import Progress
 from medinit_jax.core.provenance import provenance
 from medinit_jax.core.secrets import redacted
-from medinit_jax.core.workdir import locked, write_json
+from medinit_jax.core.workdir import write_json
+from medinit_jax.report.document import PAGE
 from medinit_jax.report.study import write_study_report
 from medinit_jax.study.batch import run_on_ray, write_commands, write_slurm
 from medinit_jax.study.job import Job
 from medinit_jax.study.plan import Plan
 from medinit_jax.study.pretext_conduct import conduct_pretexts
 from medinit_jax.study.runner import DONE, FAILED, Outcome, outcome_of, outcomes_on_disk, run_jobs
+from medinit_jax.study.session import Session, joined
 from medinit_jax.study.studies import make_plan
 from medinit_jax.study.table import check_images, rows
 
@@ -49,34 +52,37 @@ def conduct(config: ml_collections.ConfigDict, workdir: Path) -> None:
         raise UsageError(
             f"config.runner={config.runner!r}; set it to one of: {', '.join(RUNNERS)}."
         )
+    jobs_dir = Path(config.jobs_dir)
+    claim = functools.partial(_claim, config, workdir)
     if config.study == PRETEXTS:
-        _claim(config, workdir)
-        conduct_pretexts(config, workdir, console, _quiet)
+        with joined(workdir, jobs_dir, claim, console) as session:
+            conduct_pretexts(config, workdir, console, _quiet, session)
         return
     plan = make_plan(config)
-    jobs_dir = Path(config.jobs_dir)
     if config.only:
         _run_one(plan, jobs_dir, config.only)
         return
     check_images(plan.known(jobs_dir), jobs_dir)
-    with locked(workdir):
-        _claim(config, workdir)
-        _conduct(plan, jobs_dir, workdir, config, console)
+    alone = "" if config.runner == "local" else f"config.runner={config.runner} is for one process"
+    with joined(workdir, jobs_dir, claim, console, alone) as session:
+        if config.runner in ("commands", "slurm"):
+            write = write_slurm if config.runner == "slurm" else write_commands
+            path = write(plan.known(jobs_dir), jobs_dir, workdir, sys.argv)
+            console.print(
+                f"{path} holds what is to be run now. When it is done, the same command plans what "
+                "depends on it; with config.runner=local it writes the report.",
+                soft_wrap=True,
+            )
+        else:
+            _run_all(plan, jobs_dir, workdir, config, console, session)
+        if session.closes():
+            _report(plan, jobs_dir, workdir, console)
+            session.close()
+        else:
+            console.print(f"Report, by another process: {workdir / PAGE}", soft_wrap=True)
 
 
-def _conduct(
-    plan: Plan, jobs_dir: Path, workdir: Path, config: ml_collections.ConfigDict, console: Console
-) -> None:
-    if config.runner in ("commands", "slurm"):
-        write = write_slurm if config.runner == "slurm" else write_commands
-        path = write(plan.known(jobs_dir), jobs_dir, workdir, sys.argv)
-        console.print(
-            f"{path} holds what is to be run now. When it is done, the same command plans what "
-            "depends on it; with config.runner=local it writes the report.",
-            soft_wrap=True,
-        )
-    else:
-        _run_all(plan, jobs_dir, workdir, config, console)
+def _report(plan: Plan, jobs_dir: Path, workdir: Path, console: Console) -> None:
     summary = collect(plan, jobs_dir, workdir)
     console.print(f"Report: {write_study_report(workdir, jobs_dir)}", soft_wrap=True)
     if summary["jobs_failed"]:
@@ -87,14 +93,16 @@ def _conduct(
         )
 
 
-def _claim(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    """Makes the folder the home of this study; another plan in it is refused unless `fresh`."""
-    workdir.mkdir(parents=True, exist_ok=True)
+def _claim(config: ml_collections.ConfigDict, workdir: Path, begins: bool) -> None:
+    """Makes the folder the home of this study; another plan in it is refused unless `fresh`.
+
+    A process that joins others finds the plan there, and changes nothing.
+    """
     wanted = json.loads(redacted(json.dumps(config.to_dict(), default=list)))
     for key in _FREE:
         wanted.pop(key, None)
     path = workdir / PLAN_FILE
-    if path.is_file() and not config.fresh:
+    if path.is_file() and not (begins and config.fresh):
         try:
             held = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -104,12 +112,18 @@ def _claim(config: ml_collections.ConfigDict, workdir: Path) -> None:
         changed = sorted(_changes(held, wanted))
         if changed:
             shown = ", ".join(changed[:5]) + (" and others" if len(changed) > 5 else "")
+            if not begins:
+                raise UsageError(
+                    f"The study in {workdir} is at work with other settings of {shown}; start all "
+                    "its processes with the same command, or choose another --workdir."
+                )
             raise UsageError(
                 f"The study in {workdir} was begun with other settings of {shown}; set them back, "
                 "choose another --workdir, or say --config.fresh=True to plan it anew (jobs that "
                 "are the same are kept)."
             )
-    write_json(path, wanted)
+    if begins:
+        write_json(path, wanted)
 
 
 def _changes(old: Any, new: Any, prefix: str = "config") -> list[str]:
@@ -135,7 +149,12 @@ def _run_one(plan: Plan, jobs_dir: Path, wanted: str) -> None:
 
 
 def _run_all(
-    plan: Plan, jobs_dir: Path, workdir: Path, config: ml_collections.ConfigDict, console: Console
+    plan: Plan,
+    jobs_dir: Path,
+    workdir: Path,
+    config: ml_collections.ConfigDict,
+    console: Console,
+    session: Session,
 ) -> None:
     """Runs everything; what a grid decides is planned when the grid is done."""
     done_before = -1
@@ -150,12 +169,13 @@ def _run_all(
 
             def report(outcomes: Any, name: str, jobs: list[Job] = jobs, bar: Any = bar) -> None:
                 bar.update(sum(job.is_done(jobs_dir) for job in jobs), now=name)
-                write_json(workdir / "jobs.json", _listing(jobs, outcomes, jobs_dir))
+                if session.conducts():
+                    write_json(workdir / "jobs.json", _listing(jobs, outcomes, jobs_dir))
 
             if config.runner == "ray":
                 outcomes = run_on_ray(jobs, jobs_dir, report, config.ray_cores, failed)
             else:
-                outcomes = run_jobs(jobs, jobs_dir, _quiet, report, failed)
+                outcomes = run_jobs(jobs, jobs_dir, _quiet, report, failed, session.id)
         # What failed is not tried twice by one command.
         failed = {name: one for name, one in outcomes.items() if one.status == FAILED}
 

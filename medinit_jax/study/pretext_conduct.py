@@ -16,20 +16,26 @@ from medinit_jax.core.ledger import finite
 from medinit_jax.core.progress import Progress
 from medinit_jax.core.provenance import provenance
 from medinit_jax.core.workdir import write_json
+from medinit_jax.report.document import PAGE
 from medinit_jax.report.pretext_page import write_pretext_report
 from medinit_jax.report.pretext_results import confirmed, confirmed_segmentation
 from medinit_jax.study.job import Job
 from medinit_jax.study.pretext_segmentation import on_images
 from medinit_jax.study.pretexts import Pair, PretextPlan
-from medinit_jax.study.runner import DONE, FAILED, Outcome, outcomes_on_disk, run_jobs
+from medinit_jax.study.runner import DONE, FAILED, outcomes_on_disk, run_jobs
+from medinit_jax.study.session import Session
 from medinit_jax.study.table import check_images
 
 Run = Callable[[Job, Path], None]
 
 
 def conduct_pretexts(
-    config: ml_collections.ConfigDict, workdir: Path, console: Console, run: Run
-) -> dict[str, Any]:
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    console: Console,
+    run: Run,
+    session: Session,
+) -> None:
     """Runs what is left of the study and writes `summary.json`, `jobs.json` and `report.html`.
 
     Args:
@@ -37,9 +43,7 @@ def conduct_pretexts(
         workdir: Where plan, summary and page go.
         console: Where progress is shown.
         run: Runs one job.
-
-    Returns:
-        What `summary.json` holds.
+        session: The processes that run it together, of which one writes.
 
     Raises:
         UsageError: A key means nothing, or the runner is another than local.
@@ -50,7 +54,7 @@ def conduct_pretexts(
             "another; set it to local (several processes with one config.jobs_dir share them)."
         )
     plan, jobs_dir = PretextPlan(config), Path(config.jobs_dir)
-    jobs = _run(plan, "choose", plan.pairs, jobs_dir, console, run)
+    jobs = _run(plan, "choose", plan.pairs, jobs_dir, console, run, session)
     scores = plan.scores(jobs_dir)
     missing = [pair for pair, score in scores.items() if score is None]
     # A pretext that collapsed is out; one that is only not done yet must not be passed over.
@@ -58,9 +62,12 @@ def conduct_pretexts(
     is_open = any(outcome.status not in (DONE, FAILED, "blocked") for outcome in status.values())
     winners = {} if is_open else plan.chosen(scores)
     if config.last == "confirm" and winners:
-        jobs += _run(plan, "confirm", list(winners.values()), jobs_dir, console, run)
+        jobs += _run(plan, "confirm", list(winners.values()), jobs_dir, console, run, session)
     check_images([job for job in jobs if job.kind == "finetune"], jobs_dir)
-    summary = collect(plan, jobs, scores, winners, jobs_dir, workdir)
+    if not session.closes():
+        console.print(f"Report, by another process: {workdir / PAGE}", soft_wrap=True)
+        return
+    collect(plan, jobs, scores, winners, jobs_dir, workdir)
     for pair in missing:
         why = (
             "its runs left no figure, as labels are lacking or features are not finite"
@@ -71,7 +78,7 @@ def conduct_pretexts(
     for modality, pair in winners.items():
         console.print(f"{modality}: {pair.pretext} with the recipe {pair.recipe}", soft_wrap=True)
     console.print(f"Report: {write_pretext_report(workdir)}", soft_wrap=True)
-    return summary
+    session.close()
 
 
 def _run(
@@ -81,9 +88,9 @@ def _run(
     jobs_dir: Path,
     console: Console,
     run: Run,
+    session: Session,
 ) -> list[Job]:
     """Runs a phase and returns its jobs; what a grid decides is planned when the grid is done."""
-    failed: dict[str, Outcome] = {}
     while True:
         jobs = plan.jobs(phase, pairs, jobs_dir)
         done = sum(job.is_done(jobs_dir) for job in jobs)
@@ -93,9 +100,7 @@ def _run(
                 del outcomes
                 bar.update(sum(job.is_done(jobs_dir) for job in jobs), now=now)
 
-            outcomes = run_jobs(jobs, jobs_dir, run, report, failed)
-        # What failed is not tried twice by one command.
-        failed = {name: one for name, one in outcomes.items() if one.status == FAILED}
+            run_jobs(jobs, jobs_dir, run, report, session=session.id)
         if len(plan.jobs(phase, pairs, jobs_dir)) == len(jobs):
             return jobs
 

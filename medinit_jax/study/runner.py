@@ -1,26 +1,31 @@
-"""Runs jobs one after another in this process: what is done is not done again."""
+"""Runs jobs one after another in this process: what is done is not done again.
+
+Processes, of one host or of many, share the jobs of a folder: each takes those that no other has.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import functools
 import json
+import math
 import os
-import socket
+import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from medinit_jax.core.errors import UsageError
-from medinit_jax.core.workdir import write_json
+from medinit_jax.core import lease
+from medinit_jax.core.errors import InUse, UsageError
+from medinit_jax.core.workdir import is_held, write_json
 from medinit_jax.study.job import DONE as RESULT_FILES
 from medinit_jax.study.job import Job
 
 OPEN, DONE, FAILED, BLOCKED = "open", "done", "failed", "blocked"
 ERROR_FILE = "error.json"
-_POLL_SECONDS = 2.0
+_POLL_SECONDS, _TELL_SECONDS = 2.0, 60.0
 
 
 class Outcome(NamedTuple):
@@ -51,11 +56,12 @@ def run_jobs(
     run: Execute = execute,
     report: Report = lambda outcomes, name: None,
     failed: Mapping[str, Outcome] | None = None,
+    session: str = "",
 ) -> dict[str, Outcome]:
     """Runs jobs in their order, each after those that it needs.
 
     A job that fails is kept with its sentence, jobs that need it are blocked, all others go on. A
-    job that another process is running is waited for.
+    job that another process is running is waited for; if that process is gone, it is gone on with.
 
     Args:
         jobs: What is to be done; every need is among them, or done before.
@@ -63,6 +69,8 @@ def run_jobs(
         run: Runs one job.
         report: Told the outcomes so far and the name of the job that begins.
         failed: Jobs that are not tried again.
+        session: Names the processes that run these jobs together: what failed for one of them is
+            not tried again by the others.
 
     Returns:
         {job id: outcome}.
@@ -74,35 +82,68 @@ def run_jobs(
     for need in missing:
         there = any((jobs_dir / need / file).is_file() for file in RESULT_FILES.values())
         outcomes[need] = Outcome(DONE) if there else Outcome(FAILED, "it is not done")
+    told = -math.inf
     while left:
         waiting = []
         for job in left:
-            outcome = _advance(job, jobs_dir, run, report, outcomes)
+            outcome = _advance(job, jobs_dir, run, report, outcomes, session)
             if outcome is None:
                 waiting.append(job)
             else:
                 outcomes[job.id] = outcome
         if len(waiting) == len(left):
+            if time.monotonic() >= told + _TELL_SECONDS:
+                report(outcomes, f"waits for other processes, {len(left)} jobs left")
+                told = time.monotonic()
             time.sleep(_POLL_SECONDS)
         left = waiting
     report(outcomes, "")
     return {job.id: outcomes[job.id] for job in jobs}
 
 
-def _advance(job, jobs_dir, run, report, outcomes) -> Outcome | None:
+def _advance(job, jobs_dir, run, report, outcomes, session) -> Outcome | None:
     """Brings one job as far as it gets; None if it has to wait for another process."""
+    known = _settled(job, jobs_dir, session) or blocked_by(job, outcomes)
+    if known or any(need not in outcomes for need in job.needs):
+        return known
+    held = lease.acquire(jobs_dir / f"{job.id}.lock", functools.partial(_give_up, job))
+    if held is None:
+        return None
+    try:
+        # A network's file system may keep for a while that there is no result; asked to change the
+        # folder, it has to look.
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(job.folder(jobs_dir))
+        known = _settled(job, jobs_dir, session)
+        if known or is_held(job.folder(jobs_dir)):
+            # Someone runs it who asked for no lock of jobs, or was given up too early.
+            return known
+        report(outcomes, job.name)
+        return _attempt(job, jobs_dir, run, session)
+    finally:
+        held.release()
+
+
+def _settled(job: Job, jobs_dir: Path, session: str) -> Outcome | None:
+    """Returns how a job ended, for whichever process of the session; None if it is to be run."""
     if job.is_done(jobs_dir):
         return finished(job, jobs_dir)
-    blocked = blocked_by(job, outcomes)
-    if blocked or any(need not in outcomes for need in job.needs):
-        return blocked
-    with _lock(job, jobs_dir) as held:
-        if not held:
-            return None
-        if job.is_done(jobs_dir):
-            return finished(job, jobs_dir)
-        report(outcomes, job.name)
-        return _attempt(job, jobs_dir, run)
+    error = _error(job, jobs_dir)
+    if session and error.get("session") == session:
+        return Outcome(FAILED, str(error.get("reason", "")))
+    return None
+
+
+def _give_up(job: Job) -> None:
+    """Ends this process: another one has taken its job over, and both would write one folder."""
+    print(
+        f"Job {job.name} was taken over by another process, as this one was not heard of for "
+        f"{lease.LAPSE:g} s; see whether its machine or its storage stood still, and say the same "
+        "command again to join the study.",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(2)
 
 
 def blocked_by(job: Job, outcomes: Mapping[str, Outcome]) -> Outcome | None:
@@ -114,22 +155,27 @@ def blocked_by(job: Job, outcomes: Mapping[str, Outcome]) -> Outcome | None:
     return None
 
 
-def _attempt(job: Job, jobs_dir: Path, run: Execute) -> Outcome:
+def _attempt(job: Job, jobs_dir: Path, run: Execute, session: str) -> Outcome | None:
     error_file = jobs_dir / f"{job.id}.{ERROR_FILE}"
     error_file.unlink(missing_ok=True)
     try:
         run(job, jobs_dir)
+    except InUse:
+        return None
     except UsageError as error:
         reason = str(error)
-        write_json(error_file, {"reason": reason})
+        write_json(error_file, {"reason": reason, "session": session})
         return Outcome(FAILED, reason)
     except Exception as error:
         # One run must not take the study with it; what it raised is kept whole.
         reason = f"{type(error).__name__}: {str(error)[:300]}"
-        write_json(error_file, {"reason": reason, "traceback": traceback.format_exc()})
+        trace = traceback.format_exc()
+        write_json(error_file, {"reason": reason, "traceback": trace, "session": session})
         return Outcome(FAILED, reason)
     if not job.is_done(jobs_dir):
-        return Outcome(FAILED, "it ended without a result")
+        reason = "it ended without a result"
+        write_json(error_file, {"reason": reason, "session": session})
+        return Outcome(FAILED, reason)
     return finished(job, jobs_dir)
 
 
@@ -155,61 +201,14 @@ def outcome_of(job: Job, jobs_dir: Path) -> Outcome:
     """Returns what is on disk about a job: done, failed before, or open."""
     if job.is_done(jobs_dir):
         return finished(job, jobs_dir)
+    error = _error(job, jobs_dir)
+    return Outcome(FAILED, str(error.get("reason", ""))) if error else Outcome(OPEN)
+
+
+def _error(job: Job, jobs_dir: Path) -> dict[str, Any]:
+    """Returns what a job that failed has left of it; {} if there is nothing."""
     try:
-        held = json.loads((jobs_dir / f"{job.id}.{ERROR_FILE}").read_text(encoding="utf-8"))
+        found = json.loads((jobs_dir / f"{job.id}.{ERROR_FILE}").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return Outcome(OPEN)
-    return Outcome(FAILED, str(held.get("reason", "")))
-
-
-@contextlib.contextmanager
-def _lock(job: Job, jobs_dir: Path) -> Iterator[bool]:
-    """Holds a job for this process; yields False where another living process holds it."""
-    path = jobs_dir / f"{job.id}.lock"
-    with open(jobs_dir / ".locks", "a", encoding="utf-8") as guard:
-        # Two processes that find the lock of a dead one must not both take it over.
-        fcntl.flock(guard, fcntl.LOCK_EX)
-        held = _acquire(path)
-    if not held:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        path.unlink(missing_ok=True)
-
-
-def _acquire(path: Path) -> bool:
-    for _ in range(2):
-        try:
-            with open(path, "x", encoding="utf-8") as file:
-                json.dump({"host": socket.gethostname(), "pid": os.getpid()}, file)
-            return True
-        except FileExistsError:
-            if _is_alive(path):
-                return False
-            path.unlink(missing_ok=True)
-    return False
-
-
-def _is_alive(path: Path) -> bool:
-    """Tells whether the holder of a lock may still run; one on another host may."""
-    try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-        host, pid = held["host"], int(held["pid"])
-    except FileNotFoundError:
-        return False
-    except (OSError, ValueError, KeyError, TypeError):
-        # Being written just now, or cut short by a crash: old enough, it is the latter.
-        return path.exists() and time.time() - path.stat().st_mtime < 10
-    if host != socket.gethostname():
-        return True
-    if pid == os.getpid():
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -177,10 +177,10 @@ def test_what_does_not_fit_together_is_said_by_all(tmp_path):
 @needs_gloo
 def test_a_route_of_one_process_says_so_through_the_launcher(tmp_path):
     launcher = CONFIGS.parent / "launch" / "local.sh"
-    command = [launcher, "2", f"--config={CONFIGS}/swcl.py:phantom", f"--workdir={tmp_path}/run"]
+    command = [launcher, "2", f"--config={CONFIGS}/export.py", f"--workdir={tmp_path}/run"]
     environment = os.environ | {"PYTHON": sys.executable}
     found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-    assert found.returncode == 2 and "The route study runs in one process" in found.stderr
+    assert found.returncode == 2 and "The route export runs in one process" in found.stderr
     assert not (tmp_path / "run").exists()
     assert subprocess.run([launcher, "--help"], capture_output=True, text=True).returncode == 2
 

@@ -13,6 +13,7 @@ from medinit_jax.core.errors import UsageError
 from medinit_jax.core.workdir import CONFIG_FILE, write_json
 from medinit_jax.study.pretext_conduct import conduct_pretexts
 from medinit_jax.study.pretexts import Pair, PretextPlan
+from medinit_jax.study.session import joined
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "study.py"
 
@@ -113,12 +114,18 @@ def leave(job, jobs_dir):
     write_json(folder / "summary.json", {"probe": probe, "finetune": [], "diagnostics": {}})
 
 
+def conducted(made, workdir, console, run):
+    with joined(workdir, Path(made.jobs_dir), lambda begins: None, console) as session:
+        conduct_pretexts(made, workdir, console, run, session)
+    return json.loads((workdir / "summary.json").read_text())
+
+
 def test_what_was_chosen_is_confirmed_and_what_collapsed_is_named(tmp_path):
     made = config(tmp_path)
     workdir = tmp_path / "study"
     workdir.mkdir()
     shown = io.StringIO()
-    summary = conduct_pretexts(made, workdir, Console(file=shown, width=200), leave)
+    summary = conducted(made, workdir, Console(file=shown, width=200), leave)
     assert summary["chosen"] == {
         "fundus": {"modality": "fundus", "pretext": "contrast", "recipe": "half"}
     }
@@ -133,7 +140,7 @@ def test_what_was_chosen_is_confirmed_and_what_collapsed_is_named(tmp_path):
     page = (workdir / "report.html").read_text()
     assert "contrast" in page and "+0.150" in page and "2 of 2" in page
     # Another run finds all there.
-    again = conduct_pretexts(made, workdir, Console(file=shown, width=200), None)
+    again = conducted(made, workdir, Console(file=shown, width=200), None)
     assert again["probe_gain_over_matched"] == summary["probe_gain_over_matched"]
 
 
@@ -147,7 +154,7 @@ def test_runs_without_figures_choose_nothing(tmp_path):
     workdir = tmp_path / "study"
     workdir.mkdir()
     shown = io.StringIO()
-    summary = conduct_pretexts(made, workdir, Console(file=shown, width=200), silent)
+    summary = conducted(made, workdir, Console(file=shown, width=200), silent)
     assert summary["chosen"] == {} and summary["confirmation"] == {}
     assert [row["score"] for row in summary["scores"]] == [None, None]
     assert "Not judged: fundus contrast half; its runs left no figure" in shown.getvalue()
@@ -157,10 +164,10 @@ def test_a_study_that_ends_with_the_choice(tmp_path):
     workdir = tmp_path / "study"
     workdir.mkdir()
     made = config(tmp_path, last="choose")
-    summary = conduct_pretexts(made, workdir, Console(file=io.StringIO()), leave)
+    summary = conducted(made, workdir, Console(file=io.StringIO()), leave)
     assert summary["confirmation"] == {} and summary["chosen"]["fundus"]["pretext"] == "contrast"
     with pytest.raises(UsageError, match="config.runner='slurm'"):
-        conduct_pretexts(config(tmp_path, runner="slurm"), workdir, Console(), leave)
+        conducted(config(tmp_path, runner="slurm"), workdir, Console(), leave)
 
 
 VESSELS = {"sizes__mini__modalities": ("vessels",), "sizes__mini__pretexts": ("rotation",)}
@@ -245,7 +252,7 @@ def test_segmentation_chooses_by_validation_and_confirms_on_test_images(tmp_path
     workdir = tmp_path / "study"
     workdir.mkdir()
     console = Console(file=io.StringIO(), width=200)
-    summary = conduct_pretexts(made, workdir, console, leave_masks)
+    summary = conducted(made, workdir, console, leave_masks)
     assert summary["chosen"]["vessels"]["recipe"] == "half"
     scores = {row["recipe"]: row["score"] for row in summary["scores"]}
     assert scores == {"whole": pytest.approx(0.1), "half": pytest.approx(0.2)}
@@ -263,5 +270,5 @@ def test_segmentation_chooses_by_validation_and_confirms_on_test_images(tmp_path
     assert {row["seed"]: row["grid"]["learning_rate"] for row in last} == {1112: 0.01, 1113: 0.01}
     page = (workdir / "report.html").read_text()
     assert "drive_seg: test Dice" in page and "4 of 4 fine-tunings won" in page
-    again = conduct_pretexts(made, workdir, console, None)
+    again = conducted(made, workdir, console, None)
     assert again["dice_on_images"] == summary["dice_on_images"]

@@ -1,15 +1,16 @@
+import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 
 import pytest
 
-from medinit_jax.core.errors import UsageError
-from medinit_jax.core.workdir import claim_workdir, write_json
+from medinit_jax.core import lease
+from medinit_jax.core.errors import InUse, UsageError
+from medinit_jax.core.workdir import claim_workdir, locked, write_json
 from medinit_jax.study.job import Job
 from medinit_jax.study.runner import (
     BLOCKED,
@@ -105,27 +106,15 @@ def test_an_interrupt_goes_through_and_the_next_call_goes_on(tmp_path, chain):
 
     with pytest.raises(KeyboardInterrupt):
         run_jobs(chain, tmp_path, stops)
-    assert not list(tmp_path.glob("*.lock"))
+    assert not list(tmp_path.glob("*.lock*"))
     on_disk = [one.status for one in outcomes_on_disk(chain, tmp_path).values()]
     assert on_disk == [DONE, OPEN, OPEN, OPEN]
     assert set(run_jobs(chain, tmp_path, finish).values()) == {Outcome(DONE)}
 
 
-def test_a_lock_of_a_dead_process_is_taken_over(tmp_path, chain):
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    lock = tmp_path / f"{chain[0].id}.lock"
-    lock.write_text(json.dumps({"host": socket.gethostname(), "pid": ended.pid}))
-    assert run_jobs(chain[:1], tmp_path, finish)[chain[0].id] == Outcome(DONE)
-    assert not lock.exists()
-
-
-@pytest.mark.parametrize("host", ["here", "elsewhere"])
-def test_a_job_that_another_process_runs_is_waited_for(tmp_path, chain, monkeypatch, host):
-    holder = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    name = socket.gethostname() if host == "here" else "another.host"
-    (tmp_path / f"{chain[0].id}.lock").write_text(json.dumps({"host": name, "pid": holder.pid}))
-    ran = []
+def test_a_job_that_another_process_runs_is_waited_for(tmp_path, chain, monkeypatch):
+    held = lease.acquire(tmp_path / f"{chain[0].id}.lock")
+    ran, told = [], []
 
     def slept(seconds):
         # Meanwhile the other process finishes.
@@ -137,12 +126,58 @@ def test_a_job_that_another_process_runs_is_waited_for(tmp_path, chain, monkeypa
 
     monkeypatch.setattr(time, "sleep", slept)
     try:
-        found = run_jobs([chain[0], chain[3]], tmp_path, run)
+        found = run_jobs(
+            [chain[0], chain[3]], tmp_path, run, lambda outcomes, name: told.append(name)
+        )
     finally:
         monkeypatch.undo()
-        holder.kill()
-        holder.wait()
+        held.release()
     assert set(found.values()) == {Outcome(DONE)} and ran == ["apart"]
+    assert told == ["apart", "waits for other processes, 1 jobs left", ""]
+
+
+@pytest.mark.parametrize("moment", ["before", "between"])
+def test_a_folder_that_a_run_holds_is_waited_for(tmp_path, chain, monkeypatch, moment):
+    """Someone runs the job by its own command, and began before we looked, or just after."""
+    holding = contextlib.ExitStack()
+    if moment == "before":
+        finish(chain[0], tmp_path)
+        (chain[0].folder(tmp_path) / "summary.json").unlink()
+        holding.enter_context(locked(chain[0].folder(tmp_path)))
+    ran = []
+
+    def run(one, jobs_dir):
+        ran.append(one.name)
+        if len(ran) == 1 and moment == "between":
+            raise InUse("in use")
+        with locked(one.folder(jobs_dir)):
+            finish(one, jobs_dir)
+
+    monkeypatch.setattr(time, "sleep", lambda seconds: holding.close())
+    assert run_jobs(chain[:1], tmp_path, run)[chain[0].id] == Outcome(DONE)
+    assert len(ran) == (1 if moment == "before" else 2)
+
+
+def test_what_failed_for_one_process_is_not_tried_by_the_others_of_its_session(tmp_path, chain):
+    ran = []
+
+    def fails(one, jobs_dir):
+        ran.append(one.name)
+        raise UsageError("No such file.")
+
+    for session in ("a", "a", "b"):
+        found = run_jobs(chain[:1], tmp_path, fails, session=session)
+        assert found[chain[0].id] == Outcome(FAILED, "No such file.")
+    assert ran == ["first", "first"]
+    # Without a session, as with the commands of single jobs, every command tries.
+    run_jobs(chain[:1], tmp_path, fails)
+    assert len(ran) == 3
+
+
+def test_a_run_that_leaves_no_result_has_failed(tmp_path, chain):
+    found = run_jobs(chain[:1], tmp_path, lambda one, folder: None)
+    assert found[chain[0].id].status == FAILED and "without a result" in found[chain[0].id].reason
+    assert outcomes_on_disk(chain[:1], tmp_path) == found
 
 
 RACER = """
