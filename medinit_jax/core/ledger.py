@@ -2,9 +2,11 @@
 
 import json
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+from medinit_jax.core import cluster
 from medinit_jax.core.workdir import write_json
 
 
@@ -28,6 +30,30 @@ class Ledger:
         except (OSError, ValueError, KeyError, TypeError):
             pass
 
+    @classmethod
+    def shared(cls, path: Path, subject: str) -> Self:
+        """Reads what is finished, on every process of a run; each keeps what it adds in a file.
+
+        The file of the first process is that of a run of one; what others left there when they were
+        stopped is taken into it.
+
+        Args:
+            path: As of a run of one process.
+            subject: What the results are about.
+        """
+
+        def gather() -> None:
+            ledger = cls(path, subject)
+            for place in _of_others(path):
+                ledger.take(cls(place, subject)._pieces)
+            forget_others(path)
+
+        cluster.once(gather)
+        ledger = cls(path, subject)
+        if not cluster.first():
+            ledger.path = path.with_name(f"{path.stem}-{cluster.share()[0]}{path.suffix}")
+        return ledger
+
     def __contains__(self, name: str) -> bool:
         return name in self._pieces
 
@@ -37,7 +63,53 @@ class Ledger:
     def add(self, name: str, value: Any) -> None:
         """Keeps a result: JSON values; numbers that are not finite become null."""
         self._pieces[name] = finite(value)
+        self._write()
+
+    def take(self, pieces: Mapping[str, Any]) -> None:
+        """Keeps results of another process, which are as `add` leaves them."""
+        merged = {**self._pieces, **pieces}
+        if merged != self._pieces:
+            self._pieces = merged
+            self._write()
+
+    def divide(
+        self, pieces: Mapping[str, Callable[[], Any]], report: Callable[[str], None]
+    ) -> None:
+        """Finds the results that are not there yet, each on one process, and tells all of them.
+
+        Every process calls it with the same pieces. Which one finds what depends on their order
+        alone, so that a file that one of them sees late does no harm.
+
+        Args:
+            pieces: Functions that return results, by name.
+            report: Told the names of results that this process has by now.
+        """
+        process, processes = cluster.share()
+        own = list(pieces)[process::processes]
+        for name in own:
+            if name not in self:
+                self.add(name, pieces[name]())
+            report(name)
+        if processes == 1:
+            return
+        told = cluster.everyone("pieces", json.dumps({name: self[name] for name in own}))
+        for text in told:
+            self.take(json.loads(text))
+        for name in pieces.keys() - set(own):
+            report(name)
+
+    def _write(self) -> None:
         write_json(self.path, {"subject": self.subject, "pieces": self._pieces})
+
+
+def forget_others(path: Path) -> None:
+    """Removes what processes other than the first one kept beside its file, which has it all."""
+    for place in _of_others(path):
+        place.unlink()
+
+
+def _of_others(path: Path) -> list[Path]:
+    return sorted(path.parent.glob(f"{path.stem}-*{path.suffix}"))
 
 
 def finite(value: Any) -> Any:

@@ -27,7 +27,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     # Imported when run: the package's readers (`load`, `initialize`) need none of it.
     from medinit_jax.core import cluster
     from medinit_jax.core.config import read_stages
-    from medinit_jax.core.parallel import Parallel, own_devices
+    from medinit_jax.core.parallel import Parallel
     from medinit_jax.core.workdir import claimed
     from medinit_jax.hyper.evaluate import evaluate
     from medinit_jax.hyper.setup import make_bilevel
@@ -37,17 +37,14 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     stages = read_stages(config, STAGES)
     console = cluster.console()
     with claimed(workdir, config, "hyper", FREE):
-        # Made once: evaluation runs the blocks that training compiled.
-        bilevel = make_bilevel(config, Parallel()) if stages != ("report",) else None
+        bilevel = None
         if "train" in stages:
+            bilevel = make_bilevel(config, Parallel())
             train(config, workdir, console, bilevel=bilevel)
-
-        def judge() -> None:
-            if "evaluate" in stages:
-                own = bilevel if cluster.alone() else make_bilevel(config, own_devices())
-                evaluate(config, workdir, console, shlex.join(sys.argv), own)
-            if "report" in stages:
-                console.print(f"Report: {write_report(workdir)}")
-
-        # Of several processes the first one judges, on its own devices.
-        cluster.once(judge)
+        if "evaluate" in stages:
+            # One process runs the blocks that training compiled; of several, each has its own.
+            own = bilevel if cluster.alone() else None
+            evaluate(config, workdir, console, shlex.join(sys.argv), own)
+        if "report" in stages:
+            page = cluster.once(lambda: str(write_report(workdir)))
+            console.print(f"Report: {page}")

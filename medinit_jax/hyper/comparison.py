@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
 import numpy as np
 from rich.console import Console
 
+from medinit_jax.core import cluster
 from medinit_jax.core.errors import UsageError
 from medinit_jax.core.ledger import Ledger
 from medinit_jax.core.progress import Progress
@@ -48,6 +50,14 @@ from medinit_jax.models.network import Network, feature_taps
 from medinit_jax.models.zoo import by_name
 
 _ANGLES = (0, 90, 180, 270)
+
+
+class _Probe(NamedTuple):
+    """A share of the labels, a start and a seed."""
+
+    fraction: float
+    start: str
+    seed: int
 
 
 class Comparison:
@@ -123,39 +133,48 @@ class Comparison:
         labels = self.pool.train.labels
         return self.pool.train.subset(label_subset(labels, self.pool.patients, fraction, seed))
 
-    def course(self, cell: Cell) -> dict[str, Any]:
-        """Fine-tunes, or returns what an earlier run found: the fields of `classify.Course`."""
-        key = "/".join(["finetune", self._rules, *(str(field) for field in cell)])
-        if key not in self.ledger:
-            task = Task(self.labeled(cell.fraction, cell.seed), self.pool.val, self.pool.test)
-            start = self.start(cell.start, cell.seed)
-            course = classify.fine_tune(
-                self.network, start, task, self.budget, cell.learning_rate, cell.seed
-            )
-            self.ledger.add(key, course._asdict())
-        self.report()
-        return self.ledger[key]
+    def courses(self, cells: Sequence[Cell]) -> dict[Cell, dict[str, Any]]:
+        """Fine-tunes, or takes what an earlier run found: the fields of `classify.Course`."""
+        keys = {
+            cell: "/".join(["finetune", self._rules, *(str(field) for field in cell)])
+            for cell in cells
+        }
+        self._divide({key: functools.partial(self._course, cell) for cell, key in keys.items()})
+        return {cell: self.ledger[key] for cell, key in keys.items()}
 
-    def probe(self, fraction: float, start: str, seed: int) -> list[float | None]:
+    def _course(self, cell: Cell) -> dict[str, Any]:
+        task = Task(self.labeled(cell.fraction, cell.seed), self.pool.val, self.pool.test)
+        start = self.start(cell.start, cell.seed)
+        return classify.fine_tune(
+            self.network, start, task, self.budget, cell.learning_rate, cell.seed
+        )._asdict()
+
+    def probes(self, wanted: Sequence[_Probe]) -> dict[_Probe, list[float | None]]:
         """Returns the test AUC of frozen features at each depth, or None where not finite."""
-        key = f"probe/{self._rules}/{self.name}/{fraction:g}/{start}/{seed}"
-        if key not in self.ledger:
-            labeled = self.labeled(fraction, seed)
-            params = self.start(start, seed)
-            statistics = classify.calibrate(self.network, params, labeled, self.budget)
-            taps = feature_taps(self.network.program, tuple(self.settings.probe_depths))
-            parts = (labeled, self.pool.val, self.pool.test)
-            features = [
-                classify.outputs(self.network, params, statistics, part.images, taps)
-                for part in parts
-            ]
-            figures = [
-                probe_auc([f[depth] for f in features], [part.labels for part in parts])
-                for depth in range(len(taps))
-            ]
-            self.ledger.add(key, figures)
-        self.report()
-        return self.ledger[key]
+        keys = {
+            one: f"probe/{self._rules}/{self.name}/{one.fraction:g}/{one.start}/{one.seed}"
+            for one in wanted
+        }
+        self._divide({key: functools.partial(self._probe, *one) for one, key in keys.items()})
+        return {one: self.ledger[key] for one, key in keys.items()}
+
+    def _probe(self, fraction: float, start: str, seed: int) -> list[float | None]:
+        labeled = self.labeled(fraction, seed)
+        params = self.start(start, seed)
+        statistics = classify.calibrate(self.network, params, labeled, self.budget)
+        taps = feature_taps(self.network.program, tuple(self.settings.probe_depths))
+        parts = (labeled, self.pool.val, self.pool.test)
+        features = [
+            classify.outputs(self.network, params, statistics, part.images, taps) for part in parts
+        ]
+        return [
+            probe_auc([f[depth] for f in features], [part.labels for part in parts])
+            for depth in range(len(taps))
+        ]
+
+    def _divide(self, pieces: Mapping[str, Callable[[], Any]]) -> None:
+        """Finds what is not known yet; several processes divide it."""
+        self.ledger.divide(pieces, lambda name: self.report())
 
     def finetune_entries(self) -> list[dict[str, Any]]:
         """Runs the grid, chooses learning rates on validation, and summarizes every start."""
@@ -168,17 +187,25 @@ class Comparison:
         chosen: dict[tuple[str, float], float] = {}
         for fraction in searched:
             cells = grid_cells([self.name], [fraction], rates, grid_seeds, self.starts)
-            figures = {cell: max(self.course(cell)["val_auc"]) for cell in cells}
+            courses = self.courses(cells)
+            figures = {cell: max(course["val_auc"]) for cell, course in courses.items()}
             for (_, share, start), rate in choose_learning_rates(figures).items():
                 chosen[start, share] = rate
+        nearest = {
+            fraction: min(searched, key=lambda f: abs(math.log(f / fraction)))
+            for fraction in fractions
+        }
+        final = {
+            (fraction, start, seed): Cell(
+                self.name, fraction, start, chosen[start, nearest[fraction]], seed
+            )
+            for fraction, start, seed in itertools.product(fractions, self.starts, seeds)
+        }
+        found = self.courses(list(final.values()))
         entries = []
         for fraction in fractions:
-            nearest = min(searched, key=lambda f: abs(math.log(f / fraction)))
             for start in self.starts:
-                rate = chosen[start, nearest]
-                courses = [
-                    self.course(Cell(self.name, fraction, start, rate, seed)) for seed in seeds
-                ]
+                courses = [found[final[fraction, start, seed]] for seed in seeds]
                 summary = summarize_seeds(
                     [c["test_auc"] for c in courses], [c["val_auc"] for c in courses]
                 )
@@ -187,8 +214,8 @@ class Comparison:
                         "network": self.name,
                         "fraction": fraction,
                         "start": start,
-                        "learning_rate": rate,
-                        "learning_rate_from": nearest,
+                        "learning_rate": chosen[start, nearest[fraction]],
+                        "learning_rate_from": nearest[fraction],
                         "diverged": sum(c["diverged"] for c in courses),
                         **summary,
                     }
@@ -198,10 +225,13 @@ class Comparison:
     def probe_entries(self) -> list[dict[str, Any]]:
         """Probes the frozen features of every start at each fraction and depth."""
         entries = []
-        seeds = run_seeds(self.seed, self.settings.seeds)
-        for fraction in self.settings.fractions:
+        seeds, fractions = run_seeds(self.seed, self.settings.seeds), self.settings.fractions
+        found = self.probes(
+            [_Probe(f, start, seed) for f in fractions for start in self.starts for seed in seeds]
+        )
+        for fraction in fractions:
             for start in self.starts:
-                rows = [self.probe(fraction, start, seed) for seed in seeds]
+                rows = [found[_Probe(fraction, start, seed)] for seed in seeds]
                 for depth, column in zip(
                     self.settings.probe_depths, zip(*rows, strict=True), strict=True
                 ):
@@ -344,7 +374,8 @@ def compare(
             found["probe"] += comparison.probe_entries()
             if settings.finetune:
                 found["finetune"] += comparison.finetune_entries()
-            found["parameters"][name] = comparison.tensors()
+            # The first process alone writes them.
+            found["parameters"][name] = comparison.tensors() if cluster.first() else []
             classify.forget_compiled()
     return found
 

@@ -1,12 +1,16 @@
 """Shows what a trained hypernetwork is worth: rotation accuracy, fine-tuning, frozen probes.
 
 Everything that takes long is kept in `evaluation.json` as it comes, so that a second run goes on
-where the first stopped; `summary.json` is written last and in one move.
+where the first stopped; `summary.json` is written last and in one move. Several processes divide
+the networks, each judges its share on its own devices, and the first one writes.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +18,10 @@ import ml_collections
 from rich.console import Console
 
 from medinit_jax.api import Initializer, load
+from medinit_jax.core import cluster
 from medinit_jax.core.errors import UsageError
-from medinit_jax.core.ledger import Ledger, finite
-from medinit_jax.core.parallel import Parallel
+from medinit_jax.core.ledger import Ledger, finite, forget_others
+from medinit_jax.core.parallel import own_devices
 from medinit_jax.core.parameters import INITIALIZER_FOLDER
 from medinit_jax.core.progress import Progress
 from medinit_jax.core.provenance import provenance
@@ -26,11 +31,15 @@ from medinit_jax.downstream.pool import open_pool
 from medinit_jax.hyper.comparison import compare
 from medinit_jax.hyper.diagnostics import diagnose, families_of
 from medinit_jax.hyper.rotation import (
+    Scores,
+    Views,
     held_out_views,
+    meta_batches,
     names_of,
     ridge_figure,
-    rotation_accuracy,
     samples,
+    score,
+    summarize,
 )
 from medinit_jax.hyper.setup import Bilevel, make_bilevel, open_sources
 from medinit_jax.hyper.starts import KINDS, untrained_theta
@@ -54,7 +63,8 @@ def evaluate(
             `evaluation.json` are written into it.
         console: Where progress and figures are shown.
         command: The command line, for the record.
-        bilevel: What training ran on, to use its compiled blocks again; made anew by default.
+        bilevel: What training ran on, to use its compiled blocks again; made anew by default, on
+            the devices of this process.
 
     Returns:
         What `summary.json` holds.
@@ -68,12 +78,10 @@ def evaluate(
             f"{workdir} has no trained initializer; run the stage train to its end first."
         )
     initializer = load(other or workdir)
-    bilevel = bilevel or make_bilevel(config, Parallel())
+    bilevel = bilevel or make_bilevel(config, own_devices())
     sources = open_sources(config, console)
-    ledger = Ledger(workdir / "evaluation.json", initializer.fingerprint)
-    rotation: dict[str, Any] = {}
-    if _asks_rotation(config):
-        rotation = _rotation(config, initializer, bilevel, sources, ledger, console)
+    ledger = Ledger.shared(workdir / "evaluation.json", initializer.fingerprint)
+    rotation, diagnostics = _predicted(config, initializer, bilevel, sources, ledger, console)
     remarks = []
     found: dict[str, Any] = {"finetune": [], "probe": [], "parameters": {}}
     if config.evaluate.downstream.networks:
@@ -88,13 +96,15 @@ def evaluate(
                 config, bilevel.module, initializer.theta, pool, ledger, bilevel.space, console
             )
             remarks.append(_what_enters(config.evaluate.downstream))
+    if not cluster.first():
+        return cluster.once(dict)
     write_json(workdir / "parameters.json", finite(found["parameters"]))
     write_arrays(workdir / "samples.npz", samples(config, sources["test"], SAMPLES))
     summary = {
         "rotation_accuracy": rotation,
         "finetune": found["finetune"],
         "probe": found["probe"],
-        "diagnostics": _diagnostics(config, initializer, bilevel, sources, ledger),
+        "diagnostics": diagnostics,
         "train": _read(workdir / "train.json"),
         "provenance": {
             **provenance(command, _read(workdir / "config.json").get("name", workdir.name)),
@@ -106,6 +116,7 @@ def evaluate(
     }
     summary = finite(summary)
     write_json(workdir / "summary.json", summary)
+    forget_others(ledger.path)
     for entry in summary["finetune"]:
         console.print(
             f"{entry['network']}  {entry['fraction']:.0%} of the labels  {entry['start']:<9} "
@@ -113,7 +124,7 @@ def evaluate(
             highlight=False,
             soft_wrap=True,
         )
-    return summary
+    return cluster.once(lambda: summary)
 
 
 def _asks_rotation(config: ml_collections.ConfigDict) -> bool:
@@ -139,82 +150,101 @@ def _what_enters(settings: ml_collections.ConfigDict) -> str:
     )
 
 
-def _diagnostics(
-    config: ml_collections.ConfigDict,
-    initializer: Initializer,
-    bilevel: Bilevel,
-    sources: dict[str, Source],
-    ledger: Ledger,
-) -> dict[str, Any]:
-    """Returns the part `diagnostics` of the summary; {} if none are asked for."""
-    settings = config.evaluate.diagnostics
-    if not settings.networks:
-        return {}
-    key = f"diagnostics/{json.dumps(settings.to_dict(), sort_keys=True, default=list)}"
-    if key not in ledger:
-        ledger.add(key, diagnose(config, bilevel, initializer.theta, sources["test"]))
-    return ledger[key]
-
-
-def _rotation(
+def _predicted(
     config: ml_collections.ConfigDict,
     initializer: Initializer,
     bilevel: Bilevel,
     sources: dict[str, Source],
     ledger: Ledger,
     console: Console,
-) -> dict[str, Any]:
-    """Returns the part `rotation_accuracy` of the summary."""
-    settings = config.evaluate
-    views = held_out_views(bilevel, sources["test"], settings.batches)
-    ridge_key = f"ridge/{settings.batches}/{settings.ridge_images}"
-    if ridge_key not in ledger:
-        ridge = ridge_figure(
-            config, sources["train"], sources["test"], views, settings.ridge_images
-        )
-        ledger.add(ridge_key, ridge)
-    result: dict[str, Any] = {
-        "ridge": ledger[ridge_key],
-        "chance": 1 / bilevel.objective.num_targets,
-    }
-    parts = names_of(settings.splits, bilevel.space.size, settings.resnets)
-    untrained = untrained_theta(bilevel.module, config.seed)
-    total = 2 * sum(map(len, parts.values()))
-    done = 0
-    with Progress("rotation", total, console, unit="networks") as bar:
-        for part, names in parts.items():
-            key = f"rotation/{settings.batches}/{','.join(names)}"
-            if key not in ledger:
-                programs = {
-                    name: by_name(name, bilevel.module.num_classes, bilevel.space).program
-                    for name in names
-                }
-                figures, control = (
-                    rotation_accuracy(
-                        bilevel, theta, programs, views, lambda n, b=base: bar.update(b + n)
-                    )
-                    for theta, base in (
-                        (initializer.theta, done),
-                        (untrained, done + len(names)),
-                    )
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the parts `rotation_accuracy` and `diagnostics`; {} where they are not asked for."""
+    rotation = _Rotation(config, initializer, bilevel, sources) if _asks_rotation(config) else None
+    pieces = rotation.pieces() if rotation else {}
+    settings = config.evaluate.diagnostics
+    key = f"diagnostics/{json.dumps(settings.to_dict(), sort_keys=True, default=list)}"
+    if settings.networks:
+        pieces[key] = lambda: diagnose(config, bilevel, initializer.theta, sources["test"])
+    with Progress("predicted networks", len(pieces), console, unit="parts") as bar:
+        count = itertools.count(1)
+        ledger.divide(pieces, lambda name: bar.update(next(count)))
+    return (
+        rotation.result(ledger, console) if rotation else {},
+        ledger[key] if settings.networks else {},
+    )
+
+
+class _Rotation:
+    """Rotation accuracy of predicted and of untrained networks, in pieces."""
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        initializer: Initializer,
+        bilevel: Bilevel,
+        sources: dict[str, Source],
+    ):
+        self.config, self.bilevel, self.sources = config, bilevel, sources
+        settings = config.evaluate
+        self.parts = names_of(settings.splits, bilevel.space.size, settings.resnets)
+        self.thetas = {
+            "trained": initializer.theta,
+            "untrained": untrained_theta(bilevel.module, config.seed),
+        }
+        self.ridge_key = f"ridge/{settings.batches}/{settings.ridge_images}"
+        self.views = functools.cache(self._views)
+
+    def _views(self) -> Views:
+        return held_out_views(self.bilevel, self.sources["test"], self.config.evaluate.batches)
+
+    def pieces(self) -> dict[str, Callable[[], Any]]:
+        """Returns what is found by itself: the ridge figure, and each meta-batch of networks."""
+        found: dict[str, Callable[[], Any]] = {self.ridge_key: self._ridge}
+        for names in self.parts.values():
+            for role in self.thetas:
+                for key, part, size in self._keys(names, role):
+                    found[key] = functools.partial(self._score, role, part, size)
+        return found
+
+    def _keys(self, names: list[str], role: str) -> list[tuple[str, list[str], int]]:
+        """Returns (key, names, networks written at once) of each meta-batch."""
+        parts = meta_batches(names, self.config)
+        size, start = len(parts[0]), f"rotation/{self.config.evaluate.batches}/{role}"
+        return [(f"{start}/{size}/{','.join(part)}", part, size) for part in parts]
+
+    def _ridge(self) -> float:
+        train, test = self.sources["train"], self.sources["test"]
+        images = self.config.evaluate.ridge_images
+        return ridge_figure(self.config, train, test, self.views(), images)
+
+    def _score(self, role: str, names: list[str], size: int) -> dict[str, Any]:
+        classes, space = self.bilevel.module.num_classes, self.bilevel.space
+        programs = {name: by_name(name, classes, space).program for name in names}
+        return score(self.bilevel, self.thetas[role], programs, self.views(), size)._asdict()
+
+    def result(self, ledger: Ledger, console: Console) -> dict[str, Any]:
+        """Returns the part `rotation_accuracy` of the summary, and shows it."""
+        chance = 1 / self.bilevel.objective.num_targets
+        result: dict[str, Any] = {"ridge": ledger[self.ridge_key], "chance": chance}
+        for part, names in self.parts.items():
+            figures, untrained = (
+                summarize(
+                    names,
+                    [Scores(**ledger[key]) for key, *_ in self._keys(names, role)],
+                    self.views(),
                 )
-                families = families_of(names, bilevel.space)
-                ledger.add(
-                    key, {**figures, "untrained_mean": control["mean"], "families": families}
-                )
-            done += 2 * len(names)
-            result[part] = ledger[key]
-            bar.update(done, **{part: f"{result[part]['mean']:.3f}"})
-    for part in parts:
-        figures = result[part]
-        console.print(
-            f"rotation accuracy {part}: mean {figures['mean']:.3f}, least {figures['min']:.3f}, "
-            f"untrained {figures['untrained_mean']:.3f}, ridge on thumbnails "
-            f"{result['ridge']:.3f}, chance {result['chance']:.2f}",
-            highlight=False,
-            soft_wrap=True,
-        )
-    return result
+                for role in self.thetas
+            )
+            families = families_of(names, self.bilevel.space)
+            result[part] = {**figures, "untrained_mean": untrained["mean"], "families": families}
+            console.print(
+                f"rotation accuracy {part}: mean {figures['mean']:.3f}, least "
+                f"{figures['min']:.3f}, untrained {untrained['mean']:.3f}, ridge on thumbnails "
+                f"{result['ridge']:.3f}, chance {chance:.2f}",
+                highlight=False,
+                soft_wrap=True,
+            )
+        return result
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -72,50 +72,73 @@ def held_out_views(bilevel: Bilevel, source: Source, batches: int) -> Views:
     return Views(made, indices)
 
 
-def rotation_accuracy(
-    bilevel: Bilevel,
-    theta: Theta,
-    programs: Mapping[str, Program],
-    views: Views,
-    report: Callable[[int], None] = lambda done: None,
-) -> dict[str, Any]:
-    """Scores networks with predicted parameters, statistics of BatchNorm taken over groups.
+class Scores(NamedTuple):
+    """What networks reach on views, in their order.
+
+    Attributes:
+        accuracies: Of each network, mean over the batches.
+        not_finite: Names of the networks whose loss was not finite on some batch, which counts as
+            chance there.
+    """
+
+    accuracies: list[float]
+    not_finite: list[str]
+
+
+def meta_batches(names: Sequence[str], config: ml_collections.ConfigDict) -> list[list[str]]:
+    """Divides networks as `score` takes them: as in training, whose compiled pieces serve again.
+
+    Args:
+        names: The networks.
+        config: The experiment.
+    """
+    size = config.train.meta_batch
+    return [list(names[first : first + size]) for first in range(0, len(names), size)]
+
+
+def score(
+    bilevel: Bilevel, theta: Theta, programs: Mapping[str, Program], views: Views, size: int
+) -> Scores:
+    """Scores a meta-batch with predicted parameters, statistics of BatchNorm taken over groups.
 
     Args:
         bilevel: Hypernetwork and tape of training, whose compiled blocks are used again.
         theta: Parameters of the hypernetwork.
         programs: Networks by name.
         views: From `held_out_views`.
-        report: Told how many networks are done.
-
-    Returns:
-        "per_network" in the order of `programs`, "mean", "min", "share_below_035", "n", "images",
-        "not_finite": names of the networks whose loss was not finite on some batch, which counts as
-        chance there, and "new_blocks": how many blocks had to be compiled.
+        size: Networks that the hypernetwork writes at once; the last one is repeated.
     """
     chance = 1 / bilevel.objective.num_targets
-    score = _scorer(bilevel)
-    before = bilevel.tape.built
-    names = list(programs)
-    # The meta-batches of training, so that the hypernetwork's compiled pieces serve here too.
-    group = min(bilevel.config.train.meta_batch, len(names))
-    accuracies: list[float] = []
-    not_finite = []
-    for first in range(0, len(names), group):
-        part = names[first : first + group]
-        members = [programs[name] for name in part]
-        padded = members + members[-1:] * (group - len(members))
-        graphs = [graph_of(bilevel.module, program) for program in padded]
-        raw, _ = bilevel.writer.write(theta, meta_batch(padded, graphs, bilevel.module))
-        for name, program, given in zip(part, members, raw, strict=False):
-            given = bilevel.parallel.copy(given)
-            found = [score(program, given, *batch) for batch in views.batches]
-            losses, scores = np.asarray(jax.device_get(found), np.float64).T
-            finite = np.isfinite(losses)
-            if not finite.all():
-                not_finite.append(name)
-            accuracies.append(float(np.where(finite, scores, chance).mean()))
-            report(len(accuracies))
+    judge = _scorer(bilevel)
+    members = list(programs.values())
+    padded = members + members[-1:] * (size - len(members))
+    graphs = [graph_of(bilevel.module, program) for program in padded]
+    raw, _ = bilevel.writer.write(theta, meta_batch(padded, graphs, bilevel.module))
+    accuracies, not_finite = [], []
+    for (name, program), given in zip(programs.items(), raw, strict=False):
+        given = bilevel.parallel.copy(given)
+        found = [judge(program, given, *batch) for batch in views.batches]
+        losses, scores = np.asarray(jax.device_get(found), np.float64).T
+        finite = np.isfinite(losses)
+        if not finite.all():
+            not_finite.append(name)
+        accuracies.append(float(np.where(finite, scores, chance).mean()))
+    return Scores(accuracies, not_finite)
+
+
+def summarize(names: Sequence[str], scores: Sequence[Scores], views: Views) -> dict[str, Any]:
+    """Returns the figures of a list of networks.
+
+    Args:
+        names: The networks.
+        scores: Of their meta-batches, in order.
+        views: What they saw.
+
+    Returns:
+        "per_network" in the order of `names`, "mean", "min", "share_below_035", "n", "images",
+        "networks" and "not_finite".
+    """
+    accuracies = [value for part in scores for value in part.accuracies]
     return {
         "mean": float(np.mean(accuracies)),
         "min": float(np.min(accuracies)),
@@ -123,10 +146,21 @@ def rotation_accuracy(
         "n": len(accuracies),
         "images": len(views.indices),
         "per_network": accuracies,
-        "networks": names,
-        "not_finite": not_finite,
-        "new_blocks": bilevel.tape.built - before,
+        "networks": list(names),
+        "not_finite": [name for part in scores for name in part.not_finite],
     }
+
+
+def rotation_accuracy(
+    bilevel: Bilevel, theta: Theta, programs: Mapping[str, Program], views: Views
+) -> dict[str, Any]:
+    """Scores networks one meta-batch after another; see `score` and `summarize`."""
+    parts = meta_batches(list(programs), bilevel.config)
+    scores = [
+        score(bilevel, theta, {name: programs[name] for name in part}, views, len(parts[0]))
+        for part in parts
+    ]
+    return summarize(list(programs), scores, views)
 
 
 def _times(bilevel: Bilevel) -> str:
@@ -141,10 +175,10 @@ def _scorer(bilevel: Bilevel):
     parallel, loss = bilevel.parallel, rotation_of(bilevel.config).loss
     judge = parallel.map(lambda *given: jax.tree.map(lambda x: x / parallel.size, loss(*given)))
 
-    def score(program, raw, views, targets):
+    def score_one(program, raw, views, targets):
         return parallel.total(judge(bilevel.tape.logits(program, raw, views), targets))
 
-    return score
+    return score_one
 
 
 def pretext_scores(

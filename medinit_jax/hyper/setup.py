@@ -125,7 +125,27 @@ def _check_processes(config: Any, parallel: Parallel, objective: Objective) -> N
 
 
 def open_sources(config: ml_collections.ConfigDict, console: Console) -> dict[str, Source]:
-    """Opens the images of all splits; phantoms that are not there yet are drawn, with a bar."""
+    """Opens the images of all splits; phantoms that are not there yet are drawn, with a bar.
+
+    Of several processes the first one opens them before the others.
+
+    Raises:
+        UsageError: The images of a split are missing, or processes see other ones.
+    """
+    sources = cluster.first_then_others(lambda: _open(config, console))
+    cluster.check_alike(
+        "images",
+        {
+            f"{split} {key}": value
+            for split, source in sources.items()
+            for key, value in source.describe().items()
+            if key != "source"
+        },
+    )
+    return sources
+
+
+def _open(config: ml_collections.ConfigDict, console: Console) -> dict[str, Source]:
     bars: dict[str, Progress] = {}
     with contextlib.ExitStack() as stack:
 

@@ -190,16 +190,7 @@ def train(
     """
     course = loop.make_config(config.train.steps, config.train)
     bilevel = bilevel or make_bilevel(config, parallel or Parallel())
-    sources = cluster.first_then_others(lambda: open_sources(config, console))
-    cluster.check_alike(
-        "images",
-        {
-            f"{split} {key}": value
-            for split, source in sources.items()
-            for key, value in source.describe().items()
-            if key != "source"
-        },
-    )
+    sources = open_sources(config, console)
     options = batch_options(
         config.data, config.seed, bilevel.objective.images(config.train.batch_size)
     )

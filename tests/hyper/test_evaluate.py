@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from rich.console import Console
+from tiny_evaluate import SIZE, images, tiny
 
-from medinit_jax.arch.program import BlockBuilder, ProgramBuilder
 from medinit_jax.core.errors import UsageError
 from medinit_jax.core.parallel import Parallel
 from medinit_jax.core.workdir import write_json
@@ -20,37 +20,7 @@ from medinit_jax.hyper.hypernetwork import init_theta
 from medinit_jax.hyper.publish import publish
 from medinit_jax.hyper.rotation import held_out_views, names_of, rotation_accuracy
 from medinit_jax.hyper.setup import make_bilevel, open_sources
-from medinit_jax.models.network import Network
 from medinit_jax.report import write_report
-
-SIZE = 16
-
-
-def tiny(name, classes, space):
-    """Stands in for `zoo.by_name`: a network that compiles in no time, wider for resnets."""
-    del space
-    build = ProgramBuilder((SIZE, SIZE, 3))
-    b = BlockBuilder(1)
-    y = b.conv(0, "conv", 8 if name.startswith("resnet") else 4, 3, stride=4)
-    b("relu", b("batch_norm", y, name="bn"))
-    value = build(b.build(), (0,), "stem")
-    b = BlockBuilder(1)
-    b("dense", b("global_pool", 0), name="fc", features=classes, bias=True)
-    build(b.build(), (value,), "head")
-    return Network(build.build())
-
-
-def images(path, labels=True):
-    rng = np.random.default_rng(0)
-    arrays = {}
-    for split, count in (("train", 40), ("val", 20), ("test", 24)):
-        kind = np.arange(count) % 2
-        picture = rng.integers(0, 120, (count, SIZE, SIZE, 3))
-        picture[..., 0] += 60 * kind[:, None, None]
-        arrays[f"{split}_images"] = picture.astype(np.uint8)
-        if labels:
-            arrays[f"{split}_labels"] = kind
-    np.savez(path, **arrays)
 
 
 def config_of(path):
@@ -183,7 +153,7 @@ def test_writes_everything_and_a_second_run_computes_nothing(workdir, bilevel, m
 
     monkeypatch.setattr(classify, "fine_tune", forbidden)
     monkeypatch.setattr(comparison, "probe_auc", forbidden)
-    monkeypatch.setattr(stage, "rotation_accuracy", forbidden)
+    monkeypatch.setattr(stage, "score", forbidden)
     monkeypatch.setattr(stage, "ridge_figure", forbidden)
     monkeypatch.setattr(stage, "diagnose", forbidden)
     again = stage.evaluate(bilevel.config, workdir, quiet(), "the command", bilevel)

@@ -8,13 +8,17 @@ import numpy as np
 import pytest
 from processes import begin, flags_of, free_port, needs_gloo, outcome
 from rich.console import Console
+from tiny_evaluate import images
 from tiny_hyper import CONFIG, SIZE, TINY
 
 from medinit_jax.arch import space
 from medinit_jax.core.config import read_command_line
 from medinit_jax.core.parallel import Parallel
 from medinit_jax.core.parameters import load_params
+from medinit_jax.core.workdir import claim_workdir, write_json
 from medinit_jax.hyper import setup, train
+from medinit_jax.hyper.hypernetwork import init_theta
+from medinit_jax.hyper.publish import publish
 
 STEPS = 20
 SCRIPT = """
@@ -23,6 +27,16 @@ SCRIPT = """
     from medinit_jax.main import main
     from tiny_hyper import TINY
     space.SPACES["tiny"] = TINY
+    sys.exit(main(["test", *sys.argv[1:]]))
+"""
+# The networks of TINY are slow to compile; these are enough to be judged.
+EVALUATE = """
+    import sys
+    from tiny_evaluate import tiny
+    from medinit_jax.hyper import comparison, diagnostics, evaluate
+    from medinit_jax.main import main
+    for room in (comparison, diagnostics, evaluate):
+        room.by_name = tiny
     sys.exit(main(["test", *sys.argv[1:]]))
 """
 
@@ -86,3 +100,49 @@ def test_two_processes_train_as_one_device_does(tmp_path, monkeypatch, pretext, 
     for name, value in scores[0].items():
         # One of 16 views, at the most, is judged otherwise by rounding.
         assert scores[1][name] == pytest.approx(value, abs=0.07), name
+
+
+def judged(workdir):
+    """What an evaluation leaves, but for the moment and the machine."""
+    summary = json.loads((workdir / "summary.json").read_text())
+    for key in ("command", "date", "device"):
+        del summary["provenance"][key]
+    ledger = json.loads((workdir / "evaluation.json").read_text())
+    files = {name: (workdir / name).read_bytes() for name in ("parameters.json", "samples.npz")}
+    return json.dumps(summary, sort_keys=True), ledger, files
+
+
+@pytest.mark.slow
+@needs_gloo
+def test_two_processes_judge_as_one_does(tmp_path):
+    images(tmp_path / "images.npz")
+    settings = {
+        "data.source": "npz", "data.path": tmp_path / "images.npz", "data.size": SIZE,
+        "hyper.hidden": 8, "hyper.max_shape": (8, 8, 3, 3), "train.batch_size": 8,
+        "train.bn_group": 4, "train.meta_batch": 2, "evaluate.splits.val": 3,
+        "evaluate.diagnostics.networks": 1, "evaluate.downstream.seeds": 2,
+        "evaluate.downstream.learning_rates": (0.01, 0.1),
+        "evaluate.downstream.starts": ("hyper", "random"), "stages": "evaluate,report",
+    }  # fmt: skip
+    command = [f"--config={CONFIG}:smoke"]
+    command += [f"--config.{name}={value}" for name, value in settings.items()]
+    config = read_command_line(["test", *command]).config
+    bilevel = setup.make_bilevel(config, Parallel(jax.devices()[:1]))
+    theta = init_theta(bilevel.module, jax.random.key(77))["params"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    for workdir in (one, two):
+        claim_workdir(workdir, config, "hyper")
+        publish(config, workdir, bilevel.module, jax.device_get(theta), {})
+        write_json(workdir / "train.json", {"steps": 1, "takeoff_step": None})
+    port = free_port()
+    started = [begin(EVALUATE, [*command, f"--workdir={one}"])]
+    started += [
+        begin(EVALUATE, [*command, f"--workdir={two}", *flags_of(rank, port)]) for rank in range(2)
+    ]
+    outputs = outcome(started)
+    assert [code for code, *_ in outputs] == [0, 0, 0], outputs
+    found, wanted = judged(two), judged(one)
+    assert found == wanted
+    summary = json.loads(found[0])
+    assert summary["rotation_accuracy"]["val"]["n"] == 3 and len(summary["finetune"]) == 2
+    assert {file.name for file in two.iterdir()} == {file.name for file in one.iterdir()}
