@@ -11,7 +11,8 @@ at the image's own size), with `--config.cam=True` `cams/` (where the predicted 
 them, and lists the files that are no images and the links that lead out of the folder. An image is
 read as fine-tuning reads it in evaluation, pixel by pixel.
 
-Time: that of the network; memory does not grow with the number of images.
+Time: that of the network; memory does not grow with the number of images. Several processes
+(`--coordinator`, ..., see docs/scaling.md) divide the images and leave what one leaves.
 """
 
 from ml_collections import ConfigDict

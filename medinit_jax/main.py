@@ -41,7 +41,7 @@ ROUTES: dict[str, Callable[[ml_collections.ConfigDict, Path], None]] = {
 
 
 # Routes that several processes can share.
-SHARED = ("hyper", "finetune", "labeler", "swcl", "patches")
+SHARED = ("hyper", "finetune", "labeler", "swcl", "patches", "predict")
 # Routes whose processes divide what is to be done through files, and do not meet.
 APART = ("study",)
 

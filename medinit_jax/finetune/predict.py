@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import functools
+import hashlib
+import json
 import os
 import shlex
+import shutil
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -17,9 +20,10 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
+from medinit_jax.core import cluster
 from medinit_jax.core.errors import UsageError
 from medinit_jax.core.progress import Progress
-from medinit_jax.core.provenance import provenance
+from medinit_jax.core.provenance import fingerprint, provenance
 from medinit_jax.core.workdir import claimed, is_finished, write_json
 from medinit_jax.data.decode import DecodeError, decode_with_size
 from medinit_jax.data.folder import list_files
@@ -69,7 +73,7 @@ def read_view(path: Path, plan: Plan) -> View:
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    """Predicts on all images of a folder, see `configs/predict.py`.
+    """Predicts on all images of a folder, see `configs/predict.py`; several processes divide them.
 
     Args:
         config: `model`, `images`, `cam`, `batch`.
@@ -89,7 +93,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     if config.cam and model.kind == "segmentation":
         raise UsageError("config.cam=True, but the model segments: its masks show where it sees.")
     found = _files(Path(config.images))
-    console = Console(stderr=True)
+    console = cluster.console()
     with claimed(workdir, config, "predict", FREE):
         if not is_finished(workdir, console):
             _predict(config, workdir, model, found, console)
@@ -110,35 +114,84 @@ def _predict(
         if files:
             line = f"{what}: {_listed(files)}"
             console.print(line, highlight=False, markup=False, soft_wrap=True)
-    errors: list[tuple[str, str]] = []
-    predictor = _Predictor(model, found, workdir, config, errors)
-    with Progress("predict", len(found.images), console, unit="images") as bar:
-        done = predictor.run(bar)
-    _write_csv(workdir / "errors.csv", ("file", "reason"), iter(errors))
-    if not done:
-        raise UsageError(
-            f"None of the {len(found.images)} files in {config.images} could be read "
-            f"({errors[0][0]}: {errors[0][1]}); {workdir / 'errors.csv'} lists them."
-        )
-    write_json(
-        workdir / "summary.json",
+    cluster.check_alike(
+        "model and images",
         {
-            "images": done,
-            "failed": len(errors),
-            "ignored": {"count": len(found.ignored), "files": found.ignored},
-            "links_not_followed": found.outside,
-            "task": model.record["task"],
-            "model": model.record["model"]["name"],
-            "start": model.record["start"],
-            "heads": [head._asdict() for head in model.heads],
-            "provenance": provenance(shlex.join(sys.argv), "predict"),
+            "parameters": fingerprint(model.params),
+            "names of the images": hashlib.sha256("\n".join(found.images).encode()).hexdigest(),
         },
     )
+    portions = _portions(found.images, config.batch)
+    own = _part(workdir, cluster.share()[0])
+    predictor = _Predictor(model, found.root, workdir, config)
+    with Progress("predict", sum(map(len, portions)), console, unit="images") as bar:
+        _write_rows(own["predictions"], predictor.rows(portions, bar))
+    _write_rows(own["errors"], iter(predictor.errors))
+    counts = cluster.everyone("predicted", json.dumps([predictor.done, len(predictor.errors)]))
+    done, failed = (sum(column) for column in zip(*map(json.loads, counts), strict=True))
+
+    def join() -> None:
+        _join(workdir, "predictions", predictor.columns(), len(counts))
+        _join(workdir, "errors", ("file", "reason"), len(counts))
+        if not done:
+            with open(workdir / "errors.csv", encoding="utf-8", newline="") as file:
+                first = list(csv.reader(file))[1]
+            raise UsageError(
+                f"None of the {len(found.images)} files in {config.images} could be read "
+                f"({first[0]}: {first[1]}); {workdir / 'errors.csv'} lists them."
+            )
+        write_json(
+            workdir / "summary.json",
+            {
+                "images": done,
+                "failed": failed,
+                "ignored": {"count": len(found.ignored), "files": found.ignored},
+                "links_not_followed": found.outside,
+                "task": model.record["task"],
+                "model": model.record["model"]["name"],
+                "start": model.record["start"],
+                "heads": [head._asdict() for head in model.heads],
+                "provenance": provenance(shlex.join(sys.argv), "predict"),
+            },
+        )
+
+    cluster.once(join)
     console.print(
-        f"{done} images predicted, {len(errors)} files could not be read: "
-        f"{workdir / 'predictions.csv'}",
+        f"{done} images predicted, {failed} files could not be read: {workdir / 'predictions.csv'}",
         soft_wrap=True,
     )
+
+
+def _portions(images: list[str], batch: int) -> list[list[str]]:
+    """Returns this process's part of the images, a batch after another.
+
+    What fills a batch together does not depend on the number of processes, nor do the last bits of
+    its figures then.
+    """
+    process, processes = cluster.share()
+    portions = [images[first : first + batch] for first in range(0, len(images), batch)]
+    ends = [len(portions) * number // processes for number in (process, process + 1)]
+    return portions[slice(*ends)]
+
+
+def _part(workdir: Path, process: int) -> dict[str, Path]:
+    """Returns where a process keeps its rows of the tables."""
+    return {name: workdir / f".{name}.{process}" for name in ("predictions", "errors")}
+
+
+def _join(workdir: Path, name: str, columns: tuple[str, ...], processes: int) -> None:
+    """Puts the rows of all processes into one table, in their order: that of the images."""
+    partial = workdir / f"{name}.csv.partial"
+    with open(partial, "w", encoding="utf-8", newline="") as whole:
+        csv.writer(whole, lineterminator="\n").writerow(columns)
+        for process in range(processes):
+            part = _part(workdir, process)[name]
+            with open(part, encoding="utf-8", newline="") as file:
+                shutil.copyfileobj(file, whole)
+    os.replace(partial, workdir / f"{name}.csv")
+    # Those of an earlier call, too, which may have had more processes.
+    for part in workdir.glob(f".{name}.*"):
+        part.unlink()
 
 
 class _Found(NamedTuple):
@@ -174,35 +227,24 @@ def _listed(files: list[str], most: int = 5) -> str:
 class _Predictor:
     """Reads images in a stream and writes what the network says, in order."""
 
-    def __init__(
-        self,
-        model: Model,
-        found: _Found,
-        workdir: Path,
-        config: ml_collections.ConfigDict,
-        errors: list[tuple[str, str]],
-    ):
-        self.model, self.found, self.workdir = model, found, workdir
-        self.batch, self.cam, self.errors = config.batch, config.cam, errors
+    def __init__(self, model: Model, root: Path, workdir: Path, config: ml_collections.ConfigDict):
+        self.model, self.root, self.workdir = model, root, workdir
+        self.batch, self.cam = config.batch, config.cam
+        self.done, self.errors = 0, list[tuple[str, str]]()
         # (file, image as it is judged, native size) of what the network has not answered yet.
         self.waiting: deque[tuple[str, np.ndarray, tuple[int, int]]] = deque()
 
-    def run(self, bar: Progress) -> int:
-        """Returns the number of images that were predicted."""
+    def rows(self, portions: list[list[str]], bar: Progress) -> Iterator[tuple[Any, ...]]:
+        """Yields a row for each image that could be read."""
         rows = self._masks if self.model.kind == "segmentation" else self._classes
-        count = 0
-
-        def counted() -> Iterator[tuple[Any, ...]]:
-            nonlocal count
-            for row in rows():
-                count += 1
-                bar.update(count + len(self.errors))
+        for portion in portions:
+            for row in rows(portion):
+                self.done += 1
+                bar.update(self.done + len(self.errors))
                 yield row
 
-        _write_csv(self.workdir / "predictions.csv", self._columns(), counted())
-        return count
-
-    def _columns(self) -> tuple[str, ...]:
+    def columns(self) -> tuple[str, ...]:
+        """Returns the names of what a row holds."""
         columns = ["file"]
         for head in self.model.heads:
             if self.model.kind == "segmentation":
@@ -212,11 +254,11 @@ class _Predictor:
                 columns += [head.name]
         return tuple(columns)
 
-    def _inputs(self) -> Iterator[np.ndarray]:
+    def _inputs(self, files: list[str]) -> Iterator[np.ndarray]:
         """Yields what the network sees; a file that cannot be read is listed and left out."""
-        for file in self.found.images:
+        for file in files:
             try:
-                view = read_view(self.found.root / file, self.model.plan)
+                view = read_view(self.root / file, self.model.plan)
             except _UNREADABLE as error:
                 self.errors.append((file, str(error) or type(error).__name__))
                 continue
@@ -227,10 +269,10 @@ class _Predictor:
         compiled = evaluate.compiled(self.model.network)  # pyright: ignore[reportArgumentType]
         return functools.partial(compiled, self.model.params, self.model.statistics)
 
-    def _classes(self) -> Iterator[tuple[Any, ...]]:
+    def _classes(self, files: list[str]) -> Iterator[tuple[Any, ...]]:
         """Yields a row of probabilities per image."""
         run = self._run()
-        for images, count in evaluate.batches(self._inputs(), self.batch):
+        for images, count in evaluate.batches(self._inputs(files), self.batch):
             logits = np.asarray(run(images))[:count]
             chances = probabilities(self.model.heads, logits)
             if self.cam:
@@ -250,10 +292,10 @@ class _Predictor:
                     _save_png(self.workdir / "cams", file, cam.overlay(shown, maps[index]))
                 yield tuple(row)
 
-    def _masks(self) -> Iterator[tuple[Any, ...]]:
+    def _masks(self, files: list[str]) -> Iterator[tuple[Any, ...]]:
         """Yields a row per image, and writes its masks at its own size."""
         window = self.model.network.program.input_shape[0]
-        answers = windows.predict_images(self._run(), self._inputs(), window, self.batch)
+        answers = windows.predict_images(self._run(), self._inputs(files), window, self.batch)
         for logits in answers:
             file, _, size = self.waiting.popleft()
             logits = recipes.to_native(logits, size, self.model.plan)
@@ -282,13 +324,9 @@ def _save_png(folder: Path, file: str, picture: np.ndarray, suffix: str = "") ->
     return path
 
 
-def _write_csv(path: Path, columns: tuple[str, ...], rows: Iterator[tuple[Any, ...]]) -> None:
+def _write_rows(path: Path, rows: Iterator[tuple[Any, ...]]) -> None:
     """Writes rows as they come; the file has its name when all are there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
     with open(partial, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        for row in rows:
-            writer.writerow(row)
+        csv.writer(file, lineterminator="\n").writerows(rows)
     os.replace(partial, path)

@@ -1,5 +1,6 @@
 """Prediction on files: the figures of the fine-tuning again, masks of native size, bad files."""
 
+import contextlib
 import csv
 import io
 import json
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from medinit_jax.core import cluster
 from medinit_jax.core.config import read_command_line
 from medinit_jax.core.errors import UsageError
 from medinit_jax.data.decode import decode, decode_with_size
@@ -91,6 +93,54 @@ def test_masks_have_the_size_of_their_image_and_the_pixels_of_the_fine_tuning(
     assert error["file"] == "broken.png" and error["reason"]
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["images"] == len(predicted) + 1 and summary["failed"] == 1
+
+
+@pytest.mark.parametrize("kind", ["classification", "segmentation"])
+def test_three_processes_write_the_bytes_of_one(tuned, files, tmp_path, monkeypatch, kind):
+    """One after another here, so that each finds its part; the first one joins them last."""
+    images = tmp_path / "images"
+    shutil.copytree(files[kind], images)
+    (images / "broken.png").write_bytes(b"no image")
+    (images / "zz.png").write_bytes(b"no image")
+    more = ["--config.batch=2", *(["--config.cam=True"] if kind == "classification" else [])]
+    config = config_of(tuned[kind], images, *more)
+    predict.run(config, tmp_path / "one")
+    told = {}
+
+    def everyone(name, text):
+        process = cluster.share()[0]
+        told[process] = text
+        return [told.get(i, text) for i in range(3)]
+
+    monkeypatch.setattr(cluster, "everyone", everyone)
+
+    def as_process(process):
+        monkeypatch.setattr(cluster, "share", lambda: (process, 3))
+        monkeypatch.setattr(cluster, "once", lambda function: not process and function())
+
+    monkeypatch.setattr(predict, "claimed", lambda *given: contextlib.nullcontext())
+    (tmp_path / "three").mkdir()
+    for process in (2, 1, 0):
+        as_process(process)
+        predict.run(config, tmp_path / "three")
+    assert {json.loads(text)[0] > 0 for text in told.values()} == {True}
+    assert left_in(tmp_path / "three") == left_in(tmp_path / "one")
+    rows = rows_of(tmp_path / "three" / "errors.csv")
+    assert [row["file"] for row in rows] == ["broken.png", "zz.png"]
+
+
+def left_in(workdir):
+    """{path: bytes} of what is the same for any number of processes."""
+    own = {"config.json", "lock"}
+    found = {
+        str(file.relative_to(workdir)): file.read_bytes()
+        for file in sorted(workdir.rglob("*"))
+        if file.is_file() and file.name not in own
+    }
+    summary = json.loads(found.pop("summary.json"))
+    for key in ("command", "date"):
+        del summary["provenance"][key]
+    return found, summary
 
 
 def test_one_file_is_a_folder_of_one(tuned, files, tmp_path):

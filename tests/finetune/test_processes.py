@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from processes import needs_gloo, run_main
 from tiny_finetune import CONFIG, TINY
 from tiny_pretrain import NAME, quiet, tiny_zoo
@@ -71,3 +72,32 @@ def test_a_part_of_the_devices_is_refused(data_dir, monkeypatch):
     config = read_command_line(["test", *command_of(data_dir), "--config.train.devices=1"]).config
     with pytest.raises(UsageError, match="config.train.devices=1, but several processes"):
         _devices(config)
+
+
+@pytest.mark.slow
+@needs_gloo
+def test_two_processes_predict_as_one_does(tuned, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(9):
+        picture = np.random.default_rng(number).integers(0, 256, (40, 40, 3), np.uint8)
+        Image.fromarray(picture).save(images / f"{number}.png")
+    (images / "5.png").write_bytes(b"no image")
+    command = [f"--config={CONFIG.with_name('predict.py')}", f"--config.images={images}"]
+    command += [f"--config.model={tuned['segmentation']}", "--config.batch=2"]
+    for count in (1, 2):
+        outputs = run_main([*command, f"--workdir={tmp_path / str(count)}"], count)
+        assert [code for code, *_ in outputs] == [0] * count, outputs
+    one, two = (
+        {
+            str(file.relative_to(tmp_path / name)): file.read_bytes()
+            for file in (tmp_path / name).rglob("*.*")
+            if file.name not in ("summary.json", "config.json")
+        }
+        for name in ("1", "2")
+    )
+    assert one == two and len(one) == 2 + 8
+    found = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("1", "2")]
+    for summary in found:
+        del summary["provenance"]
+    assert found[0] == found[1] and found[0]["images"] == 8
