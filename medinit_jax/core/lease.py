@@ -208,4 +208,14 @@ def _has_ended(facts: dict[str, Any]) -> bool:
         return True
     except PermissionError:
         return False
-    return False
+    return _is_zombie(pid)
+
+
+def _is_zombie(pid: int) -> bool:
+    """Returns whether a process has ended, and the one that started it did not ask how."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    # The name, in brackets, may hold anything.
+    return text.rpartition(")")[2].split()[0] in ("Z", "X")

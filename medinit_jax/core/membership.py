@@ -75,7 +75,13 @@ def joined(cluster: Cluster, apart: bool = False) -> Iterator[None]:
         UsageError: What it says does not fit together.
     """
     _check(cluster)
-    if apart or not (cluster.how or cluster.coordinator):
+    several = bool(cluster.how or cluster.coordinator)
+    if several and apart:
+        print(
+            "The processes of this route do not meet: each takes what no other one has.",
+            file=sys.stderr,
+        )
+    if apart or not several:
         yield
         return
     _initialize(cluster)

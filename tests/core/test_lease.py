@@ -84,6 +84,16 @@ def test_a_process_that_was_killed_holds_nothing(path, other):
     assert files(path) == []
 
 
+def test_a_process_that_ended_and_was_not_waited_for_holds_nothing(path, other):
+    other.kill()
+    until = time.monotonic() + 60
+    while (held := lease.acquire(path)) is None:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    assert other.returncode is None
+    held.release()
+
+
 def test_one_of_many_takes_over(path):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
