@@ -186,7 +186,8 @@ def two(tmp_path):
     yield made
     for process in made.started:
         process.kill()
-        process.communicate()
+        process.wait()
+        process.stderr.close()
 
 
 @pytest.fixture
