@@ -172,7 +172,8 @@ def blocks(bilevel: Bilevel, programs: tuple[Program, ...], most: int = 0) -> Fi
 def hypernetwork(bilevel: Bilevel, batch: MetaBatch) -> Figures:
     """Counts the hypernetwork's share of a step of route 1, which every device does by itself.
 
-    On one device, as one program; on several, what their sum of the networks' gradients sends.
+    On one device, as one program; on several, what their sum of the networks' gradients sends, and
+    what a mean of the hypernetwork's gradient does.
     """
     parallel = bilevel.parallel
     key = jax.random.key(0)
@@ -185,12 +186,22 @@ def hypernetwork(bilevel: Bilevel, batch: MetaBatch) -> Figures:
 
     if parallel.size == 1:
         program = jax.jit(whole).lower(*placed((theta, raw), parallel)).compile()
-        return {**work(program)._asdict(), "raw_bytes": size_of(raw)}
-    lead = (parallel.size,)
-    parts = jax.tree.map(lambda x: jax.ShapeDtypeStruct(lead + x.shape, x.dtype), raw)
-    totals = [jax.jit(parallel.total).lower(part) for part in placed(parts, parallel, AXIS)]
-    between = sum(crossing(total.compile(), parallel.size) for total in totals)
-    return {"crossing": between, "predicted": size_of(raw)}
+        sizes = {"raw_bytes": size_of(raw), "theta_bytes": size_of(theta)}
+        return {**work(program)._asdict(), **sizes}
+
+    def between(reduction, tree):
+        lead = (parallel.size,)
+        parts = jax.tree.map(lambda x: jax.ShapeDtypeStruct(lead + x.shape, x.dtype), tree)
+        program = jax.jit(reduction).lower(placed(parts, parallel, AXIS)).compile()
+        return crossing(program, parallel.size)
+
+    return {
+        "crossing": sum(between(parallel.total, gradients) for gradients in raw),
+        "predicted": size_of(raw),
+        # What processes with architectures of their own send once, in the place of most of that.
+        "spread_crossing": between(parallel.mean, theta),
+        "spread_predicted": size_of(theta),
+    }
 
 
 def bilevel_steps(config: ConfigDict, parallel: Parallel, steps: int, sample: int) -> Figures:

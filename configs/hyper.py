@@ -149,6 +149,8 @@ def _default() -> ConfigDict:
             "bn_group": 32,
             "penalty": 0.0,
             "execution": "tape",
+            # What several processes share of a step: its images, or its architectures.
+            "spread": "images",
             "dtype": "float32",
             "first_architectures": 0,
             "double_every": 100,

@@ -78,16 +78,22 @@ def make_step(
     gradient_of = _gradients(bilevel)
 
     facts_of = facts or (lambda batch: {})
+    apart = bilevel.share[1] > 1
 
     def step_fn(current: state.TrainState, step: int, batch: Mapping[str, np.ndarray]):
         drawn = jax.random.fold_in(key, step)
         views, targets = bilevel.views(batch["image"], drawn, facts_of(batch))
-        losses, accuracies, gradient = gradient_of(current.params, stream[step], views, targets)
-        loss = mean(losses)
+        params = bilevel.world.local(current.params) if apart else current.params
+        losses, accuracies, gradient = gradient_of(params, stream[step], views, targets)
+        found = mean(losses), mean(accuracies), gradient
+        if apart:
+            # Up to here processes run what their own networks ask for, and wait for no other.
+            found = bilevel.world.mean_over_processes(found)
+        loss, figures, gradient = found
         current, metrics = update(current, gradient, loss)
         return current, {
             "train/loss": loss,
-            **_figures(bilevel.objective, mean(accuracies)),
+            **_figures(bilevel.objective, figures),
             "train/grad_norm": metrics["grad_norm"],
             "skipped": metrics["skipped"],
         }
@@ -125,7 +131,7 @@ def _gradients(bilevel: Bilevel):
         return of_both
     if execution != "whole":
         raise UsageError(f"config.train.execution={execution!r}; set it to tape or whole.")
-    if bilevel.parallel.process[1] > 1:
+    if bilevel.world.process[1] > 1:
         raise UsageError(
             "config.train.execution='whole' runs in one process; set it to tape for several."
         )
@@ -214,8 +220,8 @@ def train(
     first = joined(_first_theta(config, bilevel.module, key), heads)
     current = state.create(first, optimizer)
     checkpoints = open_checkpoints(workdir, config.train)
-    current = bilevel.parallel.replicate(current)
-    current = bilevel.parallel.replicate(loop.resume(checkpoints, current, batches))
+    current = bilevel.world.replicate(current)
+    current = bilevel.world.replicate(loop.resume(checkpoints, current, batches))
     started_at = int(current.step)
     programs = _validation_networks(bilevel)
     selection = _selection(bilevel, sources, programs, workdir, started_at)
@@ -226,6 +232,7 @@ def train(
         config.seed,
         config.train.first_architectures,
         config.train.double_every,
+        share=bilevel.share,
     )
     writer = create_writer(workdir, console, started_at)
     try:
@@ -315,14 +322,21 @@ def _validation_networks(bilevel: Bilevel) -> dict[str, Program]:
 
 
 def _validation(bilevel: Bilevel, source: Source, programs: Mapping[str, Program]):
-    """Returns a function params -> figures on one batch, means over networks."""
-    objective = bilevel.objective
-    if objective.plain:
+    """Returns a function params -> figures on one batch, means over networks.
+
+    Processes that have networks of their own in training all judge the same ones.
+    """
+    if not bilevel.objective.plain:
+        scores = pretext_scores(bilevel, source, programs)
+    else:
         views = held_out_views(bilevel, source, 1)
-        return lambda params: {
-            "val/accuracy": rotation_accuracy(bilevel, params, programs, views)["mean"]
-        }
-    return pretext_scores(bilevel, source, programs)
+
+        def scores(params):
+            return {"val/accuracy": rotation_accuracy(bilevel, params, programs, views)["mean"]}
+
+    if bilevel.share[1] == 1:
+        return scores
+    return lambda params: scores(bilevel.world.local(params))
 
 
 def _selection(
@@ -340,7 +354,7 @@ def _selection(
         )
     if train.select == "last":
         return None
-    if bilevel.parallel.process[1] > 1:
+    if bilevel.world.process[1] > 1:
         raise UsageError(
             "config.train.select=probe works in one process; set it to last for several."
         )

@@ -92,6 +92,32 @@ def test_route_1_adds_up_what_was_predicted(counting, bilevel_counts):
     _, batch, bilevel = bilevel_counts[2]
     counts = counting.hypernetwork(bilevel, batch)
     assert counts["crossing"] == counts["predicted"] > 0
+    assert counts["spread_crossing"] == counts["spread_predicted"] > 0
+
+
+def test_hosts_with_architectures_of_their_own_start_their_share(scaling, machines):
+    """Two hosts of two devices, by hand: half the functions each, and the mean of a gradient."""
+    config = scaling.experiments()[0]
+    with config.unlocked():
+        config.train.update(meta_batch=4, batch_size=32, bn_group=16, steps=3600)
+    one = {
+        "hypernetwork": {"flops": 0.0, "moved": 0.0, "raw_bytes": 0.0, "theta_bytes": 7e8},
+        "functions": [(8, 4e11, 0.0)], "steps": 2, "launches": 1000, "views": 16,
+    }  # fmt: skip
+    machine = machines.Machine(4, 2, flops=1e12, memory_rate=1e9, memory=1e9, link=1e9, network=1e8)
+    together = scaling.bilevel_on(machine, {"route1": one}, config)
+    apart = scaling.bilevel_on(machine, {"route1": one}, config, hosts=2)
+    assert (together["host_ms"], apart["host_ms"]) == pytest.approx((50 + 8, 25 + 4))
+    # Four networks of a second each; sums of nothing only let devices agree, within a host once.
+    assert (together["device_ms"], apart["device_ms"]) == pytest.approx((4000, 2000))
+    mean = 1e3 * machines.all_reduce_seconds(7e8, machine)
+    assert together["between_ms"] == pytest.approx(4 * 2 * 0.03)
+    assert apart["between_ms"] == pytest.approx(2 * 0.03 + mean)
+    assert (together["views"], apart["views"]) == (64, 32)
+    assert apart["efficiency"] == pytest.approx(8000 / (4 * apart["ms"]))
+    # Two groups of batch statistics: two devices on each host.
+    assert (together["devices_of_paper"], apart["devices_of_paper"]) == (2, 4)
+    assert apart["hours_of_paper"] == pytest.approx(apart["ms"] / 1e3)
 
 
 def test_collectives_are_read_in_all_their_spellings(counting):
