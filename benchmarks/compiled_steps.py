@@ -86,6 +86,19 @@ def placed(tree: Any, parallel: Parallel, *axes: str) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree)
 
 
+def placed_in_parts(tree: Any, parallel: Parallel) -> Any:
+    """Returns the shapes of a tree of which each device has a part, see `Parallel.divide`."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=parallel.part(x)), tree
+    )
+
+
+def part_bytes(x: jax.ShapeDtypeStruct) -> int:
+    """Returns the bytes that one device holds of an array."""
+    place: Any = x.sharding
+    return math.prod(place.shard_shape(x.shape)) * x.dtype.itemsize
+
+
 def pretraining(config: ConfigDict, parallel: Parallel, images: int) -> Figures:
     """Counts a step of route 2, with so many images on every device.
 
@@ -104,11 +117,17 @@ def pretraining(config: ConfigDict, parallel: Parallel, images: int) -> Figures:
     batch = images * parallel.size
     shown = jax.ShapeDtypeStruct((batch, method.views, size, size, 3), jnp.float32)
     labels = {"columns": jax.ShapeDtypeStruct((batch, 3), jnp.int32)}
-    program = (
-        compiled(recipe, parallel)
-        .lower(placed(state, parallel), *placed(((shown,), labels), parallel, AXIS))
-        .compile()
-    )
+    given = placed(((shown,), labels), parallel, AXIS)
+    held = placed(state, parallel)
+    gathered = 0
+    if config.optim.sharded and parallel.size > 1:
+        moments = placed_in_parts(state.train.opt_state, parallel)
+        held = held.replace(train=held.train.replace(opt_state=moments))
+        # What a device has updated of the parameters the others need whole.
+        gathered = sum(
+            size_of(x) for x in jax.tree.leaves(state.train.params) if any(parallel.part(x).spec)
+        )
+    program = compiled(recipe, parallel).lower(held, *given).compile()
     gradient, vector = size_of(state.train.params), method.views * method.width * 4
     # Vectors out and their gradient back, labels, numerator and number of anchors; then, for the
     # figures, vectors and labels of every view, and two vectors.
@@ -118,8 +137,9 @@ def pretraining(config: ConfigDict, parallel: Parallel, images: int) -> Figures:
         "views": images * method.views,
         **work(program)._asdict(),
         "crossing": crossing(program, parallel.size),
-        "predicted": gradient + loss + figured if parallel.size > 1 else 0,
+        "predicted": gradient + gathered + loss + figured if parallel.size > 1 else 0,
         "gradient": gradient,
+        "moments": sum(part_bytes(x) for x in jax.tree.leaves(held.train.opt_state)),
         "memory": program.memory_analysis().temp_size_in_bytes,
     }
 

@@ -139,6 +139,8 @@ def _default() -> ConfigDict:
             "clip": 5.0,
             "warmup_steps": 50,
             "schedule": "cosine",
+            # Whether moments are divided among the devices, a part on each.
+            "sharded": False,
         }
     )
     config.train = ConfigDict(

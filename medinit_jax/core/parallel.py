@@ -127,6 +127,15 @@ class Parallel:
         cluster.meet()
         jax.block_until_ready(self._sum(self._put(np.zeros(self.size // self.process[1]))))
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Parallel) and self._identity() == other._identity()
+
+    def __hash__(self) -> int:
+        return hash(self._identity())
+
+    def _identity(self) -> tuple:
+        return self.devices, self._committed
+
     @property
     def size(self) -> int:
         """Number of devices."""
@@ -194,14 +203,46 @@ class Parallel:
 
     def replicate(self, tree):
         """Puts one and the same pytree on all devices, without a device axis."""
+        return self._send(tree, lambda x: self.everywhere)
+
+    def divide(self, tree):
+        """Puts a part of every array of one and the same pytree on each device.
+
+        An array is divided along its longest axis whose length the devices divide; one without
+        such an axis lies on all of them. Compiled functions see whole arrays.
+        """
+        return self._send(tree, self.part)
+
+    def keep_divided(self, tree):
+        """Has a pytree divided as `divide` does, inside a compiled function."""
+        if self.size == 1:
+            return tree
+        return jax.lax.with_sharding_constraint(tree, jax.tree.map(self.part, tree))
+
+    def part(self, x) -> NamedSharding:
+        """Returns where `divide` puts an array, of which the shape is read."""
+        fitting = [axis for axis, length in enumerate(x.shape) if length % self.size == 0]
+        if not fitting:
+            return NamedSharding(self.mesh, PartitionSpec())
+        # Written as JAX writes it, or a function would be compiled for either.
+        before = max(fitting, key=lambda axis: x.shape[axis]) * [None]
+        return NamedSharding(self.mesh, PartitionSpec(*before, AXIS))
+
+    def _send(self, tree, place: Callable):
+        """Puts a pytree where `place` says for every array; what lies there stays as it is."""
         if self.size == 1:
             return self._place(jax.device_get(tree))
-        if self.process[1] == 1:
-            return jax.device_put(tree, self.everywhere)
-        return jax.tree.map(
-            lambda x: jax.make_array_from_process_local_data(self.everywhere, x, x.shape),
-            jax.device_get(tree),
-        )
+
+        def send(x):
+            wanted = place(x)
+            if isinstance(x, jax.Array) and x.sharding.is_equivalent_to(wanted, x.ndim):
+                return x
+            if self.process[1] == 1:
+                return jax.device_put(x, wanted)
+            whole = jax.device_get(x)
+            return jax.make_array_from_callback(whole.shape, wanted, whole.__getitem__)
+
+        return jax.tree.map(send, tree)
 
     @property
     def everywhere(self) -> NamedSharding | None:

@@ -33,16 +33,19 @@ def machines(scaling):
 
 @pytest.fixture(scope="module")
 def pretraining(counting):
-    """Counts of two images on each of one and of four devices."""
+    """Counts of two images on each of one and of four devices, and with moments in parts."""
     config = counting.experiment("swcl.py", "swcl")
     with config.unlocked():
         config.data.size = 16
         config.model.name, config.model.norm = NAME, "none"
     found = {}
-    for devices in (1, 4):
+    for devices, sharded in ((1, False), (4, False), (4, True)):
         parallel = Parallel(jax.devices()[:devices])
+        config.optim.sharded = sharded
         with tiny_zoo():
-            found[devices] = counting.pretraining(config, parallel, 2)
+            found[(devices, "parts") if sharded else devices] = counting.pretraining(
+                config, parallel, 2
+            )
     return found
 
 
@@ -50,6 +53,16 @@ def test_devices_of_route_2_send_what_the_formula_says(pretraining):
     assert pretraining[1]["crossing"] == 0
     counts = pretraining[4]
     assert counts["crossing"] == counts["predicted"] > counts["gradient"] > 5e4
+
+
+def test_devices_with_moments_in_parts_send_parameters_too(pretraining):
+    whole, parts = pretraining[4], pretraining[4, "parts"]
+    # Norms are added up in parts, too: some numbers for each array.
+    assert parts["crossing"] == pytest.approx(parts["predicted"], rel=0.02)
+    more = parts["crossing"] - whole["crossing"]
+    assert more == pytest.approx(whole["gradient"], rel=0.02)
+    assert parts["moments"] < 0.3 * whole["moments"]
+    assert whole["moments"] == pytest.approx(2 * whole["gradient"], abs=16)
 
 
 def test_a_device_of_route_2_does_the_same_however_many_there_are(pretraining):

@@ -83,9 +83,13 @@ def run(command, folder, processes=2, **options):
 def test_two_processes_train_as_one_device_does(
     command, tmp_path, monkeypatch, spread, pretext, steps
 ):
+    """Where architectures are spread, each device also has a part of the moments."""
     monkeypatch.setitem(space.SPACES, "tiny", TINY)
     two, one = tmp_path / "two", tmp_path / "one"
-    settings = command(train__spread=spread, train__steps=steps, pretext__name=pretext)
+    settings = command(
+        train__spread=spread, train__steps=steps, pretext__name=pretext,
+        optim__sharded=spread == "architectures",
+    )  # fmt: skip
     run(settings, two)
     one.mkdir()
     config = read_command_line(["test", *settings]).config

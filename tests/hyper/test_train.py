@@ -149,10 +149,18 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(
     assert timeless[0] == timeless[1]
 
 
+def _moments(state):
+    """Returns the arrays of the optimizer's state, and what the first device has of them."""
+    arrays = jax.tree.leaves(state.opt_state)
+    return arrays, [x.addressable_shards[0].data for x in arrays]
+
+
 def test_four_devices_train_as_one_does(make_config, compiled, tmp_path):
     """By SGD: Adam divides by gradients near zero, where rounding decides the sign of a step."""
-    config = make_config(optim__name="sgd", optim__learning_rate=0.01)
+    config = make_config(optim__name="sgd", optim__learning_rate=0.01, optim__sharded=True)
     runs = {n: train(config, tmp_path / str(n), compiled(n)) for n in (1, 4)}
+    size, parts = (sum(x.nbytes for x in xs) for xs in _moments(runs[4]))
+    assert parts < 0.3 * size
     first, second = (losses(tmp_path / str(n)) for n in (1, 4))
     assert first[0] != first[-1]
     np.testing.assert_allclose(first, second, rtol=1e-5)
