@@ -86,6 +86,19 @@ def placed(tree: Any, parallel: Parallel, *axes: str) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree)
 
 
+def placed_in_parts(tree: Any, parallel: Parallel) -> Any:
+    """Returns the shapes of a tree of which each device has a part, see `Parallel.divide`."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=parallel.part(x)), tree
+    )
+
+
+def part_bytes(x: jax.ShapeDtypeStruct) -> int:
+    """Returns the bytes that one device holds of an array."""
+    place: Any = x.sharding
+    return math.prod(place.shard_shape(x.shape)) * x.dtype.itemsize
+
+
 def pretraining(config: ConfigDict, parallel: Parallel, images: int) -> Figures:
     """Counts a step of route 2, with so many images on every device.
 
@@ -104,11 +117,17 @@ def pretraining(config: ConfigDict, parallel: Parallel, images: int) -> Figures:
     batch = images * parallel.size
     shown = jax.ShapeDtypeStruct((batch, method.views, size, size, 3), jnp.float32)
     labels = {"columns": jax.ShapeDtypeStruct((batch, 3), jnp.int32)}
-    program = (
-        compiled(recipe, parallel)
-        .lower(placed(state, parallel), *placed(((shown,), labels), parallel, AXIS))
-        .compile()
-    )
+    given = placed(((shown,), labels), parallel, AXIS)
+    held = placed(state, parallel)
+    gathered = 0
+    if config.optim.sharded and parallel.size > 1:
+        moments = placed_in_parts(state.train.opt_state, parallel)
+        held = held.replace(train=held.train.replace(opt_state=moments))
+        # What a device has updated of the parameters the others need whole.
+        gathered = sum(
+            size_of(x) for x in jax.tree.leaves(state.train.params) if any(parallel.part(x).spec)
+        )
+    program = compiled(recipe, parallel).lower(held, *given).compile()
     gradient, vector = size_of(state.train.params), method.views * method.width * 4
     # Vectors out and their gradient back, labels, numerator and number of anchors; then, for the
     # figures, vectors and labels of every view, and two vectors.
@@ -118,8 +137,9 @@ def pretraining(config: ConfigDict, parallel: Parallel, images: int) -> Figures:
         "views": images * method.views,
         **work(program)._asdict(),
         "crossing": crossing(program, parallel.size),
-        "predicted": gradient + loss + figured if parallel.size > 1 else 0,
+        "predicted": gradient + gathered + loss + figured if parallel.size > 1 else 0,
         "gradient": gradient,
+        "moments": sum(part_bytes(x) for x in jax.tree.leaves(held.train.opt_state)),
         "memory": program.memory_analysis().temp_size_in_bytes,
     }
 
@@ -172,7 +192,8 @@ def blocks(bilevel: Bilevel, programs: tuple[Program, ...], most: int = 0) -> Fi
 def hypernetwork(bilevel: Bilevel, batch: MetaBatch) -> Figures:
     """Counts the hypernetwork's share of a step of route 1, which every device does by itself.
 
-    On one device, as one program; on several, what their sum of the networks' gradients sends.
+    On one device, as one program; on several, what their sum of the networks' gradients sends, and
+    what a mean of the hypernetwork's gradient does.
     """
     parallel = bilevel.parallel
     key = jax.random.key(0)
@@ -185,12 +206,22 @@ def hypernetwork(bilevel: Bilevel, batch: MetaBatch) -> Figures:
 
     if parallel.size == 1:
         program = jax.jit(whole).lower(*placed((theta, raw), parallel)).compile()
-        return {**work(program)._asdict(), "raw_bytes": size_of(raw)}
-    lead = (parallel.size,)
-    parts = jax.tree.map(lambda x: jax.ShapeDtypeStruct(lead + x.shape, x.dtype), raw)
-    totals = [jax.jit(parallel.total).lower(part) for part in placed(parts, parallel, AXIS)]
-    between = sum(crossing(total.compile(), parallel.size) for total in totals)
-    return {"crossing": between, "predicted": size_of(raw)}
+        sizes = {"raw_bytes": size_of(raw), "theta_bytes": size_of(theta)}
+        return {**work(program)._asdict(), **sizes}
+
+    def between(reduction, tree):
+        lead = (parallel.size,)
+        parts = jax.tree.map(lambda x: jax.ShapeDtypeStruct(lead + x.shape, x.dtype), tree)
+        program = jax.jit(reduction).lower(placed(parts, parallel, AXIS)).compile()
+        return crossing(program, parallel.size)
+
+    return {
+        "crossing": sum(between(parallel.total, gradients) for gradients in raw),
+        "predicted": size_of(raw),
+        # What processes with architectures of their own send once, in the place of most of that.
+        "spread_crossing": between(parallel.mean, theta),
+        "spread_predicted": size_of(theta),
+    }
 
 
 def bilevel_steps(config: ConfigDict, parallel: Parallel, steps: int, sample: int) -> Figures:

@@ -20,7 +20,7 @@ import subprocess
 import sys
 
 from compiled_steps import Figures, bilevel_steps, experiment, feeding, pretraining
-from machines import MACHINES, Machine, Step, Work, efficiency, step
+from machines import MACHINES, Machine, Step, Work, all_reduce_seconds, efficiency, step
 from ml_collections import ConfigDict
 
 from medinit_jax.core.parallel import Parallel
@@ -73,6 +73,8 @@ def per_device(devices: int, counts: Figures) -> Figures:
         "route1_sample_crossing": one["sample"]["crossing"],
         "route1_crossing": one["hypernetwork"].get("crossing", 0),
         "route1_predicted": one["hypernetwork"].get("predicted", 0),
+        "route1_spread_crossing": one["hypernetwork"].get("spread_crossing", 0),
+        "route1_spread_predicted": one["hypernetwork"].get("spread_predicted", 0),
         "route2_gflop": two["flops"] / 1e9,
         "route2_gb": two["moved"] / 1e9,
         "route2_crossing": two["crossing"],
@@ -92,6 +94,7 @@ def on_one(counts: Figures) -> Figures:
         "route1_hypernetwork_gb": one["hypernetwork"]["moved"] / 1e9,
         "route1_calls": one["calls"],
         "route1_launches": one["launches"],
+        "route1_theta_mb": one["hypernetwork"]["theta_bytes"] / 1e6,
         "route2_views": two["views"],
         "route2_gflop_per_view": two["flops"] / two["views"] / 1e9,
         "route2_gradient_mb": two["gradient"] / 1e6,
@@ -136,34 +139,54 @@ def pretraining_on(machine: Machine, counts: Figures, batch: int) -> Figures:
     }
 
 
-def bilevel_on(machine: Machine, counts: Figures, config: ConfigDict) -> Figures:
+def bilevel_on(machine: Machine, counts: Figures, config: ConfigDict, hosts: int = 1) -> Figures:
     """Calculates a step of route 1 with a group of batch statistics on every device.
 
     The paper's batch has fewer groups than these machines have devices. As each device does the
     same, however many there are, its training takes that many devices of a host this step's time,
     but for the sum.
+
+    Args:
+        machine: The devices.
+        counts: What a step is on one device.
+        config: The experiment.
+        hosts: Hosts that have architectures of their own (`config.train.spread`), each on all
+            views; 1: all devices have all architectures.
     """
-    one, networks = counts["route1"], config.train.meta_batch
+    one, networks = counts["route1"], config.train.meta_batch // hosts
+    # Most of what the hypernetwork does is for the architectures; all of it is counted.
     hypernetwork = Work(one["hypernetwork"]["flops"], one["hypernetwork"]["moved"])
-    given = {"launches": round(one["launches"]), "architectures": networks}
+    raw, theta = (one["hypernetwork"][f"{name}_bytes"] for name in ("raw", "theta"))
 
-    def of(groups: int) -> list[tuple[float, Work]]:
-        parts = [(n / one["steps"], Work(f * groups, m * groups)) for n, f, m in one["functions"]]
-        return [*parts, (1, hypernetwork)]
+    def on(machine: Machine, groups: int, hosts: int) -> Step:
+        """A step of a host's share, on the devices of a host each with so many groups."""
+        share = [
+            (n / one["steps"] / hosts, Work(f * groups, m * groups)) for n, f, m in one["functions"]
+        ]
+        within = machine._replace(devices=machine.devices // hosts)
+        given = {
+            "launches": round(one["launches"] / hosts),
+            "architectures": config.train.meta_batch // hosts,
+        }
+        taken = step(
+            [*share, (1, hypernetwork)], within, crossing=raw / hosts, sums=networks, **given
+        )
+        mean = all_reduce_seconds(theta, machine) if hosts > 1 else 0.0
+        return taken._replace(between=taken.between + mean)
 
-    raw = one["hypernetwork"]["raw_bytes"]
-    taken = step(of(1), machine, crossing=raw, sums=networks, **given)
-    alone = step(of(machine.devices), machine._replace(devices=1), crossing=0, sums=0, **given)
+    taken = on(machine, 1, hosts)
+    views = one["views"] * machine.devices // hosts
+    alone = on(machine._replace(devices=1), machine.devices // hosts, 1)
     groups = config.train.batch_size // config.train.bn_group
-    few = machine._replace(devices=groups)
-    paper = step(of(1), few, crossing=raw, sums=networks, **given).seconds * config.train.steps
+    few = machine._replace(devices=groups * hosts, per_host=min(machine.per_host, groups))
+    paper = on(few, 1, hosts).seconds * config.train.steps
     return {
-        "views": one["views"] * machine.devices,
+        "views": views,
         **shown(taken),
         "efficiency": efficiency(alone, taken, machine.devices),
-        "devices_of_paper": groups,
+        "devices_of_paper": groups * hosts,
         "hours_of_paper": paper / 3600,
-        "device_hours_of_paper": paper / 3600 * groups,
+        "device_hours_of_paper": paper / 3600 * groups * hosts,
     }
 
 
@@ -174,6 +197,11 @@ def calculated(counts: Figures) -> Figures:
         "route1": [
             {"machine": name, **bilevel_on(machine, counts, hyper)}
             for name, machine in MACHINES.items()
+        ],
+        "route1_spread": [
+            {"machine": name, **bilevel_on(machine, counts, hyper, hosts)}
+            for name, machine in MACHINES.items()
+            if 1 < (hosts := machine.devices // machine.per_host) <= hyper.train.meta_batch
         ],
         "route2": [
             {"machine": name, **pretraining_on(machine, counts, swcl.train.batch)}

@@ -171,6 +171,8 @@ def _default(task: str) -> ConfigDict:
             "milestones": (),
             "decay": 0.1,
             "clip": 0.0,
+            # Whether moments are divided among the devices, a part on each.
+            "sharded": False,
         }
     )
     config.evaluate = ConfigDict(

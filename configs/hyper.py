@@ -139,6 +139,8 @@ def _default() -> ConfigDict:
             "clip": 5.0,
             "warmup_steps": 50,
             "schedule": "cosine",
+            # Whether moments are divided among the devices, a part on each.
+            "sharded": False,
         }
     )
     config.train = ConfigDict(
@@ -149,6 +151,8 @@ def _default() -> ConfigDict:
             "bn_group": 32,
             "penalty": 0.0,
             "execution": "tape",
+            # What several processes share of a step: its images, or its architectures.
+            "spread": "images",
             "dtype": "float32",
             "first_architectures": 0,
             "double_every": 100,

@@ -151,6 +151,8 @@ def _default(method: str) -> ConfigDict:
             "milestones": (),
             "decay": 0.1,
             "clip": 0.0,
+            # Whether moments are divided among the devices, a part on each.
+            "sharded": False,
         }
     )
     return config

@@ -12,6 +12,7 @@ those that its devices work on, and what is the same on all devices is read by e
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Callable, MutableMapping, Sequence
@@ -19,7 +20,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from medinit_jax.core import cluster
 from medinit_jax.core.compiler import jit
@@ -65,11 +66,17 @@ def own_devices() -> Parallel:
     return Parallel(jax.local_devices())
 
 
+@jax.jit
+def _with_axis(tree):
+    return jax.tree.map(lambda x: x[None], tree)
+
+
 class Parallel:
     """Maps functions over devices.
 
     Args:
         devices: Devices to use; those of all processes by default.
+        part: Whether they are a part of others, from which they get arrays by `local`.
 
     Attributes:
         devices: The devices, those of a process next to each other.
@@ -79,7 +86,7 @@ class Parallel:
         UsageError: Processes have different numbers of devices.
     """
 
-    def __init__(self, devices: Sequence[Any] | None = None):
+    def __init__(self, devices: Sequence[Any] | None = None, part: bool = False):
         chosen = jax.devices() if devices is None else devices
         # Only the order of processes is changed: a batch's rows lie in that order.
         self.devices = tuple(sorted(chosen, key=lambda device: device.process_index))
@@ -92,11 +99,17 @@ class Parallel:
                 "hosts, or show each as many devices."
             )
         self.process = (list(counts).index(jax.process_index()), len(counts))
+        # What comes from other devices is committed to its one; all the rest has to be, too.
+        self._committed = part
         mesh = Mesh(np.array(self.devices, dtype=object), (AXIS,), axis_types=(AxisType.Auto,))
         self.mesh = mesh
         self._split = NamedSharding(mesh, PartitionSpec(AXIS))
         self._sum = jax.jit(
             lambda tree: jax.tree.map(lambda x: x.sum(0), tree),
+            out_shardings=NamedSharding(mesh, PartitionSpec()),
+        )
+        self._mean = jax.jit(
+            lambda tree: jax.tree.map(lambda x: x.mean(0), tree),
             out_shardings=NamedSharding(mesh, PartitionSpec()),
         )
         self._copy = jax.jit(
@@ -113,6 +126,15 @@ class Parallel:
         """Opens the connections between processes, which waits for none of them for long."""
         cluster.meet()
         jax.block_until_ready(self._sum(self._put(np.zeros(self.size // self.process[1]))))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Parallel) and self._identity() == other._identity()
+
+    def __hash__(self) -> int:
+        return hash(self._identity())
+
+    def _identity(self) -> tuple:
+        return self.devices, self._committed
 
     @property
     def size(self) -> int:
@@ -168,7 +190,8 @@ class Parallel:
         Its first argument is a batch, of which each process gives its rows; others are whole.
         """
         if self.size == 1:
-            return jit(function)
+            alone = jit(function)
+            return (lambda *args: alone(*self._place(args))) if self._committed else alone
 
         def whole(*args):
             return jax.tree.map(lambda x: x.reshape(self.size, -1, *x.shape[1:]), function(*args))
@@ -180,14 +203,46 @@ class Parallel:
 
     def replicate(self, tree):
         """Puts one and the same pytree on all devices, without a device axis."""
+        return self._send(tree, lambda x: self.everywhere)
+
+    def divide(self, tree):
+        """Puts a part of every array of one and the same pytree on each device.
+
+        An array is divided along its longest axis whose length the devices divide; one without
+        such an axis lies on all of them. Compiled functions see whole arrays.
+        """
+        return self._send(tree, self.part)
+
+    def keep_divided(self, tree):
+        """Has a pytree divided as `divide` does, inside a compiled function."""
+        if self.size == 1:
+            return tree
+        return jax.lax.with_sharding_constraint(tree, jax.tree.map(self.part, tree))
+
+    def part(self, x) -> NamedSharding:
+        """Returns where `divide` puts an array, of which the shape is read."""
+        fitting = [axis for axis, length in enumerate(x.shape) if length % self.size == 0]
+        if not fitting:
+            return NamedSharding(self.mesh, PartitionSpec())
+        # Written as JAX writes it, or a function would be compiled for either.
+        before = max(fitting, key=lambda axis: x.shape[axis]) * [None]
+        return NamedSharding(self.mesh, PartitionSpec(*before, AXIS))
+
+    def _send(self, tree, place: Callable):
+        """Puts a pytree where `place` says for every array; what lies there stays as it is."""
         if self.size == 1:
             return self._place(jax.device_get(tree))
-        if self.process[1] == 1:
-            return jax.device_put(tree, self.everywhere)
-        return jax.tree.map(
-            lambda x: jax.make_array_from_process_local_data(self.everywhere, x, x.shape),
-            jax.device_get(tree),
-        )
+
+        def send(x):
+            wanted = place(x)
+            if isinstance(x, jax.Array) and x.sharding.is_equivalent_to(wanted, x.ndim):
+                return x
+            if self.process[1] == 1:
+                return jax.device_put(x, wanted)
+            whole = jax.device_get(x)
+            return jax.make_array_from_callback(whole.shape, wanted, whole.__getitem__)
+
+        return jax.tree.map(send, tree)
 
     @property
     def everywhere(self) -> NamedSharding | None:
@@ -200,12 +255,14 @@ class Parallel:
         On the default device it stays uncommitted, as the outputs of `jit` are: a function that
         is compiled for the one kind of argument compiles anew for the other.
         """
-        default = self.devices[0] == jax.local_devices()[0]
+        default = self.devices[0] == jax.local_devices()[0] and not self._committed
         return jax.device_put(tree, None if default else self.devices[0])
 
     def copy(self, tree):
         """Gives every device its own copy of a pytree, so that gradients stay per device."""
-        return tree if self.size == 1 else self._copy(tree)
+        if self.size == 1:
+            return self._place(tree) if self._committed else tree
+        return self._copy(tree)
 
     def map(self, function: Callable) -> Callable:
         """Compiles `function` to run once per device on that device's part of every argument."""
@@ -238,6 +295,45 @@ class Parallel:
             function, mesh=self.mesh, in_specs=spec, out_specs=PartitionSpec(), check_vma=True
         )
 
+    @functools.cached_property
+    def own(self) -> Parallel:
+        """The devices of this process among these; itself where there is no other process."""
+        if self.process[1] == 1:
+            return self
+        here = [d for d in self.devices if d.process_index == jax.process_index()]
+        return Parallel(here, part=True)
+
+    def local(self, tree):
+        """Returns what lies on all devices alike as arrays of `own`; nothing is copied."""
+        if self.process[1] == 1:
+            return tree
+        place = self.own.everywhere or SingleDeviceSharding(self.own.devices[0])
+        return jax.tree.map(
+            lambda x: jax.make_array_from_single_device_arrays(
+                x.shape, place, [shard.data for shard in x.addressable_shards]
+            ),
+            tree,
+        )
+
+    def mean_over_processes(self, tree):
+        """Returns the mean of what the processes have, on all devices; every process calls it.
+
+        One compiled reduction over all devices, of which those of a process add the same.
+
+        Args:
+            tree: Pytree of arrays that lie alike on all devices of `own`.
+        """
+        if self.process[1] == 1:
+            return tree
+        rows = _with_axis(tree) if self.own.size == 1 else self.own.copy(tree)
+        return self.mean(jax.tree.map(self._joined, rows))
+
+    def _joined(self, rows):
+        """Returns an array (own devices, ...) as part of one (devices, ...)."""
+        parts = [shard.data for shard in rows.addressable_shards]
+        shape = (self.size, *rows.shape[1:])
+        return jax.make_array_from_single_device_arrays(shape, self._split, parts)
+
     def gather(self, rows: np.ndarray) -> np.ndarray:
         """Returns the rows of all processes, in their order; every process calls it.
 
@@ -254,6 +350,10 @@ class Parallel:
         found = np.asarray(self._everything(self._put(flat))).reshape(self.process[1], padded, -1)
         kept = np.ascontiguousarray(found[:, : len(rows)]).view(rows.dtype)
         return kept.reshape(-1, *rows.shape[1:])
+
+    def mean(self, tree):
+        """Averages the devices' parts of a pytree (device, ...) inside one compiled reduction."""
+        return tree if self.size == 1 else self._mean(tree)
 
     def total(self, tree):
         """Adds the devices' parts of a pytree (device, ...) inside one compiled reduction."""

@@ -1,11 +1,14 @@
 """What training carries from one step to the next."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+
+from medinit_jax.core.parallel import Parallel
 
 PyTree = Any
 
@@ -50,6 +53,7 @@ def apply_gradients(
     gradients: PyTree,
     optimizer: optax.GradientTransformation,
     loss: jax.Array | None = None,
+    divide: Callable[[PyTree], PyTree] = lambda tree: tree,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Takes one optimizer step, or leaves it out when the loss or a gradient is not finite.
 
@@ -61,6 +65,7 @@ def apply_gradients(
         gradients: pytree like `state.params`.
         optimizer: the transformation that `state.opt_state` belongs to.
         loss: () value that must be finite too, or None.
+        divide: as `divider` returns it.
 
     Returns:
         The state after the step, and `grad_norm` float () before clipping and `skipped` float32 ()
@@ -80,7 +85,51 @@ def apply_gradients(
     state = TrainState(
         step=state.step + 1,
         params=keep(params, state.params),
-        opt_state=keep(opt_state, state.opt_state),
+        opt_state=divide(keep(opt_state, state.opt_state)),
         skipped=state.skipped + skipped,
     )
     return state, {"grad_norm": norm, "skipped": skipped.astype(jnp.float32)}
+
+
+def divider(parallel: Parallel, sharded: bool) -> Callable[[PyTree], PyTree]:
+    """Returns what keeps the optimizer's state as `place` puts it, inside a compiled step.
+
+    Args:
+        parallel: the devices.
+        sharded: as `place` has it.
+    """
+    return parallel.keep_divided if sharded else lambda tree: tree
+
+
+def places(parallel: Parallel, sharded: bool) -> TrainState:
+    """Returns where a step leaves its state, for `jit`'s `out_shardings`.
+
+    Args:
+        parallel: the devices.
+        sharded: as `place` has it; what is divided is then said by `divider`.
+    """
+    everywhere: Any = parallel.everywhere
+    return TrainState(everywhere, everywhere, None if sharded else everywhere, everywhere)
+
+
+def place(held: Any, parallel: Parallel, sharded: bool = False) -> Any:
+    """Puts a state on the devices: a copy on each, or of the optimizer's state a part.
+
+    Args:
+        held: a `TrainState`, or a state that has one as `train`; what lies where it belongs, as
+            after a checkpoint was restored into such a state, is not moved.
+        parallel: the devices.
+        sharded: whether the optimizer's state is divided among the devices.
+
+    Returns:
+        The same state, there.
+
+    Source:
+        Rajbhandari et al., ZeRO (arXiv 1910.02054), section 5.1: optimizer state partitioning.
+    """
+    if not isinstance(held, TrainState):
+        train = place(held.train, parallel, sharded)
+        return parallel.replicate(held.replace(train=None)).replace(train=train)
+    put = parallel.divide if sharded else parallel.replicate
+    rest = parallel.replicate(held.replace(opt_state=None))
+    return rest.replace(opt_state=put(held.opt_state))

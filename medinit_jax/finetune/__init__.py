@@ -13,7 +13,7 @@ from medinit_jax.core import cluster
 
 # What may differ between the runs of one workdir: what no figure depends on.
 FREE = ("cache_dir", "note", "profile", "data.data_dir", "data.cache_mb", "data.workers",
-        "train.devices", "train.checkpoint_seconds", "train.checkpoints_kept",
+        "optim.sharded", "train.devices", "train.checkpoint_seconds", "train.checkpoints_kept",
         "train.checkpoints_verified")  # fmt: skip
 
 

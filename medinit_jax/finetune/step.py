@@ -15,6 +15,7 @@ import optax
 
 from medinit_jax.core import optim, state
 from medinit_jax.core.compiler import jit
+from medinit_jax.core.parallel import Parallel
 from medinit_jax.downstream import heads as predictions
 from medinit_jax.downstream.heads import Head
 from medinit_jax.finetune import layers
@@ -144,13 +145,13 @@ def average_decay(ema: float, step: jax.Array) -> jax.Array:
 
 @functools.lru_cache(maxsize=8)
 def compiled(
-    recipe: Recipe, place: Any = None
+    recipe: Recipe, parallel: Parallel | None = None
 ) -> tuple[Callable[..., TuneState], Callable[..., Any]]:
     """Returns the state before the first step, and the step.
 
     Args:
         recipe: What they depend on.
-        place: Where the state lies after a step, as `Parallel.everywhere`.
+        parallel: Devices; None = wherever the state lies.
 
     Returns:
         (params, statistics) -> state, and
@@ -163,6 +164,8 @@ def compiled(
     optimizer, _ = optim.create(
         ml_collections.ConfigDict({**dict(recipe.optimizer), **plain}), layers.decay_mask
     )
+    sharded = dict(recipe.optimizer).get("sharded", False) and parallel is not None
+    divide = state.divider(parallel, sharded)
     factors = layers.rate_factors(recipe.network.program, recipe.frozen, recipe.layer_decay)
 
     def start(params: Any, statistics: Any) -> TuneState:
@@ -184,7 +187,7 @@ def compiled(
             return layers.scaled(updates, factors), own
 
         scaled = optax.GradientTransformation(optimizer.init, update)  # pyright: ignore
-        train, metrics = state.apply_gradients(current.train, gradient, scaled, value)
+        train, metrics = state.apply_gradients(current.train, gradient, scaled, value, divide)
         taken = metrics["skipped"] == 0
         statistics = jax.tree.map(
             lambda new, old: jnp.where(taken, new, old), statistics, current.statistics
@@ -202,6 +205,10 @@ def compiled(
         }
         return TuneState(train, statistics, average), metrics
 
+    place = None
+    if parallel:
+        everywhere = parallel.everywhere
+        place = TuneState(state.places(parallel, sharded), everywhere, everywhere), everywhere
     return jax.jit(start), jit(step, donate_argnums=0, out_shardings=place)
 
 

@@ -21,6 +21,7 @@ from medinit_jax.core.log import create_writer
 from medinit_jax.core.parallel import Parallel
 from medinit_jax.core.progress import Progress
 from medinit_jax.core.provenance import code_version
+from medinit_jax.core.state import place
 from medinit_jax.core.timing import Stopwatch
 from medinit_jax.core.workdir import SUMMARY_FILE, write_json
 from medinit_jax.data.pipeline import Batches
@@ -101,7 +102,7 @@ class Tuning:
                 train.layer_decay,
                 objective,
             ),
-            self.parallel.everywhere,
+            self.parallel,
         )
         self.schedule = optim.create_schedule(
             ml_collections.ConfigDict({**self.rates(), "total_steps": self.total})
@@ -170,7 +171,7 @@ class Tuning:
         def save(state: TuneState) -> None:
             nonlocal course
             course = course._replace(seconds=before + time.monotonic() - started)
-            held = {"tune": jax.device_get(state), "best": best._asdict()}
+            held = {"tune": state, "best": best._asdict()}
             extra = {"course": finite(course._asdict()), "code_version": code_version()}
             extra["model"] = outcome.description_of(
                 self.config, self.images, self.network, self.start
@@ -208,17 +209,18 @@ class Tuning:
         return self._finish(state, best, course, album)
 
     def _resumed(self, checkpoints: Checkpoints) -> tuple[TuneState, Best, Course]:
-        state = self.first_state()
+        sharded = self.config.optim.sharded
+        state = place(self.first_state(), self.parallel, sharded)
         best = Best(jax.device_get(state.judged), jax.device_get(state.statistics))
         course = Course([], [], 0.0)
         if checkpoints.steps():
-            held = {"tune": jax.device_get(state), "best": best._asdict()}
+            held = {"tune": state, "best": best._asdict()}
             restored = checkpoints.restore(held)
             state, best = restored.state["tune"], Best(**restored.state["best"])
             course = Course(**restored.extra["course"])
             self.batches.set_state({"step": restored.step})
             self.console.print(f"Going on from step {restored.step}.")
-        return self.parallel.replicate(state), jax.device_get(best), course
+        return place(state, self.parallel, sharded), jax.device_get(best), course
 
     def _finished(self, state: TuneState, course: Course) -> bool:
         judged = course.epochs[-1]["step"] if course.epochs else 0

@@ -10,8 +10,8 @@ import ml_collections
 
 STAGES = ("train", "evaluate", "report")
 # What may differ between the runs of one workdir: what training does not depend on.
-FREE = ("stages", "cache_dir", "note", "evaluate", "profile", "train.checkpoints_kept",
-        "train.checkpoints_verified")  # fmt: skip
+FREE = ("stages", "cache_dir", "note", "evaluate", "profile", "optim.sharded", "train.spread",
+        "train.checkpoints_kept", "train.checkpoints_verified")  # fmt: skip
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> None:

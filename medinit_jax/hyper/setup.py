@@ -32,6 +32,8 @@ from medinit_jax.hyper.hypernetwork import HyperInitializer, from_config
 from medinit_jax.hyper.objective import Objective, make_objective
 from medinit_jax.hyper.stream import frequent_signatures
 
+# What the processes of a run share among themselves: the images of a step, or its architectures.
+SPREADS = ("images", "architectures")
 # In the compilation cache: which warm-ups it holds whole.
 WARMED_UP = "warmed_up.json"
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
@@ -42,17 +44,20 @@ class Bilevel(NamedTuple):
 
     Attributes:
         config: The experiment.
-        parallel: Devices.
+        world: Devices of all processes, which hold what is trained.
+        parallel: Devices that run the networks: all, or those of this process where processes have
+            networks of their own.
         module: The hypernetwork.
         space: The design space.
         objective: The self-supervised tasks.
         writer: Compiled pieces of the hypernetwork.
         tape: Compiled blocks of the networks.
-        views: (images (B, S, S, C), key, facts) -> (views, targets), both split over the devices;
-            each process gives its own rows of images and facts.
+        views: (images (B, S, S, C), key, facts) -> (views, targets), both split over `parallel`;
+            each process that owns some of its devices gives its own rows of images and facts.
     """
 
     config: ml_collections.ConfigDict
+    world: Parallel
     parallel: Parallel
     module: HyperInitializer
     space: Space
@@ -61,17 +66,24 @@ class Bilevel(NamedTuple):
     tape: Tape
     views: Any
 
+    @property
+    def share(self) -> tuple[int, int]:
+        """Which share of a step's architectures is this process's, and the number of shares."""
+        return (0, 1) if self.parallel is self.world else self.world.process
+
 
 def make_bilevel(config: ml_collections.ConfigDict, parallel: Parallel) -> Bilevel:
     """Puts together what training and evaluation run on.
 
     Args:
         config: The experiment, see `configs/hyper.py`.
-        parallel: Devices.
+        parallel: Devices; where they belong to several processes, `config.train.spread` says what
+            these share.
 
     Raises:
         UsageError: A key has a value that means nothing, or the batch cannot be divided.
     """
+    world, parallel = parallel, _devices_of_networks(config, parallel)
     parallel.check_batch(config.train.batch_size, config.train.bn_group)
     objective = make_objective(config)
     _check_processes(config, parallel, objective)
@@ -95,7 +107,27 @@ def make_bilevel(config: ml_collections.ConfigDict, parallel: Parallel) -> Bilev
             f"config.hyper.node_types={module.node_types}; set it to {len(NODE_TYPES)}."
         )
     views = _views(config, parallel, objective)
-    return Bilevel(config, parallel, module, space, objective, Writer(module), tape, views)
+    writer = Writer(module)
+    return Bilevel(config, world, parallel, module, space, objective, writer, tape, views)
+
+
+def _devices_of_networks(config: ml_collections.ConfigDict, world: Parallel) -> Parallel:
+    """Returns the devices that run a network of this process."""
+    spread, count = config.train.spread, config.train.meta_batch
+    if spread not in SPREADS:
+        raise UsageError(
+            f"config.train.spread={spread!r} is none of {', '.join(SPREADS)}; images is what one "
+            "process does in any case."
+        )
+    if spread == "images":
+        return world
+    if count % world.process[1]:
+        raise UsageError(
+            f"config.train.meta_batch={count} architectures do not divide among "
+            f"{world.process[1]} processes; make it a multiple of {world.process[1]}, or set "
+            "config.train.spread=images."
+        )
+    return world.own
 
 
 def _views(config: Any, parallel: Parallel, objective: Objective):
@@ -177,7 +209,9 @@ def warm_up(bilevel: Bilevel, console: Console) -> float:
     if not train.warm_up_signatures:
         return 0.0
     started = time.monotonic()
-    cache = compilation_cache.in_use()
+    # Of programs that each process has for itself, JAX keeps those of the first one alone.
+    kept = cluster.first() or bilevel.share[1] == 1
+    cache = compilation_cache.in_use() if kept else None
     done = Ledger(cache / WARMED_UP, source_digest()) if cache else None
     subject = _what_is_compiled(bilevel)
     # Entries may have been removed since.
@@ -193,7 +227,7 @@ def warm_up(bilevel: Bilevel, console: Console) -> float:
             wanted,
             bilevel.objective.rows(train.batch_size),
             lambda signature: zero_example(bilevel.module, signature),
-            threads=_threads(),
+            threads=_threads(bilevel.parallel),
             report=lambda: bar.update(next(count)),
         )
     if cache and done:
@@ -201,9 +235,9 @@ def warm_up(bilevel: Bilevel, console: Console) -> float:
     return time.monotonic() - started
 
 
-def _threads() -> int:
+def _threads(parallel: Parallel) -> int:
     # What several processes run together, all of them run in the same order.
-    if not cluster.alone():
+    if parallel.process[1] > 1:
         return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
 

@@ -30,6 +30,8 @@ class ArchitectureStream:
         first: Architectures at the start; 0 = all at once.
         double_every: Steps after which their number doubles.
         ahead: Meta-batches prepared ahead.
+        share: Which share of each step's architectures is prepared, and the number of shares:
+            architecture j belongs to share j modulo that number.
     """
 
     def __init__(
@@ -41,9 +43,11 @@ class ArchitectureStream:
         first: int = 0,
         double_every: int = 1,
         ahead: int = 3,
+        share: tuple[int, int] = (0, 1),
     ):
         self.space, self.module, self.count, self.seed = space, module, count, seed
         self.first, self.double_every, self.ahead = first, double_every, ahead
+        self.share = share
         self._pool = concurrent.futures.ThreadPoolExecutor(1, "architectures")
         self._pending: dict[int, concurrent.futures.Future[MetaBatch]] = {}
 
@@ -56,7 +60,7 @@ class ArchitectureStream:
         return min(size, int(self.first * 2.0**doublings))
 
     def indices(self, step: int) -> tuple[int, ...]:
-        """Returns the numbers of a step's architectures in the split `train`."""
+        """Returns the numbers of a step's architectures in the split `train`, of all shares."""
         rng = np.random.default_rng([self.seed, step])
         return tuple(int(i) for i in rng.integers(0, self.available(step), self.count))
 
@@ -65,8 +69,9 @@ class ArchitectureStream:
         return ", ".join(f"train:{i}" for i in self.indices(step))
 
     def prepare(self, step: int) -> MetaBatch:
-        """Samples, builds and batches the architectures of a step."""
-        indices = self.indices(step)
+        """Samples, builds and batches the architectures of a step, or this share of them."""
+        first, shares = self.share
+        indices = self.indices(step)[first::shares]
         programs, graphs = zip(*(self._network(i) for i in indices), strict=True)
         return meta_batch(programs, graphs, self.module, indices)
 

@@ -60,6 +60,7 @@ def make_step(
     stream: ArchitectureStream,
     key: jax.Array,
     facts: Callable[[Mapping[str, np.ndarray]], Facts] | None = None,
+    sharded: bool = False,
 ):
     """Returns the training step: (state, step, batch of images) -> (state, metrics).
 
@@ -69,25 +70,35 @@ def make_step(
         stream: Architectures by step.
         key: Random key of the run.
         facts: Batch of images -> what pretexts have to know of them, see `known_facts`.
+        sharded: Whether the optimizer's state is divided among the devices.
     """
+    world = bilevel.world
+    divide = state.divider(world, sharded)
     update = jax.jit(
-        lambda s, gradient, loss: state.apply_gradients(s, gradient, optimizer, loss),
+        lambda s, gradient, loss: state.apply_gradients(s, gradient, optimizer, loss, divide),
         donate_argnums=0,
+        out_shardings=(state.places(world, sharded), world.everywhere),
     )
     mean = jax.jit(lambda values: jax.tree.map(lambda *leaves: jnp.stack(leaves).mean(), *values))
     gradient_of = _gradients(bilevel)
 
     facts_of = facts or (lambda batch: {})
+    apart = bilevel.share[1] > 1
 
     def step_fn(current: state.TrainState, step: int, batch: Mapping[str, np.ndarray]):
         drawn = jax.random.fold_in(key, step)
         views, targets = bilevel.views(batch["image"], drawn, facts_of(batch))
-        losses, accuracies, gradient = gradient_of(current.params, stream[step], views, targets)
-        loss = mean(losses)
+        params = world.local(current.params) if apart else current.params
+        losses, accuracies, gradient = gradient_of(params, stream[step], views, targets)
+        found = mean(losses), mean(accuracies), gradient
+        if apart:
+            # Up to here processes run what their own networks ask for, and wait for no other.
+            found = world.mean_over_processes(found)
+        loss, figures, gradient = found
         current, metrics = update(current, gradient, loss)
         return current, {
             "train/loss": loss,
-            **_figures(bilevel.objective, mean(accuracies)),
+            **_figures(bilevel.objective, figures),
             "train/grad_norm": metrics["grad_norm"],
             "skipped": metrics["skipped"],
         }
@@ -125,7 +136,7 @@ def _gradients(bilevel: Bilevel):
         return of_both
     if execution != "whole":
         raise UsageError(f"config.train.execution={execution!r}; set it to tape or whole.")
-    if bilevel.parallel.process[1] > 1:
+    if bilevel.world.process[1] > 1:
         raise UsageError(
             "config.train.execution='whole' runs in one process; set it to tape for several."
         )
@@ -205,8 +216,9 @@ def train(
     first = joined(_first_theta(config, bilevel.module, key), heads)
     current = state.create(first, optimizer)
     checkpoints = open_checkpoints(workdir, config.train)
-    current = bilevel.parallel.replicate(current)
-    current = bilevel.parallel.replicate(loop.resume(checkpoints, current, batches))
+    world, sharded = bilevel.world, config.optim.sharded
+    current = state.place(current, world, sharded)
+    current = state.place(loop.resume(checkpoints, current, batches), world, sharded)
     started_at = int(current.step)
     programs = _validation_networks(bilevel)
     selection = _selection(bilevel, sources, programs, workdir, started_at)
@@ -217,6 +229,7 @@ def train(
         config.seed,
         config.train.first_architectures,
         config.train.double_every,
+        share=bilevel.share,
     )
     writer = create_writer(workdir, console, started_at)
     try:
@@ -224,7 +237,7 @@ def train(
             writer.write_scalars(started_at, {"train/compile_s": warm_up(bilevel, console)})
         started = time.monotonic()
         step_fn = _with_validation(
-            make_step(bilevel, optimizer, stream, key, facts),
+            make_step(bilevel, optimizer, stream, key, facts, sharded),
             _validation(bilevel, sources["val"], programs),
             selection,
             Alarms(bilevel.objective, config.train.log_every),
@@ -306,14 +319,20 @@ def _validation_networks(bilevel: Bilevel) -> dict[str, Program]:
 
 
 def _validation(bilevel: Bilevel, source: Source, programs: Mapping[str, Program]):
-    """Returns a function params -> figures on one batch, means over networks."""
-    objective = bilevel.objective
-    if objective.plain:
+    """Returns a function params -> figures on one batch, means over networks.
+
+    Processes that have networks of their own in training all judge the same ones.
+    """
+    scores: Callable[[Any], dict[str, Any]]
+    if bilevel.objective.plain:
         views = held_out_views(bilevel, source, 1)
-        return lambda params: {
-            "val/accuracy": rotation_accuracy(bilevel, params, programs, views)["mean"]
-        }
-    return pretext_scores(bilevel, source, programs)
+        judge = functools.partial(rotation_accuracy, programs=programs, views=views)
+        scores = lambda params: {"val/accuracy": judge(bilevel, params)["mean"]}  # noqa: E731
+    else:
+        scores = pretext_scores(bilevel, source, programs)
+    if bilevel.share[1] == 1:
+        return scores
+    return lambda params: scores(bilevel.world.local(params))
 
 
 def _selection(
@@ -331,7 +350,7 @@ def _selection(
         )
     if train.select == "last":
         return None
-    if bilevel.parallel.process[1] > 1:
+    if bilevel.world.process[1] > 1:
         raise UsageError(
             "config.train.select=probe works in one process; set it to last for several."
         )

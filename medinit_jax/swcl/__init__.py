@@ -8,7 +8,7 @@ import ml_collections
 
 # What may differ between the runs of one workdir: what no figure depends on.
 FREE = ("cache_dir", "note", "profile", "data.data_dir", "data.cache_mb", "data.workers",
-        "train.log_every", "train.checkpoint_every", "train.checkpoints_kept",
+        "optim.sharded", "train.log_every", "train.checkpoint_every", "train.checkpoints_kept",
         "train.checkpoints_verified")  # fmt: skip
 
 

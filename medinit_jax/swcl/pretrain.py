@@ -27,6 +27,7 @@ from medinit_jax.core.parallel import Parallel
 from medinit_jax.core.parameters import save_params
 from medinit_jax.core.progress import Progress
 from medinit_jax.core.provenance import code_version, provenance
+from medinit_jax.core.state import place
 from medinit_jax.core.timing import Stopwatch
 from medinit_jax.core.workdir import write_json
 from medinit_jax.data.pipeline import Batches
@@ -144,8 +145,9 @@ class Pretraining:
         """Trains, or goes on, writes the encoder, and returns what `summary.json` holds."""
         checkpoints = open_checkpoints(self.workdir, self.config.train)
         batches = Batches(self.batches, self.config.data.workers)
-        current = self.parallel.replicate(self.first_state())
-        current = self.parallel.replicate(loop.resume(checkpoints, current, batches))
+        sharded = self.config.optim.sharded
+        current = place(self.first_state(), self.parallel, sharded)
+        current = place(loop.resume(checkpoints, current, batches), self.parallel, sharded)
         began = int(current.step)
         if began:
             self.console.print(f"Going on from step {began}.")

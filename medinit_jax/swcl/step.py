@@ -127,6 +127,8 @@ def compiled(recipe: Recipe, parallel: Parallel) -> Callable[..., Any]:
     optimizer = make_optimizer(recipe)
     method = recipe.method
     heads = method.heads()
+    sharded = dict(recipe.optimizer).get("sharded", False)
+    divide = state.divider(parallel, sharded)
 
     def step(
         current: PretrainState, images: tuple[jax.Array, ...], labels: Mapping[str, jax.Array]
@@ -166,7 +168,7 @@ def compiled(recipe: Recipe, parallel: Parallel) -> Callable[..., Any]:
             return _without_last_layer(recipe, updates, current.step), own
 
         held = optax.GradientTransformation(optimizer.init, update)  # pyright: ignore
-        train, metrics = state.apply_gradients(current.train, gradient, held, value)
+        train, metrics = state.apply_gradients(current.train, gradient, held, value, divide)
         taken = metrics["skipped"] == 0
         statistics, target, memory = jax.tree.map(
             lambda new, old: jnp.where(taken, new, old),
@@ -181,7 +183,10 @@ def compiled(recipe: Recipe, parallel: Parallel) -> Callable[..., Any]:
         }
         return PretrainState(train, statistics, target, memory), metrics
 
-    return jit(step, donate_argnums=0, out_shardings=parallel.everywhere)
+    everywhere = parallel.everywhere
+    train = state.places(parallel, sharded)
+    place = PretrainState(train, everywhere, everywhere, everywhere)
+    return jit(step, donate_argnums=0, out_shardings=(place, everywhere))
 
 
 def _averaged(recipe: Recipe, current: PretrainState) -> Any:

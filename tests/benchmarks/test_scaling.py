@@ -33,16 +33,19 @@ def machines(scaling):
 
 @pytest.fixture(scope="module")
 def pretraining(counting):
-    """Counts of two images on each of one and of four devices."""
+    """Counts of two images on each of one and of four devices, and with moments in parts."""
     config = counting.experiment("swcl.py", "swcl")
     with config.unlocked():
         config.data.size = 16
         config.model.name, config.model.norm = NAME, "none"
     found = {}
-    for devices in (1, 4):
+    for devices, sharded in ((1, False), (4, False), (4, True)):
         parallel = Parallel(jax.devices()[:devices])
+        config.optim.sharded = sharded
         with tiny_zoo():
-            found[devices] = counting.pretraining(config, parallel, 2)
+            found[(devices, "parts") if sharded else devices] = counting.pretraining(
+                config, parallel, 2
+            )
     return found
 
 
@@ -50,6 +53,16 @@ def test_devices_of_route_2_send_what_the_formula_says(pretraining):
     assert pretraining[1]["crossing"] == 0
     counts = pretraining[4]
     assert counts["crossing"] == counts["predicted"] > counts["gradient"] > 5e4
+
+
+def test_devices_with_moments_in_parts_send_parameters_too(pretraining):
+    whole, parts = pretraining[4], pretraining[4, "parts"]
+    # Norms are added up in parts, too: some numbers for each array.
+    assert parts["crossing"] == pytest.approx(parts["predicted"], rel=0.02)
+    more = parts["crossing"] - whole["crossing"]
+    assert more == pytest.approx(whole["gradient"], rel=0.02)
+    assert parts["moments"] < 0.3 * whole["moments"]
+    assert whole["moments"] == pytest.approx(2 * whole["gradient"], abs=16)
 
 
 def test_a_device_of_route_2_does_the_same_however_many_there_are(pretraining):
@@ -92,6 +105,32 @@ def test_route_1_adds_up_what_was_predicted(counting, bilevel_counts):
     _, batch, bilevel = bilevel_counts[2]
     counts = counting.hypernetwork(bilevel, batch)
     assert counts["crossing"] == counts["predicted"] > 0
+    assert counts["spread_crossing"] == counts["spread_predicted"] > 0
+
+
+def test_hosts_with_architectures_of_their_own_start_their_share(scaling, machines):
+    """Two hosts of two devices, by hand: half the functions each, and the mean of a gradient."""
+    config = scaling.experiments()[0]
+    with config.unlocked():
+        config.train.update(meta_batch=4, batch_size=32, bn_group=16, steps=3600)
+    one = {
+        "hypernetwork": {"flops": 0.0, "moved": 0.0, "raw_bytes": 0.0, "theta_bytes": 7e8},
+        "functions": [(8, 4e11, 0.0)], "steps": 2, "launches": 1000, "views": 16,
+    }  # fmt: skip
+    machine = machines.Machine(4, 2, flops=1e12, memory_rate=1e9, memory=1e9, link=1e9, network=1e8)
+    together = scaling.bilevel_on(machine, {"route1": one}, config)
+    apart = scaling.bilevel_on(machine, {"route1": one}, config, hosts=2)
+    assert (together["host_ms"], apart["host_ms"]) == pytest.approx((50 + 8, 25 + 4))
+    # Four networks of a second each; sums of nothing only let devices agree, within a host once.
+    assert (together["device_ms"], apart["device_ms"]) == pytest.approx((4000, 2000))
+    mean = 1e3 * machines.all_reduce_seconds(7e8, machine)
+    assert together["between_ms"] == pytest.approx(4 * 2 * 0.03)
+    assert apart["between_ms"] == pytest.approx(2 * 0.03 + mean)
+    assert (together["views"], apart["views"]) == (64, 32)
+    assert apart["efficiency"] == pytest.approx(8000 / (4 * apart["ms"]))
+    # Two groups of batch statistics: two devices on each host.
+    assert (together["devices_of_paper"], apart["devices_of_paper"]) == (2, 4)
+    assert apart["hours_of_paper"] == pytest.approx(apart["ms"] / 1e3)
 
 
 def test_collectives_are_read_in_all_their_spellings(counting):

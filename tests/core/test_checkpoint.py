@@ -16,6 +16,7 @@ from medinit_jax.core import listing
 from medinit_jax.core import state as state_lib
 from medinit_jax.core.checkpoint import Checkpoints, open_checkpoints
 from medinit_jax.core.errors import UsageError
+from medinit_jax.core.parallel import Parallel
 
 
 def make_tree(seed=0):
@@ -124,6 +125,38 @@ def test_saved_on_four_devices_and_restored_on_one(checkpoints):
     restored = checkpoints.restore({"x": jnp.zeros(8)}).state["x"]
     assert len(restored.sharding.device_set) == 1
     np.testing.assert_array_equal(restored, np.arange(8))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ((4, True), (4, False)),
+        ((4, False), (2, True)),
+        ((4, True), (2, True)),
+        ((2, True), (1, True)),
+    ],
+    ids=str,
+)
+def test_moments_divided_among_any_devices_come_back_divided_among_others(tmp_path, before, after):
+    rng = np.random.default_rng(0)
+    params = {k: jnp.asarray(rng.normal(size=n), jnp.float32) for k, n in (("w", (3, 8)), ("b", 5))}
+    held = state_lib.create(params, optax.adam(0.1))
+    moments = jax.tree.map(lambda x: x + 1, held.opt_state)
+    held = held.replace(opt_state=moments)
+
+    def placed(state, devices, sharded):
+        return state_lib.place(state, Parallel(jax.devices()[:devices]), sharded)
+
+    checkpoints = Checkpoints(tmp_path / "checkpoints", verify=True)
+    checkpoints.save(1, placed(held, *before))
+    template = placed(jax.tree.map(jnp.zeros_like, held), *after)
+    restored = checkpoints.restore(template).state
+    checkpoints.close()
+    assert bits(restored) == bits(held)
+    for found, wanted in zip(*map(jax.tree.leaves, (restored, template)), strict=True):
+        assert found.sharding.is_equivalent_to(wanted.sharding, found.ndim)
+    part = restored.opt_state[0].mu["w"].addressable_shards[0].data
+    assert part.shape == (3, 8 // after[0] if after[1] else 8)
 
 
 @pytest.mark.parametrize("harm", ["truncate", "flip", "remove"])

@@ -169,12 +169,13 @@ def test_a_start_of_another_encoder_is_refused(tuned, data_dir, tmp_path):
 
 
 def test_devices_share_a_batch(data_dir, tmp_path):
-    """Batch statistics are those of the whole batch, however many devices share it."""
+    """Batch statistics are those of the whole batch, and moments may be divided likewise."""
     losses = []
     for devices in (1, 2):
         config = tiny("classification", data_dir, "--config.train.epochs=1")
         config.unlock()
         config.train.devices = devices
+        config.optim.sharded = devices > 1
         config.train.steps = 2
         found = Tuning(config, tmp_path / str(devices), Console(file=io.StringIO())).run()
         losses.append(found["epochs"][0]["loss"])

@@ -49,40 +49,64 @@ def curve(workdir):
     return [line["train/loss"] for line in lines_of(workdir) if "train/loss" in line]
 
 
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+    """Function (settings) -> a command line that trains on noise with labels."""
+    path = tmp_path_factory.mktemp("data") / "images.npz"
+    rng = np.random.default_rng(0)
+    splits = ("train", "val", "test")
+    arrays = {
+        f"{split}_images": rng.integers(0, 256, (16, SIZE, SIZE), np.uint8) for split in splits
+    }
+    arrays |= {f"{split}_labels": rng.integers(0, 2, 16) for split in splits}
+    np.savez(path, **arrays)
+
+    def make(**options):
+        settings = {
+            "space": "tiny", "data.source": "npz", "data.path": path, "data.size": SIZE,
+            "hyper.hidden": 8, "hyper.max_shape": (8, 8, 5, 5), "train.batch_size": 16,
+            "train.bn_group": 4, "train.first_architectures": 2, "train.double_every": 10**6,
+            "train.steps": STEPS, "train.log_every": 1, "train.checkpoint_every": 10,
+            "optim.learning_rate": 0.0001, "stages": "train", "train.warm_up_signatures": 0,
+        }  # fmt: skip
+        settings |= {name.replace("__", "."): value for name, value in options.items()}
+        flags = [f"--config.{name}={value}" for name, value in settings.items()]
+        return [f"--config={CONFIG}:smoke", *flags]
+
+    return make
+
+
+def run(command, folder, processes=2, **options):
+    port = free_port()
+    own = [flags_of(rank, port) if processes > 1 else () for rank in range(processes)]
+    command = [*command, f"--workdir={folder}"]
+    outputs = outcome([begin(SCRIPT, [*command, *flags], **options) for flags in own])
+    assert [code for code, *_ in outputs] == [0] * processes, outputs
+
+
 @needs_gloo
 @pytest.mark.parametrize(
-    ("pretext", "steps"),
-    # The second has labels to share, learned heads, and as many images for each as it asks for.
-    [("rotation", STEPS), pytest.param("weak_labels+contrast", 4, marks=pytest.mark.slow)],
+    ("spread", "pretext", "steps"),
+    [
+        ("images", "rotation", STEPS),
+        # Labels to share, learned heads, and as many images for each as it asks for.
+        pytest.param("images", "weak_labels+contrast", 4, marks=pytest.mark.slow),
+        pytest.param("architectures", "rotation", STEPS, marks=pytest.mark.slow),
+    ],
 )
-def test_two_processes_train_as_one_device_does(tmp_path, monkeypatch, pretext, steps):
+def test_two_processes_train_as_one_device_does(
+    command, tmp_path, monkeypatch, spread, pretext, steps
+):
+    """Where architectures are spread, each device also has a part of the moments."""
     monkeypatch.setitem(space.SPACES, "tiny", TINY)
-    rng = np.random.default_rng(0)
-    arrays = {
-        f"{split}_images": rng.integers(0, 256, (16, SIZE, SIZE), np.uint8)
-        for split in ("train", "val", "test")
-    }
-    if "labels" in pretext:
-        arrays |= {f"{split}_labels": rng.integers(0, 2, 16) for split in ("train", "val", "test")}
-    np.savez(tmp_path / "images.npz", **arrays)
-    settings = {
-        "space": "tiny", "data.source": "npz", "data.path": tmp_path / "images.npz",
-        "data.size": SIZE, "hyper.hidden": 8, "hyper.max_shape": (8, 8, 5, 5),
-        "train.batch_size": 16, "train.bn_group": 4, "train.first_architectures": 2,
-        "train.double_every": 10**6, "train.steps": steps, "train.log_every": 1,
-        "train.checkpoint_every": 10, "optim.learning_rate": 0.0001, "stages": "train",
-        "train.warm_up_signatures": 0, "pretext.name": pretext,
-    }  # fmt: skip
-    command = [f"--config={CONFIG}:smoke"]
-    command += [f"--config.{name}={value}" for name, value in settings.items()]
-    port, two, one = free_port(), tmp_path / "two", tmp_path / "one"
-    started = [
-        begin(SCRIPT, [*command, f"--workdir={two}", *flags_of(rank, port)]) for rank in range(2)
-    ]
-    outputs = outcome(started)
-    assert [code for code, *_ in outputs] == [0, 0], outputs
+    two, one = tmp_path / "two", tmp_path / "one"
+    settings = command(
+        train__spread=spread, train__steps=steps, pretext__name=pretext,
+        optim__sharded=spread == "architectures",
+    )  # fmt: skip
+    run(settings, two)
     one.mkdir()
-    config = read_command_line(["test", *command]).config
+    config = read_command_line(["test", *settings]).config
     bilevel = setup.make_bilevel(config, Parallel(jax.devices()[:1]))
     train.train(config, one, Console(file=io.StringIO()), bilevel=bilevel)
     found, wanted = curve(two), curve(one)
@@ -146,3 +170,32 @@ def test_two_processes_judge_as_one_does(tmp_path):
     summary = json.loads(found[0])
     assert summary["rotation_accuracy"]["val"]["n"] == 3 and len(summary["finetune"]) == 2
     assert {file.name for file in two.iterdir()} == {file.name for file in one.iterdir()}
+
+
+@needs_gloo
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "devices, pretext, dtype, tolerance",
+    [(2, "rotation", "float64", 1e-8), (1, "hard_rotation+contrast", "float32", 1e-5)],
+    ids=["float64", "several pretexts, one device each"],
+)
+def test_spread_architectures_train_as_all_of_them(
+    command, tmp_path, devices, pretext, dtype, tolerance
+):
+    settings = command(
+        pretext__name=pretext, train__dtype=dtype, train__meta_batch=4, train__steps=3,
+        train__spread="architectures", train__validate_every=3, train__validation_networks=1,
+    )  # fmt: skip
+    wide = {"JAX_ENABLE_X64": str(int(dtype == "float64"))}
+    lines = []
+    for count in (1, 2):
+        folder = tmp_path / str(count)
+        run(settings, folder, count, devices=devices if count > 1 else 1, **wide)
+        lines.append(lines_of(folder))
+    keys = ["train/loss", "train/grad_norm", "val/accuracy"]
+    if pretext != "rotation":
+        keys += ["train/loss/contrast", "val/score/contrast"]
+    for key in keys:
+        wanted, found = ([line[key] for line in part if key in line] for part in lines)
+        assert len(wanted) == (1 if key.startswith("val") else 3), key
+        np.testing.assert_allclose(found, wanted, rtol=tolerance, err_msg=key)

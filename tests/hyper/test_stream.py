@@ -54,6 +54,15 @@ def test_the_number_of_architectures_doubles_regularly(stream):
     assert counts == sorted(counts)
 
 
+def test_shares_divide_the_architectures_of_a_step(stream):
+    whole = stream(count=4)
+    parts = [stream(count=4, share=(number, 2)) for number in range(2)]
+    for step in (0, 1):
+        wanted = whole.indices(step)
+        assert [part.indices(step) for part in parts] == [wanted, wanted]
+        assert [part[step].indices for part in parts] == [wanted[0::2], wanted[1::2]]
+
+
 def assert_same_meta_batch(own, expected):
     assert own.indices == expected.indices and own.programs == expected.programs
     jax.tree.map(np.testing.assert_array_equal, own.graph, expected.graph)

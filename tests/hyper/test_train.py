@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -19,6 +20,7 @@ from medinit_jax.core.parallel import Parallel
 from medinit_jax.core.workdir import claim_workdir
 from medinit_jax.hyper import setup
 from medinit_jax.hyper import train as train_lib
+from medinit_jax.hyper.bilevel import gradient_by_tape
 from medinit_jax.hyper.initializer import init_theta
 from medinit_jax.hyper.stream import ArchitectureStream
 
@@ -147,10 +149,18 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(
     assert timeless[0] == timeless[1]
 
 
+def _moments(state):
+    """Returns the arrays of the optimizer's state, and what the first device has of them."""
+    arrays = jax.tree.leaves(state.opt_state)
+    return arrays, [x.addressable_shards[0].data for x in arrays]
+
+
 def test_four_devices_train_as_one_does(make_config, compiled, tmp_path):
     """By SGD: Adam divides by gradients near zero, where rounding decides the sign of a step."""
-    config = make_config(optim__name="sgd", optim__learning_rate=0.01)
+    config = make_config(optim__name="sgd", optim__learning_rate=0.01, optim__sharded=True)
     runs = {n: train(config, tmp_path / str(n), compiled(n)) for n in (1, 4)}
+    size, parts = (sum(x.nbytes for x in xs) for xs in _moments(runs[4]))
+    assert parts < 0.3 * size
     first, second = (losses(tmp_path / str(n)) for n in (1, 4))
     assert first[0] != first[-1]
     np.testing.assert_allclose(first, second, rtol=1e-5)
@@ -284,13 +294,62 @@ def test_too_few_images_to_validate_on(make_config, compiled, images, tmp_path):
         train(make_config(data__path=few), tmp_path / "run", compiled())
 
 
-@pytest.mark.parametrize("devices", [1, 4])
-def test_nothing_is_compiled_twice(make_config, caplog, monkeypatch, devices):
+def test_shares_of_architectures_have_the_gradient_of_all(make_config, compiled):
+    bilevel = compiled()
+    key = jax.random.key(0)
+    theta = init_theta(bilevel.module, key)["params"]
+    images = np.random.default_rng(0).normal(size=(4, SIZE, SIZE, 3)).astype(np.float32)
+    views = bilevel.views(images, key, {})
+
+    def found(share):
+        stream = ArchitectureStream(bilevel.space, bilevel.module, 4, 0, 2, 10**6, share=share)
+        losses, _, gradient = gradient_by_tape(
+            bilevel.writer, bilevel.tape, bilevel.parallel, theta, stream[0], *views
+        )
+        stream.close()
+        return np.mean(losses), gradient
+
+    whole, first, second = found((0, 1)), found((0, 2)), found((1, 2))
+    assert first[0] != second[0]
+    for part, other, all_of_them in zip(*map(jax.tree.leaves, (first, second, whole)), strict=True):
+        error = np.linalg.norm((part + other) / 2 - all_of_them)
+        assert error < 1e-5 * np.linalg.norm(all_of_them)
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"train__spread": "rows"}, ("'rows'", "images, architectures")),
+        (
+            {"train__spread": "architectures", "train__meta_batch": 4},
+            ("config.train.meta_batch=4", "3 processes", "multiple of 3"),
+        ),
+    ],
+    ids=["unknown", "not divisible"],
+)
+def test_what_processes_cannot_share_ends_in_one_sentence(make_config, options, words):
+    three = SimpleNamespace(process=(0, 3))
+    with pytest.raises(UsageError) as caught:
+        setup.make_bilevel(make_config(**options), three)
+    message = str(caught.value)
+    assert all(word in message for word in words) and "\n" not in message
+
+
+def test_one_process_has_all_architectures_of_a_step(make_config):
+    one = Parallel(jax.devices()[:2])
+    bilevel = setup.make_bilevel(make_config(train__spread="architectures"), one)
+    assert bilevel.parallel is bilevel.world is one and bilevel.share == (0, 1)
+
+
+@pytest.mark.parametrize(
+    "devices, part", [(1, False), (1, True), (4, False)], ids=["1", "1 of several", "4"]
+)
+def test_nothing_is_compiled_twice(make_config, caplog, monkeypatch, devices, part):
     """Warm-up must use arrays that lie where those of training do, and so must every step."""
     config = make_config(
         train__warm_up_networks=2, train__warm_up_signatures=100, optim__warmup_steps=0
     )
-    bilevel = setup.make_bilevel(config, Parallel(jax.devices()[:devices]))
+    bilevel = setup.make_bilevel(config, Parallel(jax.devices()[:devices], part))
     monkeypatch.setattr(setup.compilation_cache, "in_use", lambda: None)
     setup.warm_up(bilevel, Console(file=io.StringIO()))
     known = set(bilevel.tape.compiled)
@@ -317,8 +376,9 @@ def test_nothing_is_compiled_twice(make_config, caplog, monkeypatch, devices):
         if r.getMessage().startswith("Compiling jit(_pull_group)")
     ]
     caplog.clear()
-    # On several devices the sum that starts from zeros and those that go on are two functions.
-    assert compiling and len(compiling) <= len(set(compiling)) + (devices > 1)
+    # Where arrays are committed, the sum that starts from zeros and those that go on are two
+    # functions.
+    assert compiling and len(compiling) <= len(set(compiling)) + (devices > 1 or part)
 
 
 def test_what_the_cache_holds_is_not_compiled_ahead_again(make_config, monkeypatch, tmp_path):

@@ -137,7 +137,10 @@ def curve(workdir):
 def test_pretraining_stopped_on_one_process_goes_on_and_equals_one_device(
     data_dir, tmp_path, tinynet
 ):
-    """The signal reaches the second process only; both save after the same step, and go on."""
+    """The signal reaches the second process only; both save after the same step, and go on.
+
+    Until then each device has a part of the moments, afterwards all of them.
+    """
     more = (f"--config.train.steps={STEPS}", "--config.optim.learning_rate=1e-4")
     config = tiny("swcl", data_dir, *more)
     one = tmp_path / "one"
@@ -157,7 +160,8 @@ def test_pretraining_stopped_on_one_process_goes_on_and_equals_one_device(
         f"--workdir={workdir}",
         *more,
     ]
-    started = [begin(MAIN, [*command, *flags_of(rank, port)]) for rank in range(2)]
+    divided = ["--config.optim.sharded=True", "--config.train.checkpoints_verified=True"]
+    started = [begin(MAIN, [*command, *divided, *flags_of(rank, port)]) for rank in range(2)]
     await_that(lambda: (workdir / "metrics.jsonl").exists() and curve(workdir), started)
     started[1].send_signal(signal.SIGTERM)
     stopped = outcome(started)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from medinit_jax.core.parallel import Parallel
+from medinit_jax.core.state import place
 from medinit_jax.models.features import encoder_params, features
 from medinit_jax.models.initial import initial_parameters
 from medinit_jax.models.network import Network
@@ -58,7 +59,8 @@ def state_of(recipe, parallel=None):
     encoder, statistics = start_of()
     inner = {k: v for k, v in statistics.items() if k.removesuffix(".stats") in encoder}
     state = doubled(first_state(recipe, encoder, inner, jax.random.key(0)))
-    return parallel.replicate(state) if parallel else state
+    sharded = dict(recipe.optimizer).get("sharded", False)
+    return place(state, parallel, sharded) if parallel else state
 
 
 def batch_of(recipe, seed=0, local=0):
@@ -134,6 +136,13 @@ def test_a_step_is_the_same_on_any_devices(method, bn_group, local, devices):
     ]
     assert np.mean(moved) > 0.9
     agree(after(recipe, devices, local=local), wanted)
+
+
+def test_twenty_steps_with_divided_moments_are_those_of_one_device():
+    recipes = [recipe_of("swcl", {**ADAMW, "sharded": sharded}) for sharded in (False, True)]
+    wanted, found = after(recipes[0], 1, 20), after(recipes[1], 4, 20)
+    np.testing.assert_allclose(found[1]["train/loss"], wanted[1]["train/loss"], 1e-8)
+    agree(found[0].train.params, wanted[0].train.params, 1e-6)
 
 
 def pooled_of(params, statistics, images):
