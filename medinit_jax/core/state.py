@@ -1,5 +1,6 @@
 """What training carries from one step to the next."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -91,14 +92,14 @@ def apply_gradients(
     return state, {"grad_norm": norm, "skipped": skipped.astype(jnp.float32)}
 
 
-def divider(parallel: Parallel, sharded: bool) -> Callable[[PyTree], PyTree]:
+def divider(parallel: Parallel | None, sharded: bool) -> Callable[[PyTree], PyTree]:
     """Returns what keeps the optimizer's state as `place` puts it, inside a compiled step.
 
     Args:
-        parallel: the devices.
+        parallel: the devices; None = wherever the state lies, undivided.
         sharded: as `place` has it.
     """
-    return parallel.keep_divided if sharded else lambda tree: tree
+    return parallel.keep_divided if parallel and sharded else lambda tree: tree
 
 
 def places(parallel: Parallel, sharded: bool) -> TrainState:
@@ -131,5 +132,5 @@ def place(held: Any, parallel: Parallel, sharded: bool = False) -> Any:
         train = place(held.train, parallel, sharded)
         return parallel.replicate(held.replace(train=None)).replace(train=train)
     put = parallel.divide if sharded else parallel.replicate
-    rest = parallel.replicate(held.replace(opt_state=None))
-    return rest.replace(opt_state=put(held.opt_state))
+    rest = parallel.replicate(dataclasses.replace(held, opt_state=()))
+    return dataclasses.replace(rest, opt_state=put(held.opt_state))

@@ -164,7 +164,7 @@ def compiled(
     optimizer, _ = optim.create(
         ml_collections.ConfigDict({**dict(recipe.optimizer), **plain}), layers.decay_mask
     )
-    sharded = dict(recipe.optimizer).get("sharded", False) and parallel is not None
+    sharded = dict(recipe.optimizer).get("sharded", False)
     divide = state.divider(parallel, sharded)
     factors = layers.rate_factors(recipe.network.program, recipe.frozen, recipe.layer_decay)
 
