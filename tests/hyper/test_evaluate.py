@@ -30,6 +30,7 @@ def config_of(path):
     data = {"source": "npz", "name": "", "path": str(path), "size": SIZE, "fit": "crop"}
     data |= {"images_key": "auto", "labels_key": "auto", "normalization": "gray", "batch": 8}
     train = {"batch_size": 8, "bn_group": 8, "meta_batch": 2, "penalty": 0.0, "dtype": "float32"}
+    train["spread"] = "images"
     hyper = {"hidden": 8, "max_shape": (8, 8, 3, 3)}
     downstream = {
         "networks": ("test:0",),

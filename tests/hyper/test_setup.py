@@ -1,4 +1,5 @@
 import io
+from types import SimpleNamespace
 
 import pytest
 from ml_collections import ConfigDict
@@ -12,7 +13,7 @@ def test_one_bar_for_each_split_however_often_the_end_is_told(monkeypatch):
         for split in ("train", "val"):
             for done in (3, 5, 8, 8, 8):
                 progress(split, done, 8)
-        return {"train": data}
+        return {"train": SimpleNamespace(describe=dict)}
 
     monkeypatch.setattr(setup, "open_splits", opened)
     out = io.StringIO()
