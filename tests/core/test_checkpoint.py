@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from processes import begin, free_port, needs_gloo, outcome
 
 from medinit_jax.core import listing
 from medinit_jax.core import state as state_lib
@@ -157,6 +158,56 @@ def test_moments_divided_among_any_devices_come_back_divided_among_others(tmp_pa
         assert found.sharding.is_equivalent_to(wanted.sharding, found.ndim)
     part = restored.opt_state[0].mu["w"].addressable_shards[0].data
     assert part.shape == (3, 8 // after[0] if after[1] else 8)
+
+
+DIVIDED = """
+    import sys
+    import jax, numpy as np, optax
+    from medinit_jax.core import state
+    from medinit_jax.core.checkpoint import Checkpoints
+    from medinit_jax.core.membership import Cluster, joined
+    from medinit_jax.core.parallel import Parallel
+
+    # Optax multiplies counts of another type.
+    jax.config.update("jax_numpy_dtype_promotion", "standard")
+    with joined(Cluster("", sys.argv[1], 2, int(sys.argv[2]), 60)):
+        parallel, optimizer = Parallel(), optax.adam(0.1)
+        params = {"w": np.ones((3, 8), np.float32), "b": np.ones(5, np.float32)}
+        held = state.place(state.create(params, optimizer), parallel, True)
+        divide = state.divider(parallel, True)
+        update = jax.jit(
+            lambda s: state.apply_gradients(s, s.params, optimizer, None, divide)[0],
+            out_shardings=state.places(parallel, True), donate_argnums=0,
+        )
+        for _ in range(2):
+            held = update(held)
+        checkpoints = Checkpoints(sys.argv[3], verify=True)
+        checkpoints.save(2, held)
+        found = checkpoints.restore(held).state
+        assert state.place(found, parallel, True).opt_state[0].nu["w"] is found.opt_state[0].nu["w"]
+        for moments in (held, found):
+            parts = moments.opt_state[0].mu["w"].addressable_shards
+            assert [part.data.shape for part in parts] == [(3, 2)] * 2
+        checkpoints.close()
+"""
+
+
+@needs_gloo
+def test_moments_divided_among_processes_are_written_by_both(tmp_path):
+    place = f"127.0.0.1:{free_port()}"
+    found = outcome([begin(DIVIDED, [place, rank, tmp_path / "two"]) for rank in range(2)])
+    assert [code for code, *_ in found] == [0, 0], found
+    optimizer = optax.adam(0.1)
+    params = {"w": jnp.ones((3, 8)), "b": jnp.ones(5)}
+    start = state_lib.create(params, optimizer)
+    update = jax.jit(lambda s: state_lib.apply_gradients(s, s.params, optimizer)[0])
+    with jax.numpy_dtype_promotion("standard"):
+        wanted = update(update(start))
+    checkpoints = Checkpoints(tmp_path / "two")
+    restored = checkpoints.restore(start).state
+    checkpoints.close()
+    for a, b in zip(*map(jax.tree.leaves, (restored, wanted)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
 @pytest.mark.parametrize("harm", ["truncate", "flip", "remove"])

@@ -64,6 +64,14 @@ TALK = """
         np.testing.assert_array_equal(jax.device_get(copies), 4 * np.arange(3.0))
         square = parallel.sharded(lambda x: all_sum((x * all_gather(x).sum()).sum()))
         assert float(jax.jit(square)(parallel.spread(own))) == batch.sum() ** 2
+        for world in (parallel, Parallel([d for d in jax.devices() if d.id % 2 == 0])):
+            here, there = world.own, world.local(world.replicate({"a": jnp.arange(3.0)}))
+            assert here.process == (0, 1) and here.size == world.size // 2
+            assert there["a"].is_fully_addressable
+            apart = jax.jit(lambda tree: jax.tree.map(lambda x: x + 4 * rank, tree))(there)
+            mean = world.mean_over_processes(apart)
+            np.testing.assert_array_equal(jax.device_get(mean["a"]), 2 + np.arange(3.0))
+            assert mean["a"].devices() == set(world.devices)
         wide = np.random.default_rng(rank).normal(size=(3, 2))
         both = [np.random.default_rng(i).normal(size=(3, 2)) for i in range(2)]
         np.testing.assert_array_equal(parallel.gather(wide), np.concatenate(both))
