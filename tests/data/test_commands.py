@@ -1,5 +1,4 @@
 import errno
-import functools
 import json
 import os
 import re
@@ -184,15 +183,19 @@ def test_exit_codes(run, monkeypatch):
     assert code == 130 and "Stopped" in err
 
 
+# What starts the tests in the background may ignore the signal, and children inherit that.
+COMMAND = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("medinit_jax.data", run_name="__main__", alter_sys=True)
+"""
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_a_signal_while_images_are_drawn_is_a_sentence(tmp_path, number, code):
     words = ["prepare", "medinit_phantom/phantom_eyepacs_dr_64px", "--workers=2"]
-    command = [sys.executable, "-m", "medinit_jax.data", *words, f"--data-dir={tmp_path}"]
-    started = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        # What starts the tests in the background may ignore it, and children inherit that.
-        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+    command = [sys.executable, "-c", COMMAND, *words, f"--data-dir={tmp_path}"]
+    started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     await_that(lambda: list(tmp_path.rglob("*.tmp")), [started])
     # As a terminal and SLURM do, to all processes of the command.
     os.killpg(started.pid, number)
