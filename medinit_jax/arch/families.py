@@ -1,8 +1,10 @@
 """Members of well-known families of networks, drawn at random and never one that is held out.
 
 DeepNets-1M approximates these families by cells at best. Here they are drawn as themselves: other
-depths, widths, norms and kernels than those of the published networks, which stay unseen. Widths
-are powers of two and norms of the mobile families few, so that the operations to compile saturate.
+depths, norms and kernels than those of the published networks, which stay unseen at any width.
+Widths are powers of two and norms of the mobile families few, so that the operations to compile
+saturate. Wirings are dealt to the splits, as pairs of cells are: what a network of an evaluation
+split computes is never trained on, whatever its widths.
 
 Source: the published networks (see `models`); holding them out by a hash of the graph is ours.
 """
@@ -12,12 +14,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 import numpy as np
 
+from medinit_jax.arch.genotype import PARTS
 from medinit_jax.arch.graph import ArchGraph, build_graph
 from medinit_jax.arch.program import Program
 from medinit_jax.models import convnext, efficientnet, mobilenet, regnet, resnet, vgg, vit
@@ -56,10 +60,10 @@ class Member:
 
 
 class _Dice:
-    """Draws that read well."""
+    """Draws that read well; compact networks are narrow and shallow and have batch norm alone."""
 
-    def __init__(self, rng: np.random.Generator, image_size: int):
-        self.rng, self.large = rng, image_size >= LARGE_IMAGE
+    def __init__(self, rng: np.random.Generator, image_size: int, compact: bool = False):
+        self.rng, self.large, self.compact = rng, image_size >= LARGE_IMAGE, compact
         self.stem = "imagenet" if self.large else "small"
 
     def between(self, low: int, high: int) -> int:
@@ -71,51 +75,71 @@ class _Dice:
     def chance(self, p: float) -> bool:
         return bool(self.rng.random() < p)
 
+    def depth(self, most: int) -> int:
+        """Blocks of a stage, from 1 up."""
+        return self.between(1, most // 2 if self.compact else most)
+
+    def width(self, *options: int) -> int:
+        """Channels at the input side."""
+        return min(options) if self.compact else self.of(*options)
+
+    def gated(self) -> bool:
+        """Whether blocks have squeeze-and-excitation gates."""
+        return not self.compact and self.chance(0.5)
+
     def norm(self, *without: str) -> str:
+        if self.compact:
+            return "bn"
         names = [name for name in NORMS if name not in without]
         shares = np.array([NORMS[name] for name in names])
         return str(self.rng.choice(names, p=shares / shares.sum()))
 
     def widths(self, first: int, stages: int, most: int) -> tuple[int, ...]:
         """Widths that double from stage to stage, up to a limit."""
+        most = min(most, MOST_COMPACT) if self.compact else most
         return tuple(min(first * 2**stage, most) for stage in range(stages))
 
 
 def _vgg(dice: _Dice) -> Member:
     stages = dice.between(3, 5)
-    depths = tuple(dice.between(1, 4) for _ in range(stages))
-    norm = "bn" if dice.chance(0.7) else dice.norm("bn")
-    widths = dice.widths(dice.of(32, 64), stages, 512)
+    depths = tuple(dice.depth(4) for _ in range(stages))
+    norm = "bn" if dice.compact or dice.chance(0.7) else dice.norm("bn")
+    first = 16 if dice.compact else dice.of(32, 64)
+    widths = dice.widths(first, stages, 512)
     return Member("vgg", vgg.vgg, vgg.Variant(depths, norm, widths, hidden=0))
 
 
 def _resnet(dice: _Dice) -> Member:
-    depths = tuple(dice.between(1, 4) for _ in range(dice.between(3, 4)))
+    depths = tuple(dice.depth(4) for _ in range(dice.between(3, 4)))
     variant = resnet.Variant(depths, bottleneck=dice.chance(0.5))
-    options = (("stem", dice.stem), ("width", dice.of(16, 32, 64)), ("norm", dice.norm()))
+    width = dice.width(16, 32, 64)
+    if dice.compact and variant.bottleneck:
+        width //= 2
+    options = (("stem", dice.stem), ("width", width), ("norm", dice.norm()))
     return Member("resnet", resnet.resnet, variant, options)
 
 
 def _regnet(dice: _Dice) -> Member:
     variant = regnet.Variant(
-        depth=dice.between(6, 20),
-        start=dice.of(16, 32, 64),
-        slope=float(dice.between(8, 40)),
+        depth=dice.between(4, 10) if dice.compact else dice.between(6, 20),
+        start=dice.width(16, 32, 64),
+        slope=float(dice.between(4, 12) if dice.compact else dice.between(8, 40)),
         ratio=2.0,
-        group_width=dice.of(8, 16),
-        squeeze=0.25 if dice.chance(0.5) else 0.0,
+        group_width=dice.width(8, 16),
+        squeeze=0.25 if dice.gated() else 0.0,
     )
     options = (("stem", dice.stem), ("norm", dice.norm("ln", "none")))
     return Member("regnet", regnet.regnet, variant, options)
 
 
 def _mobilenet(dice: _Dice) -> Member:
-    stem = channels = dice.of(16, 32)
+    stem = channels = dice.width(16, 32)
     rows, norm = [], dice.norm("ln", "in", "none")
-    squeezed = dice.chance(0.5)
+    squeezed = dice.gated()
     activation = "hard_swish" if squeezed else "relu6"
-    for features in dice.widths(stem, dice.between(3, 4), 128):
-        expansion, kernel = dice.of(1, 3, 6), dice.of(3, 5)
+    for features in dice.widths(stem, 3 if dice.compact else dice.between(3, 4), 128):
+        expansion = dice.of(1, 2, 4) if dice.compact else dice.of(1, 3, 6)
+        kernel = dice.of(3, 5)
         for index in range(dice.between(1, 3)):
             expanded = expansion * channels
             hidden = max(16, expanded // 64 * 16) if squeezed else 0
@@ -190,19 +214,43 @@ FAMILIES: dict[str, Callable[[_Dice], Member]] = {
 }
 
 
-def draw_member(rng: np.random.Generator, image_size: int) -> Member:
+# What two CPU cores train on in minutes.
+COMPACT_FAMILIES = ("vgg", "resnet", "regnet", "mobilenet")
+MOST_COMPACT = 128
+
+
+def draw_member(
+    rng: np.random.Generator,
+    image_size: int,
+    parts: Container[int] = range(PARTS),
+    compact: bool = False,
+) -> Member:
     """Draws a member of a family that is neither too large nor held out.
 
     Args:
         rng: Source of the draw.
         image_size: Height and width of the images, which decide on stems and patches.
+        parts: Which of the 4 parts of all wirings it comes from.
+        compact: Whether it is narrow, shallow and of `COMPACT_FAMILIES`.
     """
-    names = list(FAMILIES)
+    names = COMPACT_FAMILIES if compact else tuple(FAMILIES)
     while True:
-        member = FAMILIES[names[int(rng.integers(len(names)))]](_Dice(rng, image_size))
+        name = names[int(rng.integers(len(names)))]
+        member = FAMILIES[name](_Dice(rng, image_size, compact))
         program = member.program(image_size, 4)
-        if program.num_parameters <= MAX_PARAMETERS and not is_held_out(program, image_size):
+        if program.num_parameters > MAX_PARAMETERS:
+            continue
+        graph = build_graph(program)
+        if _wiring_part(graph) in parts and not _is_held_out(graph, image_size):
             return member
+
+
+def _wiring_part(graph: ArchGraph) -> int:
+    """Returns the part of a graph of one builder, which puts equal nodes in one order."""
+    direct = graph.distance == 1
+    edges = np.stack([graph.senders[direct], graph.receivers[direct]])
+    text = repr((_labels(graph, widths=False), edges.tolist()))
+    return zlib.crc32(text.encode()) % PARTS
 
 
 def held_out(image_size: int) -> dict[str, Program]:
@@ -233,11 +281,14 @@ def held_out(image_size: int) -> dict[str, Program]:
 
 
 def is_held_out(program: Program, image_size: int) -> bool:
-    """Returns whether a network has the graph of one of `held_out`."""
-    graph = build_graph(program)
+    """Returns whether a network has the graph of one of `held_out`, whatever its widths."""
+    return _is_held_out(build_graph(program), image_size)
+
+
+def _is_held_out(graph: ArchGraph, image_size: int) -> bool:
     hashes = _held_out_hashes(image_size)
     # Sorting out by what a graph consists of spares nearly all the work.
-    return _content(graph) in hashes and canonical_hash(graph) in hashes[_content(graph)]
+    return _content(graph) in hashes and _wiring_hash(graph) in hashes[_content(graph)]
 
 
 @functools.cache
@@ -245,28 +296,35 @@ def _held_out_hashes(image_size: int) -> dict[int, set[str]]:
     found: dict[int, set[str]] = {}
     for program in held_out(image_size).values():
         graph = build_graph(program)
-        found.setdefault(_content(graph), set()).add(canonical_hash(graph))
+        found.setdefault(_content(graph), set()).add(_wiring_hash(graph))
     return found
 
 
 def _content(graph: ArchGraph) -> int:
-    return hash(tuple(sorted(Counter(_labels(graph)).items())))
+    return hash(tuple(sorted(Counter(_labels(graph, widths=False)).items())))
 
 
-def _labels(graph: ArchGraph) -> list[tuple[int, ...]]:
+def _wiring_hash(graph: ArchGraph) -> str:
+    return canonical_hash(graph, widths=False)
+
+
+def _labels(graph: ArchGraph, widths: bool) -> list[tuple[int, ...]]:
     """Returns type and parameter shape of every node, without the number of classes."""
     shapes = np.where(graph.head[:, None], 0, graph.shape)
+    if not widths:
+        shapes[:, :2] = 0
     rows = np.concatenate([graph.node_type[:, None], shapes], axis=1)
     return [tuple(row) for row in rows.tolist()]
 
 
-def canonical_hash(graph: ArchGraph) -> str:
+def canonical_hash(graph: ArchGraph, widths: bool = True) -> str:
     """Returns a hash that equal graphs share whatever the order and the names of their nodes.
 
     Nodes carry their type and the shape of their parameters; the number of classes does not count.
 
     Args:
         graph: The graph.
+        widths: Whether numbers of channels count.
 
     Source: Weisfeiler and Lehman (1968); as many rounds as it takes until no class is divided.
     """
@@ -282,7 +340,7 @@ def canonical_hash(graph: ArchGraph) -> str:
     for sender, receiver in pairs:
         after[sender].append(receiver)
         before[receiver].append(sender)
-    labels = [digest(str(label)) for label in _labels(graph)]
+    labels = [digest(str(label)) for label in _labels(graph, widths)]
     classes = len(set(labels))
     while True:
         labels = [

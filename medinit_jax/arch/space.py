@@ -2,8 +2,9 @@
 
 `deepnets` is DeepNets-1M: its ranges, draws and rejection rules. `mixed` is the same with 30 % of
 other families in the splits train, val and test, and with two widths in training. `small` is a
-sub-space that two CPU cores train on in minutes. What is drawn depends on (space, split, index)
-alone, nothing is stored. Pairs of cells are dealt to the splits by a hash of what they compute: the
+sub-space that two CPU cores train on in minutes, `compact` the same with narrow and shallow members
+of other families for one half. What is drawn depends on (space, split, index) alone, nothing is
+stored. Pairs of cells are dealt to the splits by a hash of what they compute: the
 cells of an evaluation split are never trained on, whatever the stem, the depth and the widths
 around them.
 
@@ -149,6 +150,7 @@ class Space:
         fc_dim: Width between the two dense layers, where `widen` does not draw it.
         families: Share of the networks of `FAMILY_SPLITS` that are drawn from well-known families
             instead, see `arch.families`.
+        compact: Whether those are narrow and shallow, of node types that DeepNets-1M has, too.
         widen: Sets C and fc_dim: a function of the space, the architecture at C=32, its number of
             parameters and a random generator.
     """
@@ -164,6 +166,7 @@ class Space:
     stem_pool: float = 0.5
     fc_dim: int = 256
     families: float = 0.0
+    compact: bool = False
     widen: Widening = deepnets_widths
 
     def size(self, split: str) -> int:
@@ -200,7 +203,9 @@ class Space:
         # `wide` holds the networks of `test`, wider.
         rng = _stream(self.name, "test" if split == "wide" else split, index)
         if self.families and split in FAMILY_SPLITS and rng.random() < self.families:
-            member = draw_member(rng, self.image_size)
+            member = draw_member(rng, self.image_size, OWNED[split], self.compact)
+            if self.compact:
+                return dataclasses.replace(member, split=split, index=index)
             # Held-out networks have three channels: none is drawn in gray either.
             channels = 1 if split == "train" and rng.random() < GRAYSCALE else 3
             return dataclasses.replace(member, split=split, index=index, channels=channels)
@@ -325,4 +330,7 @@ SPACES: dict[str, Space] = {
 }
 SPACES["mixed"] = dataclasses.replace(
     SPACES["deepnets"], name="mixed", families=0.3, widen=few_widths
+)
+SPACES["compact"] = dataclasses.replace(
+    SPACES["small"], name="compact", families=0.5, compact=True
 )

@@ -101,7 +101,7 @@ def make_bilevel(config: ml_collections.ConfigDict, parallel: Parallel) -> Bilev
         None if objective.plain else objective.read,
     )
     space = get_space(config.space, config.data.size)
-    if space.families and module.node_types < len(NODE_TYPES):
+    if space.families and not space.compact and module.node_types < len(NODE_TYPES):
         raise UsageError(
             f"config.space={config.space!r} holds networks with more node types than "
             f"config.hyper.node_types={module.node_types}; set it to {len(NODE_TYPES)}."

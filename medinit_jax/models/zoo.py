@@ -138,7 +138,8 @@ def by_name(name: str, num_classes: int, space: Space) -> Network:
     Args:
         name: "SPLIT:INDEX" for a network of the design space, or a key of `MODELS`. Families whose
             builder takes a stem may be named "NAME:STEM"; by default the stem is "small" below 128
-            pixels and "imagenet" from there on.
+            pixels and "imagenet" from there on. "NAME:width=16" is a ResNet of that width (64 is
+            the published one).
         num_classes: Size of the logits.
         space: The design space; its image size is that of every network.
 
@@ -148,8 +149,13 @@ def by_name(name: str, num_classes: int, space: Space) -> Network:
     first, _, second = name.partition(":")
     size = space.image_size
     if first in _STEMMED:
-        stem = second or ("imagenet" if size >= LARGE_IMAGE else "small")
-        return build(first, num_classes, (size, size, 3), stem=stem)
+        options: dict[str, Any] = {"stem": "imagenet" if size >= LARGE_IMAGE else "small"}
+        key, _, width = second.partition("=")
+        if first in resnet.VARIANTS and key == "width" and width.isdigit() and int(width):
+            options["width"] = int(width)
+        elif second:
+            options["stem"] = second
+        return build(first, num_classes, (size, size, 3), **options)
     if _builder(name):
         return build(name, num_classes, (size, size, 3))
     if first in space.splits and second.isdigit():
