@@ -331,6 +331,4 @@ SPACES: dict[str, Space] = {
 SPACES["mixed"] = dataclasses.replace(
     SPACES["deepnets"], name="mixed", families=0.3, widen=few_widths
 )
-SPACES["compact"] = dataclasses.replace(
-    SPACES["small"], name="compact", families=0.5, compact=True
-)
+SPACES["compact"] = dataclasses.replace(SPACES["small"], name="compact", families=0.5, compact=True)

@@ -99,7 +99,7 @@ def families_of(names: Sequence[str], space: Space) -> list[str]:
     found = []
     for name in names:
         split, _, index = name.partition(":")
-        drawn = space.sample(split, int(index)) if index else None
+        drawn = space.sample(split, int(index)) if split in space.splits else None
         found.append(drawn.family if isinstance(drawn, Member) else "cells" if drawn else name)
     return found
 

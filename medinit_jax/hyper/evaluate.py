@@ -84,7 +84,8 @@ def evaluate(
     rotation, diagnostics = _predicted(config, initializer, bilevel, sources, ledger, console)
     remarks = []
     found: dict[str, Any] = {"finetune": [], "probe": [], "parameters": {}}
-    if config.evaluate.downstream.networks:
+    networks = tuple(config.evaluate.downstream.networks)
+    if networks:
         pool = open_pool(config, sources)
         if pool is None:
             remarks.append(
@@ -104,6 +105,7 @@ def evaluate(
         "rotation_accuracy": rotation,
         "finetune": found["finetune"],
         "probe": found["probe"],
+        "families": dict(zip(networks, families_of(networks, bilevel.space), strict=True)),
         "diagnostics": diagnostics,
         "train": _read(workdir / "train.json"),
         "provenance": {

@@ -48,12 +48,22 @@ def _probe_curve(record: Record) -> list[Html]:
     if "val/probe" not in record.metrics:
         return []
     steps, values = record.metrics["val/probe"]
+    return probe_curves([("AUC", steps.tolist(), values.tolist())])
+
+
+def probe_curves(curves: Sequence[tuple[str, Sequence[float], Sequence[float]]]) -> list[Html]:
+    """Transfer probes over training, a column each.
+
+    Args:
+        curves: (name, steps, ROC areas) of each training.
+    """
+    held = {name: dict(zip(steps, values, strict=True)) for name, steps, values in curves}
+    steps = sorted({step for curve in held.values() for step in curve})
     rows = [
-        [str(int(step)), fixed(float(value))] for step, value in zip(steps, values, strict=True)
+        [str(int(step)), *(fixed(curve.get(step)) for curve in held.values())] for step in steps
     ]
-    return [
-        table("Transfer probe of validation networks by step of training", ["Step", "AUC"], rows)
-    ]
+    caption = "Transfer probe of validation networks by step of training"
+    return [table(caption, ["Step", *held], rows)] if rows else []
 
 
 def _families(record: Record) -> list[Html]:

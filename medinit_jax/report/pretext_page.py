@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from medinit_jax.core.errors import UsageError
-from medinit_jax.report.diagnostics import rank_table
+from medinit_jax.report.diagnostics import probe_curves, rank_table
 from medinit_jax.report.document import document, write_page
 from medinit_jax.report.markup import Html, element, fixed, signed
 from medinit_jax.report.sections import section
@@ -52,9 +52,15 @@ def render(summary: Mapping[str, Any]) -> Html:
         ),
         section("What was compared", _choice(summary)),
         [
-            section(f"Confirmation: {name}", *_gains(part), *rank_table(part["diagnostics"]))
+            section(
+                f"Confirmation: {name}",
+                *_gains(part),
+                *_networks(part),
+                *rank_table(part["diagnostics"]),
+            )
             for name, part in found.items()
         ],
+        _curves(summary.get("probe_curves", [])),
         section("Where this is from", facts(flat(summary["provenance"]))),
         element("footer", "Written by medinit_jax from summary.json."),
     )
@@ -103,7 +109,11 @@ def _gains(part: Mapping[str, Any]) -> list[Html]:
     of_vessels = "mean over hypernetworks; 95 % interval (Student) over runs"
     found = [
         (part[name], f"{title}: AUC of the hyper-initializer minus that of another start, {over}")
-        for name, title in (("probe", "Frozen features"), ("finetune", "Fine-tuning, early"))
+        for name, title in (
+            ("probe", "Frozen features"),
+            ("finetune", "Fine-tuning, early"),
+            ("finetune_last", "Fine-tuning, last epoch"),
+        )
         if name in part
     ]
     if "dice" in part:
@@ -129,6 +139,37 @@ def _gain_table(parts: Mapping[str, Any], caption: str) -> Html | None:
     ]  # fmt: skip
     heads = ["Other start", "Labels", "Gain", "Interval", "Won"]
     return table(caption, heads, rows, texts=2) if rows else None
+
+
+def _networks(part: Mapping[str, Any]) -> list[Html]:
+    """Gains of every single network, and its family."""
+    shown = ("random", "matched")
+    held = part.get("probe", {})
+    shares = [(other, share) for other in shown if other in held for share in held[other]["gain"]]
+    families = part.get("families", {})
+    rows = [
+        [
+            name, families.get(name, ""),
+            *(signed(held[other]["by_network"][share].get(name)) for other, share in shares),
+        ]
+        for name in part["networks"]
+    ]  # fmt: skip
+    heads = [f"Over {other}, {float(share):.0%}" for other, share in shares]
+    caption = "Frozen features of each network: gain in AUC, mean over hypernetworks"
+    return [table(caption, ["Network", "Family", *heads], rows, texts=2)] if shares else []
+
+
+def _curves(curves: Sequence[Mapping[str, Any]]) -> Html | None:
+    """Transfer probes over training by modality."""
+    tables = []
+    for modality in dict.fromkeys(one["modality"] for one in curves):
+        own = [
+            (f"{one['pretext']} s{one['seed']}", one["steps"], one["auc"])
+            for one in curves
+            if one["modality"] == modality
+        ]
+        tables += [element("h3", modality), *probe_curves(own)]
+    return section("Transfer probe over training", *tables) if tables else None
 
 
 def _images_table(found: Sequence[Mapping[str, Any]]) -> list[Html]:

@@ -12,6 +12,9 @@ from medinit_jax.downstream.metrics import paired_difference
 
 Entries = Sequence[Mapping[str, Any]]
 OTHERS = ("random", "matched", "untrained", "rotnet")
+# Both controls at once: of each network the smaller of its two gains.
+CONTROLS = ("random", "matched")
+BOTH = "both"
 # A figure of an entry; None where there is none.
 Figure = Callable[[Mapping[str, Any]], float | None]
 
@@ -30,7 +33,7 @@ def rule_score(runs: Sequence[Entries], fractions: Iterable[float], figure: Figu
     """
     smaller = []
     for fraction in fractions:
-        gains = [gain_by_network(runs, fraction, other, figure) for other in ("random", "matched")]
+        gains = [gain_by_network(runs, fraction, other, figure) for other in CONTROLS]
         if not all(gains):
             return -np.inf
         smaller.append(min(float(np.mean(list(g.values()))) for g in gains))
@@ -48,12 +51,16 @@ def probe_figure(depth: float) -> Figure:
     return figure
 
 
-def finetune_figure(epoch: int) -> Figure:
-    """Returns the function from a "finetune" entry to its mean AUC after an epoch, from 1."""
+def finetune_figure(epoch: int | None) -> Figure:
+    """Returns the function from a "finetune" entry to its mean AUC after an epoch, from 1.
+
+    None is the last epoch.
+    """
 
     def figure(entry: Mapping[str, Any]) -> float | None:
         curve = entry["mean"]
-        return float(curve[epoch - 1]) if len(curve) >= epoch else None
+        last = len(curve) if epoch is None else epoch
+        return float(curve[last - 1]) if len(curve) >= last else None
 
     return figure
 
@@ -91,6 +98,14 @@ def gain_by_network(
     return {name: float(np.mean(g)) for name, g in found.items() if len(g) == len(runs)}
 
 
+def _over(runs: Sequence[Entries], fraction: float, other: str, figure: Figure) -> dict[str, float]:
+    """Returns `gain_by_network`, of `BOTH` the smaller gain of networks that have two."""
+    if other != BOTH:
+        return gain_by_network(runs, fraction, other, figure)
+    first, second = (gain_by_network(runs, fraction, one, figure) for one in CONTROLS)
+    return {name: min(first[name], second[name]) for name in first if name in second}
+
+
 def judged(
     runs: Sequence[Entries],
     fractions: Iterable[float],
@@ -98,7 +113,7 @@ def judged(
     margin: float,
     interval: Callable[[np.ndarray], list[float]],
 ) -> dict[str, dict[str, Any]]:
-    """Returns gains, intervals and wins over every other start by share of labels.
+    """Returns gains, intervals and wins over every other start, and `BOTH`, by share of labels.
 
     Args:
         runs: Entries of one evaluation per hypernetwork seed.
@@ -112,10 +127,10 @@ def judged(
         "ahead" counts gains above 0.
     """  # fmt: skip
     result: dict[str, dict[str, Any]] = {}
-    for other in OTHERS:
+    for other in (*OTHERS, BOTH):
         parts: dict[str, dict[str, Any]] = {}
         for fraction in fractions:
-            gains = gain_by_network(runs, fraction, other, figure)
+            gains = _over(runs, fraction, other, figure)
             if not gains:
                 continue
             values, share = np.array(list(gains.values())), f"{fraction:g}"
@@ -163,25 +178,28 @@ def confirmed(
         summaries: `summary.json` of one evaluation per hypernetwork seed.
         fractions: Shares of labels.
         depth: Where features are probed.
-        epoch: After which fine-tuned networks are judged.
-        margin: What a probe has to gain to win a network.
+        epoch: After which fine-tuned networks are judged, beside the last one.
+        margin: What has to be gained to win a network.
         resamples: Of the bootstrap over networks.
 
     Returns:
-        "networks", "hypernetwork_seeds", "probe_gain_over_START", "probe_wins_over_START",
-        "finetune_epoch3_gain_over_START" and the like by share of labels, intervals beside them,
-        and "probe" and "finetune" with the figures of every network.
+        "networks", "families", "hypernetwork_seeds", "probe_gain_over_START" (START may be "both"),
+        "finetune_epoch3_gain_over_START", "finetune_last_gain_over_START" and the like by share of
+        labels, intervals beside them, and "probe", "finetune" and "finetune_last" with the figures
+        of every network.
     """
     runs = {name: [s.get(name, []) for s in summaries] for name in ("probe", "finetune")}
     found: dict[str, Any] = {
         "networks": sorted({entry["network"] for run in runs["probe"] for entry in run}),
+        "families": {name: f for s in summaries for name, f in s.get("families", {}).items()},
         "hypernetwork_seeds": len(summaries),
     }
-    for name, prefix, figure, least in (
-        ("probe", "probe", probe_figure(depth), margin),
-        ("finetune", f"finetune_epoch{epoch}", finetune_figure(epoch), 0.0),
+    for name, source, prefix, figure in (
+        ("probe", "probe", "probe", probe_figure(depth)),
+        ("finetune", "finetune", f"finetune_epoch{epoch}", finetune_figure(epoch)),
+        ("finetune_last", "finetune", "finetune_last", finetune_figure(None)),
     ):
-        parts = judged(runs[name], fractions, figure, least, _by_bootstrap(resamples))
+        parts = judged(runs[source], fractions, figure, margin, _by_bootstrap(resamples))
         found[name] = parts
         found |= _named(prefix, parts)
     return found

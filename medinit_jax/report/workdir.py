@@ -61,7 +61,7 @@ def read_workdir(workdir: str | Path) -> Record:
     return Record(
         name=folder.resolve().name,
         config=_optional(folder / "config.json", remarks),
-        metrics=_read_metrics(folder / "metrics.jsonl", remarks),
+        metrics=read_metrics(folder / "metrics.jsonl", remarks),
         summary=summary,
         samples=_read_samples(folder / "samples.npz", remarks),
         parameters=_optional(folder / "parameters.json", remarks),
@@ -111,7 +111,8 @@ def _optional(path: Path, remarks: list[str]) -> dict[str, Any]:
     return {}
 
 
-def _read_metrics(path: Path, remarks: list[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def read_metrics(path: Path, remarks: list[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Returns scalar name -> (steps, values) of `metrics.jsonl`; adds a remark on broken lines."""
     if not path.is_file():
         return {}
     points: dict[str, dict[int, float]] = {}

@@ -13,12 +13,14 @@ from rich.console import Console
 
 from medinit_jax.core.errors import UsageError
 from medinit_jax.core.ledger import finite
+from medinit_jax.core.log import METRICS_FILE
 from medinit_jax.core.progress import Progress
 from medinit_jax.core.provenance import provenance
 from medinit_jax.core.workdir import write_json
 from medinit_jax.report.document import PAGE
 from medinit_jax.report.pretext_page import write_pretext_report
 from medinit_jax.report.pretext_results import confirmed, confirmed_segmentation
+from medinit_jax.report.workdir import read_metrics
 from medinit_jax.study.job import Job
 from medinit_jax.study.pretext_segmentation import on_images
 from medinit_jax.study.pretexts import Pair, PretextPlan
@@ -150,6 +152,7 @@ def collect(
             "chosen": {name: pair._asdict() for name, pair in winners.items()},
             "scores": [{**p._asdict(), "score": score} for p, score in scores.items()],
             "confirmation": confirmations,
+            "probe_curves": _probe_curves(jobs, jobs_dir),
             "rule": config.rule.to_dict(),
             "jobs_failed": sum(row["status"] == FAILED for row in listing),
             "provenance": provenance(command, "pretexts"),
@@ -160,6 +163,18 @@ def collect(
     write_json(workdir / "jobs.json", listing)
     write_json(workdir / "summary.json", summary)
     return summary
+
+
+def _probe_curves(jobs: Sequence[Job], jobs_dir: Path) -> list[dict[str, Any]]:
+    """Returns the transfer probe over the steps of every training that kept one."""
+    curves = []
+    for job in jobs:
+        path = job.folder(jobs_dir) / METRICS_FILE
+        if job.facts["role"] == "initializer" and "val/probe" in (found := read_metrics(path, [])):
+            steps, values = (column.tolist() for column in found["val/probe"])
+            facts = {key: job.facts[key] for key in ("modality", "pretext", "seed")}
+            curves.append({**facts, "steps": steps, "auc": values})
+    return curves
 
 
 def _confirmation(plan: PretextPlan, pair: Pair, jobs_dir: Path) -> dict[str, Any]:

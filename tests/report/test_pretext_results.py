@@ -27,7 +27,8 @@ def entries(gains, depth=1.0, fraction=0.05):
 def curves(gains, fraction=0.2):
     return [
         {"network": f"test:{i}", "fraction": fraction, "start": start,
-         "mean": [0.5, 0.5, 0.6 + gain if start == "hyper" else 0.6]}
+         "mean": [0.5, 0.5, 0.6 + gain if start == "hyper" else 0.6,
+                  0.6 + gain if start == "hyper" else 0.7]}
         for i, gain in enumerate(gains)
         for start in ("hyper", "matched")
     ]  # fmt: skip
@@ -63,7 +64,12 @@ def test_the_confirmation_by_hand():
     assert found["probe_ahead_over_random"] == {"0.05": 2}
     assert found["probe_wins_over_matched"] == {"0.05": 2}
     assert found["finetune_epoch3_gain_over_matched"] == {"0.2": pytest.approx(0.08 / 3)}
-    assert found["finetune_epoch3_wins_over_matched"] == {"0.2": 2}
+    assert found["finetune_epoch3_wins_over_matched"] == {"0.2": 1}
+    assert found["finetune_last_gain_over_matched"] == {"0.2": pytest.approx(0.08 / 3 - 0.1)}
+    # Over random the gain is the smaller one everywhere; fine-tuned, random was not run.
+    assert found["probe_wins_over_both"] == {"0.05": 1}
+    assert found["probe"]["both"]["by_network"] == found["probe"]["random"]["by_network"]
+    assert "finetune_epoch3_wins_over_both" not in found
     assert "probe_gain_over_rotnet" not in found
     low, high = found["probe_interval_over_random"]["0.05"]
     # Whole networks are drawn: the ends lie near the worst and the best network.
