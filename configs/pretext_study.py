@@ -72,6 +72,17 @@ RECIPES = {
     "orthogonal": {"orthogonal": True},
     "noise": {"init_noise": 0.1},
 }
+# Shares of labels by which a pair is chosen.
+RULE = (0.05, 0.2)
+# Of the space `compact`; fixed before any of them was judged. Cells, then members of families.
+CHOOSE = ("val:0", "val:1", "val:2", "val:3", "val:8", "val:19")
+CONFIRM = (
+    *("test:0", "test:1", "test:2"),  # cells
+    *("resnet18:width=16", "test:5"),  # ResNets
+    *("test:21", "test:69"),  # RegNets
+    *("test:4", "test:22"),  # MobileNets
+    "test:9",  # a VGG
+)
 
 
 def get_config(study: str) -> ConfigDict:
@@ -91,7 +102,7 @@ def get_config(study: str) -> ConfigDict:
     # The last phase that is run: choose, or confirm.
     config.last = "confirm"
     # A pair's score: mean over these shares of labels of the smaller gain, over random or matched.
-    config.rule = ConfigDict({"fractions": (0.05, 0.2)})
+    config.rule = ConfigDict({"fractions": RULE})
     # Where features are probed; what a probe has to gain to win a network; when early is.
     config.depth = 1.0
     config.margin = 0.05
@@ -240,28 +251,32 @@ def _phantom() -> dict:
         "modalities": PROBED,
         "pretexts": WITHOUT_LABELS,
         "recipes": tuple(RECIPES),
-        "networks": {
-            "choose": tuple(f"val:{i}" for i in range(8)),
-            "confirm": tuple(f"test:{i}" for i in range(10)),
-        },
+        "networks": {"choose": CHOOSE, "confirm": CONFIRM},
         "seeds": {"choose": 1, "confirm": 3},
-        "fractions": (0.01, 0.05, 0.2, 1.0),
+        "fractions": (0.01, 0.05, 0.1, 0.2, 1.0),
         "hyper": {
-            "train": {"steps": 3000, "validate_every": 300, "probe": {"images": {"train": 800}}}
+            "space": "compact",
+            "hyper": {"max_shape": (64, 64, 7, 7)},
+            "train": {
+                # Probed often: what transfers best comes soon after training has left chance.
+                "steps": 1200, "validate_every": 100, "first_architectures": 4,
+                "probe": {"images": {"train": 800, "val": 800}},
+            },
         },
         "downstream": {
             "choose": {
-                "seeds": 2, "judge": "val", "finetune": False,
+                "seeds": 1, "judge": "val", "finetune": False, "fractions": RULE,
                 "starts": ("hyper", "random", "matched"), "images": {"train": 2000, "val": 800},
             },
             "confirm": {
                 "seeds": 2,
                 "starts": ("hyper", "random", "matched", "untrained", "rotnet"),
                 "rotnet": {"images": 2000, "epochs": 4},
-                "finetune_fractions": (0.05, 0.2),
-                "lr_fractions": (0.2,),
+                "finetune_fractions": (0.1,),
+                "lr_fractions": (0.1,),
                 "learning_rates": (0.003, 0.01, 0.05),
                 "grid_seeds": 1,
+                "budget": {"epochs": 20},
             },
         },
         "diagnostics": {"choose": {"networks": 0}, "confirm": {"networks": 10}},
@@ -271,10 +286,8 @@ def _phantom() -> dict:
 
 def _real() -> dict:
     size = _phantom()
-    size["hyper"] = {
-        "data": {"source": "files", "labels": "folder", "size": 64},
-        "train": {"steps": 20_000, "validate_every": 1000, "probe": {"images": {"train": 800}}},
-    }
+    size["hyper"]["data"] = {"source": "files", "labels": "folder", "size": 64}
+    size["hyper"]["train"] |= {"steps": 20_000, "validate_every": 1000}
     # All images: those of a folder lie by class, so that the first ones are of one class.
     for phase in size["downstream"].values():
         phase["images"] = {"train": 0, "val": 0, "test": 0}

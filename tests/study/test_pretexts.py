@@ -86,7 +86,7 @@ def test_every_setting_of_a_modality_and_of_a_phase_can_be_given(tmp_path):
         phase: plan.evaluation(phase, pair, 1111).config["evaluate"]["downstream"]
         for phase in ("choose", "confirm")
     }
-    assert [found[phase]["budget"]["epochs"] for phase in found] == [2, 6]
+    assert [found[phase]["budget"]["epochs"] for phase in found] == [2, 20]
     assert [found[phase]["judge"] for phase in found] == ["val", "test"]
     # A folder's images lie by class: the first ones would be of one class.
     assert all(set(one["images"].values()) == {0} for one in found.values())
