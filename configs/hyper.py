@@ -59,7 +59,7 @@ def _default() -> ConfigDict:
         "not ambiguous between eyes. How soon training leaves chance with this and other recipes: "
         "docs/results.md."
     )
-    config.space = "small"
+    config.space = "compact"
     config.pretext = _pretexts()
     config.data = ConfigDict(
         {
@@ -107,11 +107,11 @@ def _default() -> ConfigDict:
             },
         }
     )
-    # Tiles of 32x32 channels and 7x7 pixels are enough for the widths of the small space.
+    # Tiles of 64x64 channels: beyond, up to the 256 of the compact space, they repeat.
     config.hyper = ConfigDict(
         {
             "hidden": 32,
-            "max_shape": (32, 32, 7, 7),
+            "max_shape": (64, 64, 7, 7),
             "node_types": 15,
             "activations": False,
             "mode": "sequential",
@@ -145,7 +145,7 @@ def _default() -> ConfigDict:
     )
     config.train = ConfigDict(
         {
-            "steps": 1600,
+            "steps": 1200,
             "meta_batch": 2,
             "batch_size": 32,
             "bn_group": 32,
@@ -154,16 +154,18 @@ def _default() -> ConfigDict:
             # What several processes share of a step: its images, or its architectures.
             "spread": "images",
             "dtype": "float32",
-            "first_architectures": 0,
+            # Training begins with a few architectures, whose number doubles; 0 = with all of them.
+            "first_architectures": 4,
             "double_every": 100,
             "warm_up_networks": 600,
             "warm_up_signatures": 250,
             "validation_networks": 6,
-            "validate_every": 250,
+            "validate_every": 100,
             # Which step is published: "last", or "probe": the one whose validation networks give
-            # the best frozen features, by labels of training and validation images.
-            "select": "last",
-            "probe": {"label": "any", "images": {"train": 400, "val": 400}},
+            # the best frozen features, by labels of training and validation images. More training
+            # of a pretext can transfer worse.
+            "select": "probe",
+            "probe": {"label": "any", "images": {"train": 800, "val": 800}},
             "log_every": 50,
             "checkpoint_every": 500,
             # How many of the newest checkpoints stay, and whether each is read back at once.
@@ -194,8 +196,9 @@ def _pretexts() -> ConfigDict:
             },
             # Channels of pooled features that learned heads read.
             "width": 256,
-            # Of both rotations.
-            "mode": "four",
+            # Of both rotations: "one" turns every image once, "four" four times. As many views are
+            # then of four times as many images, and features transfer better (docs/results.md).
+            "mode": "one",
             "circle": True,
             "label_smoothing": 0.0,
             "hard_rotation": {"translate": 0.2, "tilt": 10.0, "mirror": 0.5},
@@ -305,7 +308,7 @@ def _seed_paper() -> dict:
             "decoder_centered": False,
         },
         "optim": {"learning_rate": 0.01, "warmup_steps": 0, "schedule": "cosine"},
-        "pretext": {"circle": False},
+        "pretext": {"mode": "four", "circle": False},
         "data": {
             "augment": {
                 "zoom": (0.8, 1.2),
@@ -316,7 +319,7 @@ def _seed_paper() -> dict:
                 "difficulty": {"start": 1.0, "end": 1.0, "hold": 0, "steps": 0},
             }
         },
-        "train": {"first_architectures": 0, "penalty": 0.0},
+        "train": {"first_architectures": 0, "penalty": 0.0, "select": "last"},
     }
 
 
@@ -363,7 +366,6 @@ def _mixed(config: ConfigDict) -> None:
     """Wider DeepNets and other families of networks: VGG, ResNet, RegNet, MobileNet, ViT, ..."""
     config.space = "mixed"
     config.hyper.node_types = 29
-    config.hyper.max_shape = (64, 64, 7, 7)
     config.train.steps = 6000
     config.train.warm_up_networks = 30_000
     config.train.warm_up_signatures = 3_000
@@ -376,6 +378,8 @@ def _folder(config: ConfigDict) -> None:
     config.data.source = "files"
     config.data.labels = "none"
     config.data.normalization = "gray"
+    # Without labels nothing tells what transfers best.
+    config.train.select = "last"
 
 
 def _paper(config: ConfigDict) -> None:
@@ -386,6 +390,7 @@ def _paper(config: ConfigDict) -> None:
     config.data.size = 224
     config.data.workers = 8
     config.data.check = "header"
+    config.train.select = "last"
     config.hyper.max_shape = (64, 64, 11, 11)
     # 50 epochs of 35,000 images at 16 images (64 views) a step.
     config.train.steps = 109_000

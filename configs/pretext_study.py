@@ -254,15 +254,7 @@ def _phantom() -> dict:
         "networks": {"choose": CHOOSE, "confirm": CONFIRM},
         "seeds": {"choose": 1, "confirm": 3},
         "fractions": (0.01, 0.05, 0.1, 0.2, 1.0),
-        "hyper": {
-            "space": "compact",
-            "hyper": {"max_shape": (64, 64, 7, 7)},
-            "train": {
-                # Probed often: what transfers best comes soon after training has left chance.
-                "steps": 1200, "validate_every": 100, "first_architectures": 4,
-                "probe": {"images": {"train": 800, "val": 800}},
-            },
-        },
+        "hyper": {"train": {"steps": 1200}},
         "downstream": {
             "choose": {
                 "seeds": 1, "judge": "val", "finetune": False, "fractions": RULE,
