@@ -8,7 +8,7 @@ from medinit_jax.arch import families
 from medinit_jax.arch.families import Member, canonical_hash, draw_member, held_out, is_held_out
 from medinit_jax.arch.graph import ancestors, build_graph
 from medinit_jax.arch.space import get_space
-from medinit_jax.arch.vocabulary import NODE_TYPES
+from medinit_jax.arch.vocabulary import NODE_TYPES, TYPE_INDEX
 from medinit_jax.models import resnet
 
 
@@ -76,8 +76,34 @@ def test_the_hash_ignores_order_names_and_classes():
         receivers=place[graph.receivers],
     )
     assert canonical_hash(shuffled) == canonical_hash(graph)
-    wider = build_graph(resnet.resnet("resnet18", shape, 4, stem="small", width=80))
+    program = resnet.resnet("resnet18", shape, 4, stem="small", width=80)
+    wider = build_graph(program)
     assert canonical_hash(wider) != canonical_hash(graph)
+    assert canonical_hash(wider, widths=False) == canonical_hash(graph, widths=False)
+    assert is_held_out(program, 32)
+
+
+def wirings(space, split, count):
+    """What members of families compute, whatever their widths; and their families."""
+    drawn = [space.sample(split, index) for index in range(count)]
+    members = [one for one in drawn if isinstance(one, Member)]
+    hashes = {canonical_hash(build_graph(m.program(32, 4)), widths=False) for m in members}
+    return hashes, Counter(m.family for m in members)
+
+
+def test_compact_members_are_narrow_and_dealt_to_the_splits():
+    space = get_space("compact", 32)
+    known, families_seen = wirings(space, "train", 300)
+    assert set(families_seen) == set(families.COMPACT_FAMILIES)
+    assert 0.4 < sum(families_seen.values()) / 300 < 0.6
+    for split in ("val", "test"):
+        judged, seen = wirings(space, split, 60)
+        assert len(judged) > 5 and len(seen) >= 3 and not judged & known
+    programs = [space.program("train", index, 4) for index in range(60)]
+    assert max(build_graph(p).node_type.max() for p in programs) <= TYPE_INDEX["group_conv"]
+    assert max(p.num_parameters for p in programs) < 10**6
+    held = {canonical_hash(build_graph(p), widths=False) for p in held_out(32).values()}
+    assert not known & held
 
 
 def test_the_mixed_space_draws_both_and_the_same_again():

@@ -330,6 +330,8 @@ def test_small_images_have_small_stems():
     )
     assert zoo.by_name("regnet_y_400mf", 2, get_space("small")) == small
     assert zoo.by_name("regnet_y_400mf:imagenet", 2, get_space("small")) == large
+    narrow = zoo.build("resnet18", 2, (32, 32, 3), stem="small", width=16)
+    assert zoo.by_name("resnet18:width=16", 2, get_space("small")) == narrow
     assert small.program.shapes[1][0] == 2 * large.program.shapes[1][0]
 
 
@@ -338,5 +340,7 @@ def test_unknown_names_are_refused():
         zoo.build("resnet20", 2)
     with pytest.raises(UsageError, match="no network 'vgg11:small'"):
         zoo.by_name("vgg11:small", 2, get_space("small"))
+    with pytest.raises(UsageError, match="no stem 'width=0'"):
+        zoo.by_name("resnet18:width=0", 2, get_space("small"))
     with pytest.raises(UsageError, match="no stem 'cifar'"):
         zoo.build("densenet121", 2, stem="cifar")
