@@ -29,10 +29,12 @@ SETTINGS = {
     "data.size": SIZE,
     "hyper.hidden": 8,
     "hyper.max_shape": (8, 8, 5, 5),
+    "pretext.mode": "four",
     "train.batch_size": 16,
     "train.bn_group": 4,
     "train.first_architectures": 2,
     "train.double_every": 10**6,
+    "train.select": "last",
     "optim.learning_rate": 0.001,
 }
 
