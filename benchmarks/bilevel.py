@@ -51,8 +51,9 @@ def experiment(space: str, size: int) -> ConfigDict:
     with config.unlocked():
         config.space = space
         config.data.size = size
-        if space == "deepnets":
-            config.hyper.max_shape = FULL_TILE
+        config.hyper.max_shape = FULL_TILE if space == "deepnets" else (32, 32, 7, 7)
+        config.pretext.mode = "four"
+        config.train.first_architectures = 0
     return config
 
 

@@ -145,7 +145,7 @@ def _default() -> ConfigDict:
     )
     config.train = ConfigDict(
         {
-            "steps": 1200,
+            "steps": 1600,
             "meta_batch": 2,
             "batch_size": 32,
             "bn_group": 32,
@@ -156,7 +156,7 @@ def _default() -> ConfigDict:
             "dtype": "float32",
             # Training begins with a few architectures, whose number doubles; 0 = with all of them.
             "first_architectures": 4,
-            "double_every": 100,
+            "double_every": 200,
             "warm_up_networks": 600,
             "warm_up_signatures": 250,
             "validation_networks": 6,
@@ -390,6 +390,7 @@ def _paper(config: ConfigDict) -> None:
     config.data.size = 224
     config.data.workers = 8
     config.data.check = "header"
+    config.pretext.mode = "four"
     config.train.select = "last"
     config.hyper.max_shape = (64, 64, 11, 11)
     # 50 epochs of 35,000 images at 16 images (64 views) a step.

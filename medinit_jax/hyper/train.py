@@ -28,7 +28,7 @@ from medinit_jax.core.checkpoint import open_checkpoints
 from medinit_jax.core.compiler import jit
 from medinit_jax.core.errors import UsageError
 from medinit_jax.core.log import MetricWriter, create_writer
-from medinit_jax.core.parallel import Parallel
+from medinit_jax.core.parallel import Parallel, own_devices
 from medinit_jax.core.progress import Progress
 from medinit_jax.core.provenance import code_version
 from medinit_jax.core.timing import Stopwatch
@@ -341,8 +341,12 @@ def _selection(
     programs: Mapping[str, Program],
     workdir: Path,
     started_at: int,
-) -> tuple[TransferProbe, Best] | None:
-    """Returns the transfer probe and where its best is kept; None if the last step is published."""
+) -> tuple[Callable[[int, Any], float], Best | None] | None:
+    """Returns (step, params) -> the transfer probe, and where its best is kept.
+
+    None if the last step is published. Of several processes the first one scores and keeps, on its
+    own devices, and the others wait; they keep nothing.
+    """
     train = bilevel.config.train
     if train.select not in SELECTIONS:
         raise UsageError(
@@ -350,16 +354,23 @@ def _selection(
         )
     if train.select == "last":
         return None
-    if bilevel.world.process[1] > 1:
-        raise UsageError(
-            "config.train.select=probe works in one process; set it to last for several."
-        )
     if not train.validate_every or not programs:
         raise UsageError(
             "config.train.select=probe needs validation: set config.train.validate_every and "
             "config.train.validation_networks above 0."
         )
-    return TransferProbe(bilevel, sources, programs), Best(workdir, started_at)
+    if not cluster.first():
+        return lambda step, params: cluster.once(float), None
+    judge = bilevel if cluster.alone() else make_bilevel(bilevel.config, own_devices())
+    probe, best = TransferProbe(judge, sources, programs), Best(workdir, started_at)
+
+    def score(step: int, params: Any) -> float:
+        theta, _ = split(bilevel.world.local(params))
+        found = probe(theta)
+        best.consider(step, theta, found)
+        return found
+
+    return lambda step, params: cluster.once(lambda: score(step, params)), best
 
 
 def _with_validation(
@@ -373,10 +384,7 @@ def _with_validation(
         if every and ((number + 1) % every == 0 or number + 1 == last):
             found = figures(current.params)
             if selection:
-                probe, best = selection
-                theta, _ = split(current.params)
-                found["val/probe"] = probe(theta)
-                best.consider(number + 1, theta, found["val/probe"])
+                found["val/probe"] = selection[0](number + 1, current.params)
             writer.write_scalars(number + 1, found)
         return current, metrics
 

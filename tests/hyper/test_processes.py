@@ -68,6 +68,7 @@ def command(tmp_path_factory):
             "train.bn_group": 4, "train.first_architectures": 2, "train.double_every": 10**6,
             "train.steps": STEPS, "train.log_every": 1, "train.checkpoint_every": 10,
             "optim.learning_rate": 0.0001, "stages": "train", "train.warm_up_signatures": 0,
+            "pretext.mode": "four", "train.select": "last",
         }  # fmt: skip
         settings |= {name.replace("__", "."): value for name, value in options.items()}
         flags = [f"--config.{name}={value}" for name, value in settings.items()]
@@ -86,22 +87,24 @@ def run(command, folder, processes=2, **options):
 
 @needs_gloo
 @pytest.mark.parametrize(
-    ("spread", "pretext", "steps"),
+    ("spread", "pretext", "select", "steps"),
     [
-        ("images", "rotation", STEPS),
+        ("images", "rotation", "last", STEPS),
         # Labels to share, learned heads, and as many images for each as it asks for.
-        pytest.param("images", "weak_labels+contrast", 4, marks=pytest.mark.slow),
-        pytest.param("architectures", "rotation", STEPS, marks=pytest.mark.slow),
+        pytest.param("images", "weak_labels+contrast", "last", 4, marks=pytest.mark.slow),
+        # The first process probes, and the others wait.
+        pytest.param("images", "rotation", "probe", STEPS, marks=pytest.mark.slow),
+        pytest.param("architectures", "rotation", "probe", STEPS, marks=pytest.mark.slow),
     ],
 )
 def test_two_processes_train_as_one_device_does(
-    command, tmp_path, monkeypatch, spread, pretext, steps
+    command, tmp_path, monkeypatch, spread, pretext, select, steps
 ):
     """Where architectures are spread, each device also has a part of the moments."""
     monkeypatch.setitem(space.SPACES, "tiny", TINY)
     two, one = tmp_path / "two", tmp_path / "one"
     settings = command(
-        train__spread=spread, train__steps=steps, pretext__name=pretext,
+        train__spread=spread, train__steps=steps, train__select=select, pretext__name=pretext,
         optim__sharded=spread == "architectures",
     )  # fmt: skip
     run(settings, two)
@@ -115,7 +118,9 @@ def test_two_processes_train_as_one_device_does(
     trees = [load_params(folder / "initializer")[0] for folder in (one, two)]
     for mine, its in zip(*map(jax.tree.leaves, trees), strict=True):
         np.testing.assert_allclose(mine, its, atol=1e-3)
-    assert json.loads((two / "train.json").read_text())["steps"] == steps
+    told = [json.loads((folder / "train.json").read_text()) for folder in (one, two)]
+    assert told[1]["steps"] == steps
+    assert told[0].get("published_step") == told[1].get("published_step")
     scores = [
         {k: v for line in lines_of(folder) for k, v in line.items() if k.startswith("val/")}
         for folder in (one, two)
