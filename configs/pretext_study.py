@@ -214,7 +214,7 @@ def _mini() -> dict:
             "data": {"patients": {"train": 60, "val": 80, "test": 40}, "size": 16},
             "optim": {"warmup_steps": 1},
             "train": {
-                "steps": 6, "validate_every": 3, "log_every": 2, "checkpoint_every": 3,
+                "steps": 6, "trials": 1, "validate_every": 3, "log_every": 2, "checkpoint_every": 3,
                 "validation_networks": 1, "warm_up_signatures": 0,
                 "probe": {"images": {"train": 96, "val": 96}},
             },
@@ -254,7 +254,7 @@ def _phantom() -> dict:
         "networks": {"choose": CHOOSE, "confirm": CONFIRM},
         "seeds": {"choose": 1, "confirm": 3},
         "fractions": (0.01, 0.05, 0.1, 0.2, 1.0),
-        "hyper": {"train": {"steps": 1600}},
+        "hyper": {"train": {"steps": 1200}},
         "downstream": {
             "choose": {
                 "seeds": 1, "judge": "val", "finetune": False, "fractions": RULE,

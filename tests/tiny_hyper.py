@@ -35,6 +35,7 @@ SETTINGS = {
     "train.first_architectures": 2,
     "train.double_every": 10**6,
     "train.select": "last",
+    "train.trials": 1,
     "optim.learning_rate": 0.001,
 }
 

@@ -32,6 +32,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     from medinit_jax.hyper.evaluate import evaluate
     from medinit_jax.hyper.setup import make_bilevel
     from medinit_jax.hyper.train import train
+    from medinit_jax.hyper.trials import with_best_seed
     from medinit_jax.report import write_report
 
     stages = read_stages(config, STAGES)
@@ -40,7 +41,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
         bilevel = None
         if "train" in stages:
             bilevel = make_bilevel(config, Parallel())
-            train(config, workdir, console, bilevel=bilevel)
+            own = with_best_seed(config, workdir, console, bilevel)
+            train(own, workdir, console, bilevel=bilevel._replace(config=own))
         if "evaluate" in stages:
             # One process runs the blocks that training compiled; of several, each has its own.
             own = bilevel if cluster.alone() else None

@@ -400,6 +400,7 @@ def _finish(config, workdir, current, bilevel, seconds, stream, console, images,
     seen = {i for step in range(steps) for i in stream.indices(step)}
     summary = {
         "steps": steps,
+        "seed": config.seed,
         "seconds": round(seconds, 1),
         "architectures": len(seen),
         "skipped_steps": int(current.skipped),
