@@ -21,9 +21,9 @@ reached; the 224 px variants are meant for a GPU or TPU and were not run to the 
 `--config.preset=seed_paper` means what the paper says (arXiv 2206.03661): Eq. 2 synchronous,
 incoming neighbors, 1 < s <= 50, activations as nodes, cosine from 0.01, its own augmentation. What
 the paper leaves open is our choice: K = 8 layers of Eq. 2, hidden size 32, meta-batch 8 (2 in the
-small space), AdamW with clip 5, the shape encoding, decoder and normalization of GHN-2. The default
-preset `stable` is GHN-2's sequential traversal with warm-up, a learning rate of 3e-4 and a decoder
-that starts centered (docs/results.md).
+compact space), AdamW with clip 5, the shape encoding, decoder and normalization of GHN-2. The
+default preset `stable` is GHN-2's sequential traversal with warm-up, a learning rate of 3e-4 and a
+decoder that starts centered (docs/results.md).
 """
 
 from ml_collections import ConfigDict
@@ -166,9 +166,10 @@ def _default() -> ConfigDict:
             "validation_networks": 6,
             "validate_every": 100,
             # Which step is published: "last", or "probe": the one whose validation networks give
-            # the best frozen features, by labels of training and validation images. More training
-            # of a pretext can transfer worse.
-            "select": "probe",
+            # the best frozen features, by labels of training and validation images, as more
+            # training of a pretext can transfer worse. "auto" probes where images are drawn, and
+            # looks at no label of yours.
+            "select": "auto",
             "probe": {"label": "any", "images": {"train": 800, "val": 800}},
             "log_every": 50,
             "checkpoint_every": 500,
@@ -372,6 +373,7 @@ def _mixed(config: ConfigDict) -> None:
     config.space = "mixed"
     config.hyper.node_types = 29
     config.train.steps = 6000
+    config.train.validate_every = 500
     config.train.warm_up_networks = 30_000
     config.train.warm_up_signatures = 3_000
     config.evaluate.resnets = ("resnet18", "resnet50")
@@ -383,8 +385,6 @@ def _folder(config: ConfigDict) -> None:
     config.data.source = "files"
     config.data.labels = "none"
     config.data.normalization = "gray"
-    # Without labels nothing tells what transfers best.
-    config.train.select = "last"
 
 
 def _paper(config: ConfigDict) -> None:
@@ -397,7 +397,7 @@ def _paper(config: ConfigDict) -> None:
     config.data.check = "header"
     config.pretext.mode = "four"
     config.train.trials = 1
-    config.train.select = "last"
+    config.train.first_architectures = 0
     config.hyper.max_shape = (64, 64, 11, 11)
     # 50 epochs of 35,000 images at 16 images (64 views) a step.
     config.train.steps = 109_000

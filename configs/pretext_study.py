@@ -72,8 +72,6 @@ RECIPES = {
     "orthogonal": {"orthogonal": True},
     "noise": {"init_noise": 0.1},
 }
-# Shares of labels by which a pair is chosen.
-RULE = (0.05, 0.2)
 # Of the space `compact`; fixed before any of them was judged. Cells, then members of families.
 CHOOSE = ("val:0", "val:1", "val:2", "val:3", "val:8", "val:19")
 CONFIRM = (
@@ -102,8 +100,9 @@ def get_config(study: str) -> ConfigDict:
     # The last phase that is run: choose, or confirm.
     config.last = "confirm"
     # A pair's score: mean over these shares of labels of the smaller gain, over random or matched.
-    config.rule = ConfigDict({"fractions": RULE})
-    # Where features are probed; what a probe has to gain to win a network; when early is.
+    # They are what the first phase probes; the second one probes those of the size.
+    config.rule = ConfigDict({"fractions": (0.05, 0.2)})
+    # Where features are probed; what has to be gained to win a network; when early is.
     config.depth = 1.0
     config.margin = 0.05
     config.finetune_epoch = 3
@@ -257,7 +256,7 @@ def _phantom() -> dict:
         "hyper": {"train": {"steps": 1200}},
         "downstream": {
             "choose": {
-                "seeds": 1, "judge": "val", "finetune": False, "fractions": RULE,
+                "seeds": 1, "judge": "val", "finetune": False,
                 "starts": ("hyper", "random", "matched"), "images": {"train": 2000, "val": 800},
             },
             "confirm": {

@@ -113,6 +113,8 @@ def unset(config: dict, parts: tuple[str, ...]) -> ConfigDict:
 def _initializer(modality: str) -> dict:
     config = _variant("hyper", "")
     config["note"] = ""
+    # No label decides on what the starts of the paper are.
+    config["train"] |= {"select": "last", "trials": 1}
     config["data"]["name"] = modality
     if modality != "fundus":
         config["data"]["augment"]["normalize_laterality"] = False
@@ -181,7 +183,15 @@ def _real() -> dict:
             "data": {"source": "prepared", "size": 224, "workers": 8},
             "hyper": {"max_shape": (64, 64, 11, 11)},
             "optim": {"warmup_steps": 4000},
-            "train": {"steps": 109_000, "meta_batch": 8, "batch_size": 64, "bn_group": 16},
+            "pretext": {"mode": "four"},
+            "train": {
+                "steps": 109_000,
+                "meta_batch": 8,
+                "batch_size": 64,
+                "bn_group": 16,
+                "first_architectures": 0,
+                "validate_every": 2000,
+            },
         },
         "finetune": {},
         "classification": {},

@@ -200,7 +200,7 @@ class Space:
                 f"split {split!r} of space {self.name!r} has no architecture {index}: "
                 f"give an index from 0 to {ranges.size - 1}"
             )
-        # `wide` holds the networks of `test`, wider.
+        # `wide` holds the networks of `test`, wider, where those are all of cells.
         rng = _stream(self.name, "test" if split == "wide" else split, index)
         if self.families and split in FAMILY_SPLITS and rng.random() < self.families:
             member = draw_member(rng, self.image_size, OWNED[split], self.compact)

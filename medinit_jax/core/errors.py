@@ -9,5 +9,9 @@ class UsageError(Exception):
     """
 
 
+class Unfit(UsageError):
+    """A training can learn nothing any more: collapsed, solved, or not finite."""
+
+
 class InUse(UsageError):
     """A folder belongs to another run that is at work there."""

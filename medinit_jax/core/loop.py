@@ -10,7 +10,7 @@ import numpy as np
 
 from medinit_jax.core import cluster
 from medinit_jax.core.checkpoint import Checkpoints
-from medinit_jax.core.errors import UsageError
+from medinit_jax.core.errors import Unfit, UsageError
 from medinit_jax.core.interrupt import stop_on_signal
 from medinit_jax.core.log import MetricWriter
 from medinit_jax.core.progress import Progress
@@ -207,7 +207,7 @@ def _check_skipped(
     count = before + len(here)
     if count > limit * max(step, GRACE_STEPS):
         latest = "; ".join(describe(index) for index in here[-5:])
-        raise UsageError(
+        raise Unfit(
             f"Training was aborted at step {step}: {count} steps were not finite, more than "
             f"{limit:.0%} (the last ones: {latest}); lower the learning rate or "
             "the clip norm of the optimizer."

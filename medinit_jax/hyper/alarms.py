@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from medinit_jax.core.errors import UsageError
+from medinit_jax.core.errors import Unfit
 from medinit_jax.hyper.objective import Objective
 
 # Below, features of different views are the same but for rounding.
@@ -49,14 +49,14 @@ class Alarms:
             losses = _finite(window, "train/loss" if alone else f"train/loss/{part.name}")
             spreads = _finite(window, f"train/spread/{part.name}")
             if spreads and max(spreads) < CONSTANT:
-                raise UsageError(
+                raise Unfit(
                     f"The pretext {part.name} has collapsed: in all {len(spreads)} steps up to "
                     f"{step} every image had the same features (spread {max(spreads):.1e}); lower "
                     "config.optim.learning_rate, or add another pretext to config.pretext.name."
                 )
             floor = SOLVED * part.pretext.chance(self.objective.group)[0]
             if losses and step <= max(EARLY, self.every) and np.mean(losses) < floor:
-                raise UsageError(
+                raise Unfit(
                     f"The pretext {part.name} teaches nothing: its loss is {np.mean(losses):.4f} "
                     f"nats by step {step}, before anything could be learned; its images or labels "
                     f"give the answer away, so change them or leave {part.name} out of "

@@ -90,7 +90,7 @@ def diagnose(
 
 
 def families_of(names: Sequence[str], space: Space) -> list[str]:
-    """Returns the family of each network: that of a member of one, else the design space's cells.
+    """Returns the family of each network: that of a member of one, "cells", or its own name.
 
     Args:
         names: As "test:3", or of the zoo.
@@ -99,8 +99,11 @@ def families_of(names: Sequence[str], space: Space) -> list[str]:
     found = []
     for name in names:
         split, _, index = name.partition(":")
-        drawn = space.sample(split, int(index)) if split in space.splits else None
-        found.append(drawn.family if isinstance(drawn, Member) else "cells" if drawn else name)
+        if split not in space.splits or not index.isdigit():
+            found.append(split)
+            continue
+        drawn = space.sample(split, int(index))
+        found.append(drawn.family if isinstance(drawn, Member) else "cells")
     return found
 
 

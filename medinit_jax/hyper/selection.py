@@ -34,7 +34,22 @@ from medinit_jax.hyper.setup import Bilevel
 from medinit_jax.models.ops import pooled
 
 BEST_FOLDER = "best"
-SELECTIONS = ("last", "probe")
+SELECTIONS = ("auto", "last", "probe")
+
+
+def probes(config: Any) -> bool:
+    """Returns whether the step that is published is chosen by the transfer probe.
+
+    Args:
+        config: The experiment; "auto" looks at the labels of drawn images alone.
+
+    Raises:
+        UsageError: `config.train.select` means nothing.
+    """
+    select = config.train.select
+    if select not in SELECTIONS:
+        raise UsageError(f"config.train.select={select!r} is none of {', '.join(SELECTIONS)}.")
+    return select == "probe" or (select == "auto" and config.data.source == "phantom")
 
 
 class TransferProbe:

@@ -44,7 +44,7 @@ from medinit_jax.hyper.objective import Objective, joined, known_facts, split
 from medinit_jax.hyper.pretexts.task import Facts
 from medinit_jax.hyper.publish import publish
 from medinit_jax.hyper.rotation import held_out_views, pretext_scores, rotation_accuracy
-from medinit_jax.hyper.selection import SELECTIONS, Best, TransferProbe
+from medinit_jax.hyper.selection import Best, TransferProbe, probes
 from medinit_jax.hyper.setup import Bilevel, make_bilevel, open_sources, warm_up
 from medinit_jax.hyper.stream import ArchitectureStream
 
@@ -348,16 +348,12 @@ def _selection(
     own devices, and the others wait; they keep nothing.
     """
     train = bilevel.config.train
-    if train.select not in SELECTIONS:
-        raise UsageError(
-            f"config.train.select={train.select!r} is none of {', '.join(SELECTIONS)}."
-        )
-    if train.select == "last":
+    if not probes(bilevel.config):
         return None
     if not train.validate_every or not programs:
         raise UsageError(
             "config.train.select=probe needs validation: set config.train.validate_every and "
-            "config.train.validation_networks above 0."
+            "config.train.validation_networks above 0, or set select=last."
         )
     if not cluster.first():
         return lambda step, params: cluster.once(float), None

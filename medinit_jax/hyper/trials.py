@@ -18,7 +18,7 @@ from rich.console import Console
 
 from medinit_jax.core import cluster
 from medinit_jax.core.checkpoint import open_checkpoints
-from medinit_jax.core.errors import UsageError
+from medinit_jax.core.errors import Unfit, UsageError
 from medinit_jax.core.ledger import finite
 from medinit_jax.core.log import METRICS_FILE
 from medinit_jax.core.workdir import write_json
@@ -44,16 +44,16 @@ def with_best_seed(
         bilevel: What trials run on.
 
     Returns:
-        A copy that has the seed of the least mean loss over the second half of its trial.
+        The configuration, or a copy that has the seed of the least mean loss over the second half
+        of its trial.
 
     Raises:
-        UsageError: There is no trial, or trials have no steps or more than the training.
+        UsageError: There is no trial, or none could be trained.
     """
-    count, steps = config.train.trials, config.train.trial_steps
-    if count < 1 or (count > 1 and not 1 <= steps <= config.train.steps):
+    count, steps = config.train.trials, min(config.train.trial_steps, config.train.steps)
+    if count < 1 or steps < 1:
         raise UsageError(
-            f"config.train.trials={count} of trial_steps={steps}: give at least 1 trial, and steps "
-            f"from 1 to config.train.steps={config.train.steps}."
+            f"config.train.trials={count} of trial_steps={steps}: give at least 1 of both."
         )
     if count == 1:
         return config
@@ -63,7 +63,13 @@ def with_best_seed(
         for number in range(count):
             seed = fold_seed(config.seed, "trial", number) if number else config.seed
             console.print(f"Trial {number + 1} of {count}, {steps} steps")
-            losses[seed] = _loss(_seeded(config, seed), workdir, number, console, bilevel)
+            own, folder = _seeded(config, seed), workdir / FOLDER / str(number)
+            losses[seed] = _loss(own, folder, steps, console, bilevel)
+        if not np.isfinite(min(losses.values())):
+            raise UsageError(
+                f"None of {count} trials could be trained; the lines above say why. Change that, "
+                "or set config.train.trials=1 to see the first one end by itself."
+            )
         record = {"seed": min(losses, key=losses.__getitem__), "losses": losses, "steps": steps}
         cluster.once(lambda: _keep(workdir, finite(record)))
     console.print(f"Seed {record['seed']} learns most in {steps} steps; training goes on with it.")
@@ -72,23 +78,26 @@ def with_best_seed(
 
 def _loss(
     config: ml_collections.ConfigDict,
-    workdir: Path,
-    number: int,
+    folder: Path,
+    steps: int,
     console: Console,
     bilevel: Bilevel,
 ) -> float:
-    folder = workdir / FOLDER / str(number)
+    """Returns the loss of a trial; one that cannot be trained has an infinite one."""
     folder.mkdir(parents=True, exist_ok=True)
     with config.unlocked():
         # What follows a training is not wanted of a trial.
         config.train.select, config.train.validate_every = "last", 0
-    steps = config.train.trial_steps
     checkpoints = open_checkpoints(folder, config.train)
     done = max(checkpoints.steps(), default=0)
     checkpoints.close()
     if done < steps:
         own = bilevel._replace(config=config)
-        train(config, folder, console, stop_after=steps - done, bilevel=own)
+        try:
+            train(config, folder, console, stop_after=steps - done, bilevel=own)
+        except Unfit as error:
+            console.print(str(error), highlight=False, markup=False, soft_wrap=True)
+            return float(np.inf)
     return cluster.once(lambda: _late_loss(folder, steps))
 
 

@@ -207,8 +207,9 @@ def _labels(config: Mapping[str, Any]) -> list[str]:
     scheme = pretext.get("patches", {}).get("scheme", "")
     if "patches" in names and ("abnormality" in scheme or scheme == "all"):
         found.append(f"config.pretext.patches.scheme={scheme}")
-    if train.get("select") == "probe":
-        found.append("config.train.select=probe")
+    select, drawn = train.get("select"), config.get("data", {}).get("source") == "phantom"
+    if select == "probe" or (select == "auto" and drawn):
+        found.append(f"config.train.select={select}")
     return found
 
 

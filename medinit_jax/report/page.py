@@ -174,6 +174,12 @@ def limiting(record: Record) -> list[str]:
             )
     if is_number(low) and low > 0:
         found.append(f"{percent(low)} of the validation networks stay under 0.35.")
+    train = part(record.summary, "train", dict)
+    if "published_step" in train:
+        found.append(
+            f"Labels of training and validation images chose step {train['published_step']} to be "
+            "published (config.train.probe says how many); the other starts had no such help."
+        )
     runs = sections.entries(record, "finetune")
     comparisons = verdict.compare_all(runs)
     random = next((c for c in comparisons if c.other == "random"), None)

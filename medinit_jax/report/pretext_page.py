@@ -106,6 +106,8 @@ def _choice(summary: Mapping[str, Any]) -> Html:
 
 def _gains(part: Mapping[str, Any]) -> list[Html]:
     over = "mean over networks and hypernetworks; 95 % interval over networks"
+    if "margin" in part:
+        over += f"; a network is won by {fixed(part['margin'], 2)} at least"
     of_vessels = "mean over hypernetworks; 95 % interval (Student) over runs"
     found = [
         (part[name], f"{title}: AUC of the hyper-initializer minus that of another start, {over}")

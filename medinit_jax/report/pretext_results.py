@@ -183,16 +183,17 @@ def confirmed(
         resamples: Of the bootstrap over networks.
 
     Returns:
-        "networks", "families", "hypernetwork_seeds", "probe_gain_over_START" (START may be "both"),
-        "finetune_epoch3_gain_over_START", "finetune_last_gain_over_START" and the like by share of
-        labels, intervals beside them, and "probe", "finetune" and "finetune_last" with the figures
-        of every network.
+        "networks", "families", "hypernetwork_seeds", "margin", "probe_gain_over_START" (START may
+        be "both"), "finetune_epoch3_gain_over_START", "finetune_last_gain_over_START" and the like
+        by share of labels, intervals beside them, and "probe", "finetune" and "finetune_last" with
+        the figures of every network.
     """
     runs = {name: [s.get(name, []) for s in summaries] for name in ("probe", "finetune")}
     found: dict[str, Any] = {
         "networks": sorted({entry["network"] for run in runs["probe"] for entry in run}),
         "families": {name: f for s in summaries for name, f in s.get("families", {}).items()},
         "hypernetwork_seeds": len(summaries),
+        "margin": margin,
     }
     for name, source, prefix, figure in (
         ("probe", "probe", "probe", probe_figure(depth)),

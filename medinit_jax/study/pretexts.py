@@ -100,7 +100,8 @@ class PretextPlan:
         # Where segmentation judges, only the diagnostics are left.
         judged = () if self.tasks(pair.modality) else self.size.networks[phase]
         downstream["networks"] = list(judged)
-        downstream["fractions"] = list(self.size.fractions)
+        shares = self.config.rule.fractions if phase == "choose" else self.size.fractions
+        downstream["fractions"] = list(shares)
         update(downstream, plain(self.size.downstream[phase]))
         update(downstream, plain(self.config.recipes[pair.recipe]))
         update(evaluate["diagnostics"], plain(self.size.diagnostics[phase]))

@@ -121,6 +121,7 @@ def test_two_processes_train_as_one_device_does(
     told = [json.loads((folder / "train.json").read_text()) for folder in (one, two)]
     assert told[1]["steps"] == steps
     assert told[0].get("published_step") == told[1].get("published_step")
+    assert ("published_step" in told[1]) == (select == "probe")
     scores = [
         {k: v for line in lines_of(folder) for k, v in line.items() if k.startswith("val/")}
         for folder in (one, two)

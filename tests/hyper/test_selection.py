@@ -174,7 +174,7 @@ def test_the_best_is_kept_and_a_later_one_forgotten_when_resumed(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"train__select": "best"}, "config.train.select='best' is none of last, probe"),
+        ({"train__select": "best"}, "config.train.select='best' is none of auto, last, probe"),
         ({"train__probe__label": "all"}, "config.train.probe.label='all'; set it to any or class"),
         ({"train__validate_every": 0}, "needs validation: set config.train.validate_every"),
         ({"data__path": None, "pretext__name": "contrast"}, "needs labels of two kinds"),

@@ -11,7 +11,7 @@ from tiny_hyper import CONFIG, SETTINGS, TINY, write_images
 
 from medinit_jax.arch import space as space_lib
 from medinit_jax.core.config import read_command_line
-from medinit_jax.core.errors import UsageError
+from medinit_jax.core.errors import Unfit, UsageError
 from medinit_jax.core.log import METRICS_FILE
 from medinit_jax.core.parallel import Parallel
 from medinit_jax.downstream.protocol import fold_seed
@@ -107,12 +107,33 @@ def test_trials_that_were_stopped_go_on(begin, tmp_path, monkeypatch):
     assert records[0]["seed"] == SEEDS[int(np.argmin(values))]
 
 
+def test_a_trial_that_cannot_be_trained_loses(begin, tmp_path, monkeypatch):
+    def train(config, folder, console, **options):
+        if config.seed != wanted:
+            raise Unfit("The pretext rotation has collapsed")
+        (folder / METRICS_FILE).write_text('{"step": 4, "train/loss": 1.0}')
+
+    monkeypatch.setattr(trials, "train", train)
+    wanted = SEEDS[2]
+    assert begin(tmp_path / "one").seed == wanted
+    wanted = None
+    with pytest.raises(UsageError, match="None of 3 trials could be trained"):
+        begin(tmp_path / "none")
+    assert not (tmp_path / "none" / trials.TRIALS_FILE).exists()
+
+
+def test_a_trial_is_no_longer_than_the_training(begin, told, tmp_path):
+    losses, ran = told
+    losses |= dict.fromkeys(SEEDS, [1.0] * 4)
+    assert begin(tmp_path, steps=4, trial_steps=200).seed == 7 and ran == SEEDS
+
+
 def test_one_trial_is_none(begin, told, tmp_path):
     assert begin(tmp_path, trials=1).seed == 7
     assert not told[1] and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("options", [{"trials": 0}, {"trial_steps": 9}, {"trial_steps": 0}])
+@pytest.mark.parametrize("options", [{"trials": 0}, {"trial_steps": 0}])
 def test_trials_that_mean_nothing(begin, tmp_path, options):
-    with pytest.raises(UsageError, match=r"config\.train\.trials=.*from 1 to config"):
+    with pytest.raises(UsageError, match=r"config\.train\.trials=.*at least 1 of both"):
         begin(tmp_path, **options)

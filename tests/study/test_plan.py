@@ -2,9 +2,11 @@ import json
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
 from medinit_jax.core.errors import UsageError
 from medinit_jax.core.workdir import write_json
+from medinit_jax.hyper.selection import probes
 from medinit_jax.study import hyper_starts
 from medinit_jax.study.plan import Cell, Point, task_name
 from medinit_jax.study.studies import make_plan
@@ -141,6 +143,16 @@ def test_real_initializers_see_no_evaluation_images_unless_told(study):
         plan(study("hyper_fig4", *real, "--config.images.xray=/x")), "xray"
     )
     assert (job.config["data"]["source"], job.config["data"]["path"]) == ("folder", "/x")
+
+
+@pytest.mark.parametrize("size", ["mini", "phantom", "real"])
+def test_no_label_decides_on_the_papers_initializers(study, size):
+    """Which also asks for no validation, of which `mini` has none."""
+    job = hyper_starts.initializer(plan(study("hyper_fig4", f"--config.size={size}")), "fundus")
+    assert not probes(ConfigDict(job.config)) and job.config["train"]["trials"] == 1
+    if size == "real":
+        assert job.config["pretext"]["mode"] == "four"
+        assert not job.config["train"]["first_architectures"]
 
 
 @pytest.mark.parametrize(
