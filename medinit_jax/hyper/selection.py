@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ import jax
 import numpy as np
 
 from medinit_jax.arch.program import Program
+from medinit_jax.core import cluster
 from medinit_jax.core.errors import UsageError
+from medinit_jax.core.parallel import own_devices
 from medinit_jax.core.parameters import load_params, save_params
 from medinit_jax.data.augment import Augmentation
 from medinit_jax.data.catalog import batch_options
@@ -30,7 +32,8 @@ from medinit_jax.downstream.protocol import halves
 from medinit_jax.hyper.bilevel import meta_batch
 from medinit_jax.hyper.hypernetwork import Theta
 from medinit_jax.hyper.initializer import graph_of
-from medinit_jax.hyper.setup import Bilevel
+from medinit_jax.hyper.objective import split as split_heads
+from medinit_jax.hyper.setup import Bilevel, make_bilevel
 from medinit_jax.models.ops import pooled
 
 BEST_FOLDER = "best"
@@ -185,3 +188,47 @@ class Best:
     def theta(self) -> Theta:
         """Returns the parameters that were kept."""
         return load_params(self.folder)[0]
+
+
+def open_selection(
+    bilevel: Bilevel,
+    sources: Mapping[str, Source],
+    programs: Mapping[str, Program],
+    workdir: Path,
+    started_at: int,
+) -> tuple[Callable[[int, Any], float], Best | None] | None:
+    """Returns (step, params) -> the transfer probe, and where its best is kept.
+
+    None if the last step is published. Of several processes the first one scores and keeps, on its
+    own devices, and the others wait; they keep nothing.
+
+    Args:
+        bilevel: What training runs on.
+        sources: Images by split.
+        programs: Validation networks by name.
+        workdir: The run's.
+        started_at: The step where the run goes on.
+
+    Raises:
+        UsageError: `config.train.select` means nothing, or there is nothing to probe.
+    """
+    train = bilevel.config.train
+    if not probes(bilevel.config):
+        return None
+    if not train.validate_every or not programs:
+        raise UsageError(
+            "config.train.select=probe needs validation: set config.train.validate_every and "
+            "config.train.validation_networks above 0, or set select=last."
+        )
+    if not cluster.first():
+        return lambda step, params: cluster.once(float), None
+    judge = bilevel if cluster.alone() else make_bilevel(bilevel.config, own_devices())
+    probe, best = TransferProbe(judge, sources, programs), Best(workdir, started_at)
+
+    def score(step: int, params: Any) -> float:
+        theta, _ = split_heads(bilevel.world.local(params))
+        found = probe(theta)
+        best.consider(step, theta, found)
+        return found
+
+    return lambda step, params: cluster.once(lambda: score(step, params)), best

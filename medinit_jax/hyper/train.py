@@ -28,7 +28,7 @@ from medinit_jax.core.checkpoint import open_checkpoints
 from medinit_jax.core.compiler import jit
 from medinit_jax.core.errors import UsageError
 from medinit_jax.core.log import MetricWriter, create_writer
-from medinit_jax.core.parallel import Parallel, own_devices
+from medinit_jax.core.parallel import Parallel
 from medinit_jax.core.progress import Progress
 from medinit_jax.core.provenance import code_version
 from medinit_jax.core.timing import Stopwatch
@@ -44,7 +44,7 @@ from medinit_jax.hyper.objective import Objective, joined, known_facts, split
 from medinit_jax.hyper.pretexts.task import Facts
 from medinit_jax.hyper.publish import publish
 from medinit_jax.hyper.rotation import held_out_views, pretext_scores, rotation_accuracy
-from medinit_jax.hyper.selection import Best, TransferProbe, probes
+from medinit_jax.hyper.selection import open_selection
 from medinit_jax.hyper.setup import Bilevel, make_bilevel, open_sources, warm_up
 from medinit_jax.hyper.stream import ArchitectureStream
 
@@ -221,7 +221,7 @@ def train(
     current = state.place(loop.resume(checkpoints, current, batches), world, sharded)
     started_at = int(current.step)
     programs = _validation_networks(bilevel)
-    selection = _selection(bilevel, sources, programs, workdir, started_at)
+    selection = open_selection(bilevel, sources, programs, workdir, started_at)
     stream = ArchitectureStream(
         bilevel.space,
         bilevel.module,
@@ -333,40 +333,6 @@ def _validation(bilevel: Bilevel, source: Source, programs: Mapping[str, Program
     if bilevel.share[1] == 1:
         return scores
     return lambda params: scores(bilevel.world.local(params))
-
-
-def _selection(
-    bilevel: Bilevel,
-    sources: Mapping[str, Source],
-    programs: Mapping[str, Program],
-    workdir: Path,
-    started_at: int,
-) -> tuple[Callable[[int, Any], float], Best | None] | None:
-    """Returns (step, params) -> the transfer probe, and where its best is kept.
-
-    None if the last step is published. Of several processes the first one scores and keeps, on its
-    own devices, and the others wait; they keep nothing.
-    """
-    train = bilevel.config.train
-    if not probes(bilevel.config):
-        return None
-    if not train.validate_every or not programs:
-        raise UsageError(
-            "config.train.select=probe needs validation: set config.train.validate_every and "
-            "config.train.validation_networks above 0, or set select=last."
-        )
-    if not cluster.first():
-        return lambda step, params: cluster.once(float), None
-    judge = bilevel if cluster.alone() else make_bilevel(bilevel.config, own_devices())
-    probe, best = TransferProbe(judge, sources, programs), Best(workdir, started_at)
-
-    def score(step: int, params: Any) -> float:
-        theta, _ = split(bilevel.world.local(params))
-        found = probe(theta)
-        best.consider(step, theta, found)
-        return found
-
-    return lambda step, params: cluster.once(lambda: score(step, params)), best
 
 
 def _with_validation(
