@@ -163,7 +163,7 @@ def _default() -> ConfigDict:
             "double_every": 200,
             "warm_up_networks": 600,
             "warm_up_signatures": 250,
-            "validation_networks": 6,
+            "validation_networks": 8,
             "validate_every": 100,
             # Which step is published: "last", or "probe": the one whose validation networks give
             # the best frozen features, by labels of training and validation images, as more

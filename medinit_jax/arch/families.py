@@ -16,7 +16,7 @@ import functools
 import hashlib
 import zlib
 from collections import Counter
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import numpy as np
@@ -224,6 +224,7 @@ def draw_member(
     image_size: int,
     parts: Container[int] = range(PARTS),
     compact: bool = False,
+    names: Sequence[str] = (),
 ) -> Member:
     """Draws a member of a family that is neither too large nor held out.
 
@@ -231,9 +232,10 @@ def draw_member(
         rng: Source of the draw.
         image_size: Height and width of the images, which decide on stems and patches.
         parts: Which of the 4 parts of all wirings it comes from.
-        compact: Whether it is narrow, shallow and of `COMPACT_FAMILIES`.
+        compact: Whether it is narrow and shallow, which members of `COMPACT_FAMILIES` can be.
+        names: The families; () = all.
     """
-    names = COMPACT_FAMILIES if compact else tuple(FAMILIES)
+    names = names or tuple(FAMILIES)
     while True:
         name = names[int(rng.integers(len(names)))]
         member = FAMILIES[name](_Dice(rng, image_size, compact))

@@ -2,8 +2,8 @@
 
 `deepnets` is DeepNets-1M: its ranges, draws and rejection rules. `mixed` is the same with 30 % of
 other families in the splits train, val and test, and with two widths in training. `small` is a
-sub-space that two CPU cores train on in minutes, `compact` the same with narrow and shallow members
-of other families for one half. What is drawn depends on (space, split, index) alone, nothing is
+sub-space that two CPU cores train on in minutes, `compact` the same, every second network a narrow
+and shallow member of another family. What is drawn depends on (space, split, index) alone, nothing is
 stored. Pairs of cells are dealt to the splits by a hash of what they compute: the
 cells of an evaluation split are never trained on, whatever the stem, the depth and the widths
 around them.
@@ -22,7 +22,7 @@ import numpy as np
 
 from medinit_jax.arch.deepnets import LARGE_IMAGE, Architecture, count_parameters, is_connected
 from medinit_jax.arch.deepnets import program as deepnets_program
-from medinit_jax.arch.families import Member, draw_member
+from medinit_jax.arch.families import COMPACT_FAMILIES, Member, draw_member
 from medinit_jax.arch.genotype import LARGE_CONVS, OPERATIONS, draw_cells, is_rejected, part
 from medinit_jax.arch.program import Program
 from medinit_jax.core.errors import UsageError
@@ -150,7 +150,8 @@ class Space:
         fc_dim: Width between the two dense layers, where `widen` does not draw it.
         families: Share of the networks of `FAMILY_SPLITS` that are drawn from well-known families
             instead, see `arch.families`.
-        compact: Whether those are narrow and shallow, of node types that DeepNets-1M has, too.
+        compact: Whether every second network of `FAMILY_SPLITS` is of those families that have no
+            node type beyond DeepNets-1M's, in turn, and narrow and shallow.
         widen: Sets C and fc_dim: a function of the space, the architecture at C=32, its number of
             parameters and a random generator.
     """
@@ -202,10 +203,13 @@ class Space:
             )
         # `wide` holds the networks of `test`, wider, where those are all of cells.
         rng = _stream(self.name, "test" if split == "wide" else split, index)
+        if self.compact and split in FAMILY_SPLITS and index % 2:
+            # In turn: curricula that begin with few networks, and small samples, have all of them.
+            name = COMPACT_FAMILIES[index // 2 % len(COMPACT_FAMILIES)]
+            member = draw_member(rng, self.image_size, OWNED[split], compact=True, names=(name,))
+            return dataclasses.replace(member, split=split, index=index)
         if self.families and split in FAMILY_SPLITS and rng.random() < self.families:
-            member = draw_member(rng, self.image_size, OWNED[split], self.compact)
-            if self.compact:
-                return dataclasses.replace(member, split=split, index=index)
+            member = draw_member(rng, self.image_size, OWNED[split])
             # Held-out networks have three channels: none is drawn in gray either.
             channels = 1 if split == "train" and rng.random() < GRAYSCALE else 3
             return dataclasses.replace(member, split=split, index=index, channels=channels)
@@ -331,4 +335,4 @@ SPACES: dict[str, Space] = {
 SPACES["mixed"] = dataclasses.replace(
     SPACES["deepnets"], name="mixed", families=0.3, widen=few_widths
 )
-SPACES["compact"] = dataclasses.replace(SPACES["small"], name="compact", families=0.5, compact=True)
+SPACES["compact"] = dataclasses.replace(SPACES["small"], name="compact", compact=True)
