@@ -107,7 +107,7 @@ def _default() -> ConfigDict:
             },
         }
     )
-    # Tiles of 64x64 channels: beyond, up to the 256 of the compact space, they repeat.
+    # Tiles of 64x64 channels: beyond, up to the 256 of the compact space, they repeat, shifted.
     config.hyper = ConfigDict(
         {
             "hidden": 32,
@@ -129,6 +129,7 @@ def _default() -> ConfigDict:
             "decoder_scale": 1.0,
             "decoder_centered": True,
             "decoder_rank": 0,
+            "tiling": "shift",
         }
     )
     config.optim = ConfigDict(
@@ -311,6 +312,7 @@ def _seed_paper() -> dict:
             "node_types": 29,
             "activations": True,
             "decoder_centered": False,
+            "tiling": "repeat",
         },
         "optim": {"learning_rate": 0.01, "warmup_steps": 0, "schedule": "cosine"},
         "pretext": {"mode": "four", "circle": False},

@@ -3,10 +3,9 @@
 `deepnets` is DeepNets-1M: its ranges, draws and rejection rules. `mixed` is the same with 30 % of
 other families in the splits train, val and test, and with two widths in training. `small` is a
 sub-space that two CPU cores train on in minutes, `compact` the same, every second network a narrow
-and shallow member of another family. What is drawn depends on (space, split, index) alone, nothing is
-stored. Pairs of cells are dealt to the splits by a hash of what they compute: the
-cells of an evaluation split are never trained on, whatever the stem, the depth and the widths
-around them.
+and shallow member of another family. What is drawn depends on (space, split, index) alone, nothing
+is stored. Pairs of cells are dealt to the splits by a hash of what they compute: the cells of an
+evaluation split are never trained on, whatever the stem, the depth and the widths around them.
 
 Source: Knyazev et al., Parameter Prediction for Unseen Deep Architectures, NeurIPS 2021, and the
 generator published with it.

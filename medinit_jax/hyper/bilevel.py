@@ -257,7 +257,12 @@ class Writer:
 
 
 def prepare_leaves(
-    given: dict, shapes, is_head: bool, penalty: float = 0.0, normalize: bool = True
+    given: dict,
+    shapes,
+    is_head: bool,
+    penalty: float = 0.0,
+    normalize: bool = True,
+    tiling: str = "repeat",
 ) -> dict:
     """Slices, tiles and normalizes the raw arrays of one module; runs inside a compiled block.
 
@@ -267,6 +272,7 @@ def prepare_leaves(
         is_head: Whether it is the predicted classifier.
         penalty: Strength of the penalty on the norm of every predicted tensor.
         normalize: Whether to normalize.
+        tiling: See `tiles.finish`.
 
     Returns:
         {leaf: array}; those of `OWN_INIT`, which are not given, are its constants.
@@ -282,7 +288,7 @@ def prepare_leaves(
             raw, kind = given[leaf], f"head_{leaf}"
         else:
             raw, kind = given[leaf][1] if leaf == "bias" else given[leaf], leaf
-        leaves[leaf] = finish(raw, shape, kind, normalize)
+        leaves[leaf] = finish(raw, shape, kind, normalize, tiling)
         if penalty:
             leaves[leaf] = _penalized(leaves[leaf], penalty)
     return leaves

@@ -18,6 +18,7 @@ from medinit_jax.core.errors import UsageError
 from medinit_jax.hyper.decoder import Decoder
 from medinit_jax.hyper.embedding import NodeEmbedding, ShapeTables, shape_tables
 from medinit_jax.hyper.gated_gnn import GatedGNN
+from medinit_jax.hyper.tiles import TILINGS
 
 Theta = Mapping[str, Any]
 
@@ -64,6 +65,8 @@ class HyperInitializer(nn.Module):
         encode_own_classes: Whether `predict` without the head gives the head's size as
             `num_classes` to the network, which knows no other.
         normalize: Whether `predict` normalizes parameters.
+        tiling: What kernels larger than `max_shape` are made of: equal copies of their tile,
+            "repeat" (GHN-2), or copies that differ, "shift", see `tiles.shift`.
         init_scheme: Initial embeddings: "ghn2" (standard normal) or "ghn3" (truncated, d^-1/2).
         crop: Part of the whole tile a smaller kernel is: "corner" (GHN-2) or "center" (GHN-3).
         decoder_scale: Factor on the initial weights of the decoder's last layers, 1/5 in GHN-3;
@@ -96,6 +99,7 @@ class HyperInitializer(nn.Module):
     tables: ShapeTables | None = None
     encode_own_classes: bool = True
     normalize: bool = True
+    tiling: str = "repeat"
     init_scheme: str = "ghn2"
     crop: str = "corner"
     decoder_scale: float = 1.0
@@ -111,6 +115,8 @@ class HyperInitializer(nn.Module):
         """Creates the parts."""
         if self.init_scheme not in ("ghn2", "ghn3"):
             raise UsageError(f"init_scheme must be 'ghn2' or 'ghn3', not {self.init_scheme!r}")
+        if self.tiling not in TILINGS:
+            raise UsageError(f"tiling must be 'repeat' or 'shift', not {self.tiling!r}")
         self.embedding = NodeEmbedding(
             features=self.hidden,
             node_types=self.node_types,

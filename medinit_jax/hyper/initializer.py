@@ -211,7 +211,7 @@ def predict(
         tile = raw[key][slot.node]
         if key[0] == "1d":
             tile = tile[0 if slot.kind == "scale" else 1]
-        value = finish(tile, slot.shape, slot.kind, module.normalize)
+        value = finish(tile, slot.shape, slot.kind, module.normalize, module.tiling)
         parameters.setdefault(slot.module, {})[slot.leaf] = (
             jax.device_put(value) if plain else value
         )

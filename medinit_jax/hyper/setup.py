@@ -95,13 +95,16 @@ def make_bilevel(config: ml_collections.ConfigDict, parallel: Parallel) -> Bilev
         config.train.bn_group,
         objective.loss,
         functools.partial(
-            prepare_leaves, penalty=config.train.penalty / parallel.size, normalize=module.normalize
+            prepare_leaves,
+            penalty=config.train.penalty / parallel.size,
+            normalize=module.normalize,
+            tiling=module.tiling,
         ),
         DTYPES[config.train.dtype],
         None if objective.plain else objective.read,
     )
     space = get_space(config.space, config.data.size)
-    if space.families and not space.compact and module.node_types < len(NODE_TYPES):
+    if space.families and module.node_types < len(NODE_TYPES):
         raise UsageError(
             f"config.space={config.space!r} holds networks with more node types than "
             f"config.hyper.node_types={module.node_types}; set it to {len(NODE_TYPES)}."
@@ -251,7 +254,8 @@ def _what_is_compiled(bilevel: Bilevel) -> str:
         [device.device_kind for device in bilevel.parallel.devices],
         repr(bilevel.objective),
         (space.name, space.image_size, space.families, space.widen.__qualname__),
-        (bilevel.module.max_shape, bilevel.module.num_classes, bilevel.module.normalize),
+        (bilevel.module.max_shape, bilevel.module.num_classes),
+        (bilevel.module.normalize, bilevel.module.tiling),
         (train.batch_size, train.bn_group, train.dtype, train.penalty),
         (train.warm_up_networks, train.warm_up_signatures),
     )

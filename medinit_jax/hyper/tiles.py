@@ -9,6 +9,7 @@ import jax
 
 Shape = tuple[int, ...]
 MAX_SHAPE = (64, 64, 11, 11)
+TILINGS = ("repeat", "shift")
 KINDS = ("kernel", "head_kernel", "head_bias", "scale", "bias", "embedding")
 
 
@@ -80,8 +81,39 @@ def repeat(values: jax.Array, sizes: Sequence[int]) -> jax.Array:
     return values
 
 
+def shift(values: jax.Array, inputs: int, outputs: int) -> jax.Array:
+    """Brings a kernel (height, width, I', O') to a size by copies that all differ.
+
+    Equal copies make equal channels: of 256 features that repeat a tile of 64 there are only 64.
+    Copy (i, o) is shifted by o input channels and by i output channels, around the edge. Depthwise
+    kernels (I' = 1) have equal copies, which read channels that differ.
+
+    Args:
+        values: The tile; what exceeds the size is cut.
+        inputs: Input channels.
+        outputs: Output channels.
+
+    Returns:
+        (height, width, inputs, outputs).
+    """
+    values = values[:, :, :inputs, :outputs]
+    copies = -(-inputs // values.shape[2]), -(-outputs // values.shape[3])
+    if max(copies) == 1:
+        return values
+    library = values.__array_namespace__()
+    rows = [
+        library.concatenate([library.roll(values, (o, i), (2, 3)) for o in range(copies[1])], 3)
+        for i in range(copies[0])
+    ]
+    return library.concatenate(rows, 2)[:, :, :inputs, :outputs]
+
+
 def finish(
-    raw: jax.Array, target_shape: Sequence[int], kind: str, normalize: bool = True
+    raw: jax.Array,
+    target_shape: Sequence[int],
+    kind: str,
+    normalize: bool = True,
+    tiling: str = "repeat",
 ) -> jax.Array:
     """Writes a parameter from its raw tile: slice, tile, then normalize for the final shape.
 
@@ -98,6 +130,8 @@ def finish(
             "head_bias": (classes,).
         kind: One of `KINDS`.
         normalize: Whether to normalize.
+        tiling: How kernels are made that are larger than their tile: "repeat" (GHN-2) or "shift",
+            see `shift`.
 
     Returns:
         Parameter of `target_shape`, an array of the library and dtype of `raw`.
@@ -127,6 +161,8 @@ def finish(
         return _embedding(raw[..., 0], target)
     if kind == "head_kernel":
         values = repeat(raw, target[-2:])
+    elif tiling == "shift":
+        values = shift(raw, *target[-2:])
     else:
         values = repeat(raw, (*raw.shape[:2], *target[-2:]))
     if normalize:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from medinit_jax.hyper.tiles import channel_bucket, finish, tile_shape
+from medinit_jax.hyper.tiles import channel_bucket, finish, shift, tile_shape
 
 CASES = [
     ("kernel", (3, 3, 16, 10), (3, 3, 16, 10)),
@@ -131,6 +131,33 @@ def test_without_normalization_values_are_only_copied():
         done = finish(raw, target, kind, normalize=False)
         assert done.shape == target
         assert np.isin(np.asarray(done), np.asarray(raw)).all()
+
+
+def test_shifted_copies_are_the_tile_and_all_differ():
+    tile = np.asarray(_raw((1, 3, 4, 6)))
+    whole = shift(tile, 10, 15)
+    assert whole.shape == (1, 3, 10, 15)
+    blocks = set()
+    for place in np.ndindex(10, 15):
+        (i, o), (copy_i, copy_o) = np.mod(place, (4, 6)), np.floor_divide(place, (4, 6))
+        expected = tile[:, :, (i - copy_o) % 4, (o - copy_i) % 6]
+        np.testing.assert_array_equal(whole[:, :, *place], expected)
+    for i, o in np.ndindex(2, 2):
+        blocks.add(whole[:, :, 4 * i : 4 * i + 4, 6 * o : 6 * o + 6].tobytes())
+    assert len(blocks) == 4
+    np.testing.assert_array_equal(whole, shift(jnp.asarray(tile), 10, 15))
+    np.testing.assert_array_equal(shift(tile, 3, 6), tile[:, :, :3])
+
+
+def test_features_of_a_wide_layer_differ_where_copies_are_shifted():
+    """64 channels to 256 and on to 64: the rank of what repeats is that of one tile."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(500, 64))
+    ranks = {}
+    for tiling in ("repeat", "shift"):
+        kernel = finish(rng.normal(size=(1, 1, 64, 64)), (64, 256), "kernel", tiling=tiling)
+        ranks[tiling] = np.linalg.matrix_rank(np.maximum(x @ kernel, 0))
+    assert ranks == {"repeat": 64, "shift": 256}
 
 
 def test_gradient_in_float64():
