@@ -146,7 +146,7 @@ def _default() -> ConfigDict:
     )
     config.train = ConfigDict(
         {
-            "steps": 1200,
+            "steps": 2000,
             # A run begins so often, with a seed of its own each time, for so many steps; the seed
             # of the least loss trains. Some leave chance late or never (docs/results.md).
             "trials": 3,
@@ -189,7 +189,7 @@ def _pretexts() -> ConfigDict:
     return ConfigDict(
         {
             # One name, or several joined by +, such as hard_rotation+contrast.
-            "name": "rotation",
+            "name": "rotation+patches",
             "weights": {
                 "rotation": 1.0,
                 "hard_rotation": 1.0,
@@ -198,7 +198,19 @@ def _pretexts() -> ConfigDict:
                 "jigsaw": 1.0,
                 "masked": 1.0,
                 "weak_labels": 1.0,
-                "patches": 1.0,
+                "patches": 0.25,
+            },
+            # From which share of the steps on each counts; the earliest of those that are named
+            # count from the start. Beside others rotation does not leave chance.
+            "begin": {
+                "rotation": 0.0,
+                "hard_rotation": 0.0,
+                "contrast": 0.0,
+                "relative_position": 0.0,
+                "jigsaw": 0.0,
+                "masked": 0.0,
+                "weak_labels": 0.0,
+                "patches": 0.25,
             },
             # Channels of pooled features that learned heads read.
             "width": 256,
@@ -315,7 +327,7 @@ def _seed_paper() -> dict:
             "tiling": "repeat",
         },
         "optim": {"learning_rate": 0.01, "warmup_steps": 0, "schedule": "cosine"},
-        "pretext": {"mode": "four", "circle": False},
+        "pretext": {"name": "rotation", "mode": "four", "circle": False},
         "data": {
             "augment": {
                 "zoom": (0.8, 1.2),
@@ -374,6 +386,7 @@ def _mixed(config: ConfigDict) -> None:
     """Wider DeepNets and other families of networks: VGG, ResNet, RegNet, MobileNet, ViT, ..."""
     config.space = "mixed"
     config.hyper.node_types = 29
+    config.pretext.name = "rotation"
     config.train.steps = 6000
     config.train.validate_every = 500
     config.train.warm_up_networks = 30_000
@@ -397,7 +410,7 @@ def _paper(config: ConfigDict) -> None:
     config.data.size = 224
     config.data.workers = 8
     config.data.check = "header"
-    config.pretext.mode = "four"
+    config.pretext.name, config.pretext.mode = "rotation", "four"
     config.train.trials = 1
     config.train.first_architectures = 0
     config.hyper.max_shape = (64, 64, 11, 11)

@@ -58,7 +58,7 @@ PRETEXTS = {
     },
     "weak_labels": {"pretext": {"name": "weak_labels"}},
     "rotation_contrast": {"pretext": {"name": "hard_rotation+contrast"}},
-    "rotation_patches": {"pretext": {"name": "hard_rotation+patches"}},
+    "rotation_patches": {"pretext": {"name": "rotation+patches"}},
 }
 # Those that see no label; the others are listed apart wherever they are run.
 WITHOUT_LABELS = tuple(
@@ -253,7 +253,7 @@ def _phantom() -> dict:
         "networks": {"choose": CHOOSE, "confirm": CONFIRM},
         "seeds": {"choose": 1, "confirm": 3},
         "fractions": (0.01, 0.05, 0.1, 0.2, 1.0),
-        "hyper": {"train": {"steps": 1200}},
+        "hyper": {"train": {"steps": 2000}},
         "downstream": {
             "choose": {
                 "seeds": 1, "judge": "val", "finetune": False,

@@ -113,7 +113,8 @@ def unset(config: dict, parts: tuple[str, ...]) -> ConfigDict:
 def _initializer(modality: str) -> dict:
     config = _variant("hyper", "")
     config["note"] = ""
-    # No label decides on what the starts of the paper are.
+    # Starts of the paper: rotation alone, and no label decides.
+    config["pretext"]["name"] = "rotation"
     config["train"] |= {"select": "last", "trials": 1}
     config["data"]["name"] = modality
     if modality != "fundus":
@@ -183,7 +184,7 @@ def _real() -> dict:
             "data": {"source": "prepared", "size": 224, "workers": 8},
             "hyper": {"max_shape": (64, 64, 11, 11)},
             "optim": {"warmup_steps": 4000},
-            "pretext": {"mode": "four"},
+            "pretext": {"name": "rotation", "mode": "four"},
             "train": {
                 "steps": 109_000,
                 "meta_batch": 8,

@@ -24,6 +24,8 @@ from medinit_jax.hyper.pretexts.rotation import Rotation
 from medinit_jax.hyper.pretexts.task import FACTS, Facts, Pretext, Seen
 
 HEADS = "heads"
+# Key of the targets that say of every view whether its pretext counts yet; also prefix of facts.
+BEGUN = "begun"
 # Keys of config.pretext that are the settings of rotation, as they were before there were others.
 _OF_ROTATION = ("mode", "circle", "label_smoothing")
 _VARIANCE = 1e-6
@@ -37,11 +39,13 @@ class Part:
         name: Key in `PRETEXTS`.
         pretext: The task.
         weight: Of its loss in the sum.
+        begin: Step from which on its loss counts.
     """
 
     name: str
     pretext: Pretext
     weight: float
+    begin: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,10 +78,29 @@ class Objective:
         """{fact: name of a pretext that needs it}."""
         return {fact: part.name for part in self.parts for fact in part.pretext.needs}
 
-    @property
-    def chance(self) -> float:
-        """Loss in nats of features that say nothing."""
-        return sum(part.weight * part.pretext.chance(self.group)[0] for part in self.parts)
+    def chance(self, step: int) -> float:
+        """Returns the loss in nats of features that say nothing, at a step."""
+        return sum(
+            part.weight * part.pretext.chance(self.group)[0]
+            for part in self.parts
+            if part.begin <= step
+        )
+
+    def begun(self, step: int, images: int) -> dict[str, np.ndarray]:
+        """Returns what `views` has to know where pretexts begin later than others.
+
+        Args:
+            step: The step.
+            images: How many images it has.
+
+        Returns:
+            {fact: float32 (images,)}, 1 if the pretext counts, 0 if not yet; {} if all begin at 0.
+        """
+        return {
+            f"{BEGUN}/{part.name}": np.full(images, part.begin <= step, np.float32)
+            for part in self.parts
+            if part.begin
+        }
 
     def images(self, batch: int) -> int:
         """Returns how many images `batch` views of every pretext are made of."""
@@ -93,17 +116,17 @@ class Objective:
         Args:
             images: float (B, S, S, C), as many as `images` says.
             key: Random key of the step.
-            facts: {fact: int32 (B,)} of the images.
+            facts: {fact: int32 (B,)} of the images, and what `begun` gives.
             batch: Views of every pretext.
             devices: Into how many equal parts the result will be cut.
 
         Returns:
             Views (rows, S, S, C), and targets: those of rotation if it is alone, else
-            {pretext: targets of its views}.
+            {pretext: targets of its views}, with `BEGUN` where facts have it.
         """
         if self.plain:
             return self.parts[0].pretext.views(images, key, facts, self.group)
-        made, targets = [], {}
+        made, targets, begun = [], {}, {}
         for number, part in enumerate(self.parts):
             count = batch // part.pretext.copies
             own = {name: values[:count] for name, values in facts.items()}
@@ -111,6 +134,10 @@ class Objective:
             views, asked = part.pretext.views(images[:count], drawn, own, self.group)
             made.append(views.reshape(devices, -1, *views.shape[1:]))
             targets[part.name] = asked
+            if f"{BEGUN}/{part.name}" in own:
+                begun[part.name] = jnp.repeat(own[f"{BEGUN}/{part.name}"], part.pretext.copies)
+        if begun:
+            targets[BEGUN] = begun
         joined = jnp.concatenate(made, 1)
         return joined.reshape(-1, *joined.shape[2:]), targets
 
@@ -169,7 +196,8 @@ class Objective:
                 self.group,
             )  # fmt: skip
             loss, score = part.pretext.judge(seen)
-            total += part.weight * loss
+            begun = targets.get(BEGUN, {}).get(part.name)
+            total += part.weight * (loss if begun is None else begun.mean() * loss)
             spread = jnp.square(features[rows]).sum(1).mean() / REFERENCE
             found[part.name] = {"loss": loss, "score": score, "spread": spread}
         return total, found
@@ -223,6 +251,8 @@ def make_objective(config: ml_collections.ConfigDict) -> Objective:
     names = [name.strip() for name in str(config.pretext.name).split("+")]
     if len(set(names)) < len(names):
         raise UsageError(f"config.pretext.name={config.pretext.name!r} names a pretext twice.")
+    begin = config.pretext.get("begin", {})
+    earliest = min(begin.get(name, 0) for name in names)
     parts = []
     for name in names:
         weight = config.pretext.weights.get(name, 1.0)
@@ -231,7 +261,14 @@ def make_objective(config: ml_collections.ConfigDict) -> Objective:
                 f"config.pretext.weights.{name}={weight} must be above 0; leave {name} out of "
                 "config.pretext.name instead."
             )
-        parts.append(Part(name, make_pretext(config, name), float(weight)))
+        share = begin.get(name, 0)
+        if not 0 <= share < 1:
+            raise UsageError(
+                f"config.pretext.begin.{name}={share} must be a share of the steps, from 0 to "
+                "below 1."
+            )
+        first = int(share * config.train.steps) if share > earliest else 0
+        parts.append(Part(name, make_pretext(config, name), float(weight), first))
     objective = Objective(tuple(parts), group, config.pretext.width)
     for part in parts:
         copies = part.pretext.copies

@@ -87,7 +87,8 @@ def make_step(
 
     def step_fn(current: state.TrainState, step: int, batch: Mapping[str, np.ndarray]):
         drawn = jax.random.fold_in(key, step)
-        views, targets = bilevel.views(batch["image"], drawn, facts_of(batch))
+        known = facts_of(batch) | bilevel.objective.begun(step, len(batch["image"]))
+        views, targets = bilevel.views(batch["image"], drawn, known)
         params = world.local(current.params) if apart else current.params
         losses, accuracies, gradient = gradient_of(params, stream[step], views, targets)
         found = mean(losses), mean(accuracies), gradient
@@ -356,8 +357,12 @@ def _with_validation(
 def _finish(config, workdir, current, bilevel, seconds, stream, console, images, best) -> None:
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     losses = [(line["step"], line["train/loss"]) for line in lines if "train/loss" in line]
-    below = TAKEOFF * bilevel.objective.chance
-    takeoff = next((s for s, loss in losses if (below if loss is None else loss) < below), None)
+    chance = bilevel.objective.chance
+    # A figure is the mean of some steps; pretexts that began among them do not count yet.
+    every = config.train.log_every
+    takeoff = next(
+        (s for s, loss in losses if loss is not None and loss < TAKEOFF * chance(s - every)), None
+    )
     steps = config.train.steps
     seen = {i for step in range(steps) for i in stream.indices(step)}
     summary = {
@@ -379,7 +384,7 @@ def _finish(config, workdir, current, bilevel, seconds, stream, console, images,
     write_json(workdir / "train.json", summary)
     publish(config, workdir, bilevel.module, jax.device_get(theta), images)
     if takeoff is None:
-        what = "ln 4" if bilevel.objective.plain else f"{bilevel.objective.chance:.3f}"
+        what = "ln 4" if bilevel.objective.plain else f"{chance(steps):.3f}"
         console.print(
             f"WARNING: the loss never left chance ({what}); the initializer is no better than an "
             "untrained one. Train longer, lower the difficulty, or start from another checkpoint."

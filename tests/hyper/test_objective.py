@@ -215,7 +215,7 @@ def test_rotation_alone_is_what_it_was():
     assert split(joined(theta, {"contrast": 1})) == (theta, {"contrast": 1})
     assert not make_objective(config("hard_rotation")).plain
     both = make_objective(config("rotation + contrast", weights={"contrast": 0.5}))
-    np.testing.assert_allclose(both.chance, np.log(4) + 0.5 * np.log(7), rtol=1e-12)
+    np.testing.assert_allclose(both.chance(0), np.log(4) + 0.5 * np.log(7), rtol=1e-12)
 
 
 @pytest.mark.parametrize(
