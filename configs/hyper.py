@@ -146,7 +146,7 @@ def _default() -> ConfigDict:
     )
     config.train = ConfigDict(
         {
-            "steps": 2000,
+            "steps": 2500,
             # A run begins so often, with a seed of its own each time, for so many steps; the seed
             # of the least loss trains. Some leave chance late or never (docs/results.md).
             "trials": 3,
@@ -210,7 +210,7 @@ def _pretexts() -> ConfigDict:
                 "jigsaw": 0.0,
                 "masked": 0.0,
                 "weak_labels": 0.0,
-                "patches": 0.25,
+                "patches": 0.4,
             },
             # Channels of pooled features that learned heads read.
             "width": 256,

@@ -253,7 +253,7 @@ def _phantom() -> dict:
         "networks": {"choose": CHOOSE, "confirm": CONFIRM},
         "seeds": {"choose": 1, "confirm": 3},
         "fractions": (0.01, 0.05, 0.1, 0.2, 1.0),
-        "hyper": {"train": {"steps": 2000}},
+        "hyper": {"train": {"steps": 2500}},
         "downstream": {
             "choose": {
                 "seeds": 1, "judge": "val", "finetune": False,

@@ -49,7 +49,7 @@ CONFIG = {
         "name": "rotation", "weights": {}, "width": WIDTH, "mode": "four", "circle": True,
         "label_smoothing": 0.0,
     },
-    "train": {"bn_group": GROUP, "batch_size": BATCH},
+    "train": {"bn_group": GROUP, "batch_size": BATCH, "steps": 20},
 }  # fmt: skip
 
 
@@ -171,6 +171,29 @@ def test_four_devices_find_what_one_does(wide, monkeypatch):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9), one[:2], four[:2])
 
 
+def test_a_pretext_that_begins_later_counts_nothing_before(wide, monkeypatch):
+    """Step 3 of a run in which contrast begins at step 4: the gradient is rotation's alone."""
+    both, alone = objective("rotation", "contrast"), objective("rotation")
+    later = dataclasses.replace(
+        both, parts=(both.parts[0], dataclasses.replace(both.parts[1], begin=4))
+    )
+    assert both.begun(0, 32) == {} and later.begun(3, 32).keys() == {"begun/contrast"}
+    assert later.chance(3) == alone.chance(3) < later.chance(4) == both.chance(4)
+    found = {}
+    for at in (3, 4):
+        monkeypatch.setitem(FACTS, "begun/contrast", later.begun(at, 32)["begun/contrast"])
+        found[at], plain = step(later, 2 if at == 4 else 1, monkeypatch)
+        if plain:
+            assert_close(found[at][2], plain[2], 1e-8)
+    monkeypatch.delitem(FACTS, "begun/contrast")
+    from_start, _ = step(both, 2, monkeypatch)
+    assert_close(found[4][2], from_start[2], 1e-9)
+    assert not any(np.abs(leaf).max() for leaf in jax.tree.leaves(found[3][2][1]))
+    losses, figures, _ = found[3]
+    np.testing.assert_allclose(losses[0], figures[0]["rotation"]["loss"], rtol=1e-12)
+    assert figures[0]["contrast"]["loss"] > 0
+
+
 def test_views_of_pretexts_lie_behind_each_other_on_every_device():
     made = objective("rotation", "contrast")
     images = jnp.asarray(np.random.default_rng(0).normal(size=(16, SIZE, SIZE, 3)), jnp.float32)
@@ -218,12 +241,22 @@ def test_rotation_alone_is_what_it_was():
     np.testing.assert_allclose(both.chance(0), np.log(4) + 0.5 * np.log(7), rtol=1e-12)
 
 
+def test_the_earliest_pretexts_begin_at_once():
+    begin = {"rotation": 0.0, "contrast": 0.25, "jigsaw": 0.5}
+    made = make_objective(config("rotation+contrast+jigsaw", begin=begin))
+    assert [part.begin for part in made.parts] == [0, 5, 10]
+    made = make_objective(config("contrast+jigsaw", begin=begin))
+    assert [part.begin for part in made.parts] == [0, 10]
+    assert not make_objective(config("jigsaw", begin=begin)).begun(0, 8)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
         ("rotation+rotation", {}, ["names a pretext twice"]),
         ("rotation+tetris", {}, ["config.pretext.name='tetris'", "jigsaw"]),
         ("contrast", {"weights": {"contrast": 0.0}}, ["config.pretext.weights.contrast=0.0"]),
+        ("contrast", {"begin": {"contrast": 1.0}}, ["config.pretext.begin.contrast=1.0", "share"]),
         ("rotation+weak_labels", {"weak_labels": {"answer": "predicted"}},
          ["rotation (4 classes)", "weak_labels (2)", "answer=learned"]),
         ("patches", {"train": {"bn_group": 4}}, ["patches", "config.train.bn_group=4", "16"]),
