@@ -197,7 +197,8 @@ class Objective:
             )  # fmt: skip
             loss, score = part.pretext.judge(seen)
             begun = targets.get(BEGUN, {}).get(part.name)
-            total += part.weight * (loss if begun is None else begun.mean() * loss)
+            counted = loss if begun is None else begun.mean().astype(loss.dtype) * loss
+            total += part.weight * counted
             spread = jnp.square(features[rows]).sum(1).mean() / REFERENCE
             found[part.name] = {"loss": loss, "score": score, "spread": spread}
         return total, found
