@@ -29,6 +29,7 @@ SETTINGS = {
     "data.size": SIZE,
     "hyper.hidden": 8,
     "hyper.max_shape": (8, 8, 5, 5),
+    "pretext.name": "rotation",
     "pretext.mode": "four",
     "train.batch_size": 16,
     "train.bn_group": 4,

@@ -68,7 +68,8 @@ def command(tmp_path_factory):
             "train.bn_group": 4, "train.first_architectures": 2, "train.double_every": 10**6,
             "train.steps": STEPS, "train.log_every": 1, "train.checkpoint_every": 10,
             "optim.learning_rate": 0.0001, "stages": "train", "train.warm_up_signatures": 0,
-            "pretext.mode": "four", "train.select": "last", "train.trials": 1,
+            "pretext.name": "rotation", "pretext.mode": "four", "train.select": "last",
+            "train.trials": 1,
         }  # fmt: skip
         settings |= {name.replace("__", "."): value for name, value in options.items()}
         flags = [f"--config.{name}={value}" for name, value in settings.items()]
