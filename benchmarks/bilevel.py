@@ -46,13 +46,13 @@ FULL_TILE = (64, 64, 11, 11)
 
 
 def experiment(space: str, size: int) -> ConfigDict:
-    """Returns the experiment of `configs/hyper.py` on a space and an image size, all four turns."""
+    """Returns the experiment of `configs/hyper.py` on a space and an image size: rotation."""
     config = runpy.run_path(str(ROOT / "configs" / "hyper.py"))["get_config"]()
     with config.unlocked():
         config.space = space
         config.data.size = size
         config.hyper.max_shape = FULL_TILE if space == "deepnets" else (32, 32, 7, 7)
-        config.pretext.mode = "four"
+        config.pretext.name, config.pretext.mode = "rotation", "four"
     return config
 
 

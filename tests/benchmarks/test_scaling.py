@@ -76,6 +76,7 @@ def bilevel_counts(counting):
     """Counts of two blocks of one small network on one and on two devices."""
     config = counting.experiment("hyper.py", "")
     with config.unlocked():
+        config.pretext.name = "rotation"
         config.train.bn_group, config.train.meta_batch = 4, 1
         config.hyper.max_shape = (8, 8, 3, 3)
     found = {}
