@@ -87,7 +87,8 @@ def make_step(
 
     def step_fn(current: state.TrainState, step: int, batch: Mapping[str, np.ndarray]):
         drawn = jax.random.fold_in(key, step)
-        known = facts_of(batch) | bilevel.objective.begun(step, len(batch["image"]))
+        begun = bilevel.objective.begun(step, len(batch["image"]))
+        known = {**facts_of(batch), **begun}
         views, targets = bilevel.views(batch["image"], drawn, known)
         params = world.local(current.params) if apart else current.params
         losses, accuracies, gradient = gradient_of(params, stream[step], views, targets)
