@@ -91,6 +91,8 @@ def probe(record: Record) -> Html:
 def learned(record: Record) -> Html:
     """The training curve."""
     train = part(record.summary, "train", dict)
+    asked = str(part(part(record.config, "config", dict), "pretext", dict).get("name", "rotation"))
+    asked = asked.replace("+", " and ").replace("_", " ")
     takeoff = train.get("takeoff_step")
     text = None
     if "takeoff_step" in train and takeoff is None:
@@ -104,9 +106,8 @@ def learned(record: Record) -> Html:
         "Training the hypernetwork",
         figure(
             lambda width: training.training_figure(record.metrics, record.summary, width),
-            "Each step predicts the parameters of fresh architectures and asks them for the "
-            "rotation of unlabeled images. Thin: means of consecutive steps; thick: smoothed "
-            "further. ",
+            "Each step predicts the parameters of fresh architectures and asks them the pretext of "
+            f"the run, {asked}. Thin: means of consecutive steps; thick: smoothed further. ",
             text,
         )
         or (element("p", f"Training curve: {ABSENT}.", class_="absent") if train else None),
