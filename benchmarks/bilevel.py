@@ -53,6 +53,7 @@ def experiment(space: str, size: int) -> ConfigDict:
         config.data.size = size
         config.hyper.max_shape = FULL_TILE if space == "deepnets" else (32, 32, 7, 7)
         config.pretext.name, config.pretext.mode = "rotation", "four"
+        config.hyper.tiling = "repeat"
     return config
 
 

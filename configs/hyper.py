@@ -359,7 +359,7 @@ def _full(config: ConfigDict) -> None:
 
 
 def _smoke(config: ConfigDict) -> None:
-    config.data.patients = ConfigDict({"train": 60, "val": 60, "test": 60})
+    config.data.patients = ConfigDict({"train": 80, "val": 80, "test": 80})
     config.train.steps = 6
     config.train.trials, config.train.trial_steps = 2, 2
     config.train.warm_up_signatures = 0
@@ -386,7 +386,7 @@ def _mixed(config: ConfigDict) -> None:
     """Wider DeepNets and other families of networks: VGG, ResNet, RegNet, MobileNet, ViT, ..."""
     config.space = "mixed"
     config.hyper.node_types = 29
-    config.pretext.name = "rotation"
+    config.pretext.name, config.hyper.tiling = "rotation", "repeat"
     config.train.steps = 6000
     config.train.validate_every = 500
     config.train.warm_up_networks = 30_000
@@ -411,6 +411,7 @@ def _paper(config: ConfigDict) -> None:
     config.data.workers = 8
     config.data.check = "header"
     config.pretext.name, config.pretext.mode = "rotation", "four"
+    config.hyper.tiling = "repeat"
     config.train.trials = 1
     config.train.first_architectures = 0
     config.hyper.max_shape = (64, 64, 11, 11)

@@ -114,7 +114,7 @@ def _initializer(modality: str) -> dict:
     config = _variant("hyper", "")
     config["note"] = ""
     # Starts of the paper: rotation alone, and no label decides.
-    config["pretext"]["name"] = "rotation"
+    config["pretext"]["name"], config["hyper"]["tiling"] = "rotation", "repeat"
     config["train"] |= {"select": "last", "trials": 1}
     config["data"]["name"] = modality
     if modality != "fundus":
@@ -162,7 +162,7 @@ def _phantom() -> dict:
         "weight_decays": (1e-4,),
         "fractions": (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0),
         "models": {"unet": {"width": 16}},
-        "hyper": {},
+        "hyper": {"train": {"steps": 1200}},
         "finetune": {"data": {"size": 128}, "train": {"epochs": 20}},
         "classification": {"model": {"stem": "imagenet"}},
         "segmentation": {"train": {"batch": 4, "epochs": 60, "validate_every": 5}},

@@ -98,6 +98,12 @@ class Subset:
         """Returns one example."""
         return self.source[int(self.indices[index])]
 
+    @property
+    def patients(self) -> list[str]:
+        """The patient of every image."""
+        names = patients_of(self.source)
+        return [names[index] for index in self.indices]
+
     def describe(self) -> dict[str, Any]:
         """Returns the source's description with this part's name and count."""
         whole = self.source.describe()

@@ -45,6 +45,8 @@ class Alarms:
             return
         window, self._window = jax.device_get(self._window), []
         for part in self.objective.parts:
+            if part.begin >= step:
+                continue
             alone = self.objective.plain
             losses = _finite(window, "train/loss" if alone else f"train/loss/{part.name}")
             spreads = _finite(window, f"train/spread/{part.name}")

@@ -30,6 +30,7 @@ from medinit_jax.data.sources import Source
 from medinit_jax.downstream.pool import open_pool
 from medinit_jax.hyper.comparison import compare
 from medinit_jax.hyper.diagnostics import diagnose, families_of
+from medinit_jax.hyper.hypernetwork import check_alike, from_config
 from medinit_jax.hyper.rotation import (
     Scores,
     Views,
@@ -78,6 +79,9 @@ def evaluate(
             f"{workdir} has no trained initializer; run the stage train to its end first."
         )
     initializer = load(other or workdir)
+    if other:
+        asked = from_config({**config.hyper, "num_classes": initializer.module.num_classes})
+        check_alike(initializer.module, asked, f"config.evaluate.initializer={other}")
     bilevel = bilevel or make_bilevel(config, own_devices())
     sources = open_sources(config, console)
     ledger = Ledger.shared(workdir / "evaluation.json", initializer.fingerprint)

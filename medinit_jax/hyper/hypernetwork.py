@@ -46,7 +46,7 @@ class HyperInitializer(nn.Module):
 
     Attributes:
         hidden: Width d of node features, divisible by 4.
-        max_shape: (out, in, height, width) of the whole tile; larger parameters repeat it.
+        max_shape: (out, in, height, width) of the whole tile; larger parameters are copies of it.
         num_classes: Classes of the pretext task.
         node_types: How many of `vocabulary.NODE_TYPES` it knows; 15 are those of DeepNets-1M.
         activations: Whether graphs hold activations as nodes.
@@ -234,6 +234,24 @@ def from_config(options: Mapping[str, Any]) -> HyperInitializer:
     if values.get("tables") is not None:
         values["tables"] = ShapeTables(*(tuple(sizes) for sizes in values["tables"]))
     return HyperInitializer(**values)
+
+
+# What shapes of parameters do not tell, and yet decides on what is written.
+_SILENT = ("mode", "direction", "virtual_edges", "max_distance", "normalize", "crop", "tiling")
+
+
+def check_alike(held: HyperInitializer, asked: HyperInitializer, what: str) -> None:
+    """Raises UsageError if an initializer was trained to write in another way than is asked for.
+
+    Args:
+        held: The initializer's.
+        asked: The one of `config.hyper`.
+        what: The key that names the initializer, and its value.
+    """
+    differing = [name for name in _SILENT if getattr(held, name) != getattr(asked, name)]
+    if differing:
+        was = ", ".join(f"config.hyper.{name}={getattr(held, name)}" for name in differing)
+        raise UsageError(f"The initializer of {what} was trained with {was}; set that here, too.")
 
 
 def init_theta(module: HyperInitializer, key: jax.Array) -> Theta:

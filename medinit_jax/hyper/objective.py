@@ -45,7 +45,7 @@ class Part:
     name: str
     pretext: Pretext
     weight: float
-    begin: int = 0
+    begin: int = dataclasses.field(default=0, repr=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,7 +269,9 @@ def make_objective(config: ml_collections.ConfigDict) -> Objective:
                 "below 1."
             )
         first = int(share * config.train.steps) if share > earliest else 0
-        parts.append(Part(name, make_pretext(config, name), float(weight), first))
+        # Beside no other a weight would do nothing but to move the loss against the clipping.
+        weight = float(weight) if len(names) > 1 else 1.0
+        parts.append(Part(name, make_pretext(config, name), weight, first))
     objective = Objective(tuple(parts), group, config.pretext.width)
     for part in parts:
         copies = part.pretext.copies
@@ -332,12 +334,15 @@ def rotation_of(config: ml_collections.ConfigDict, **changes) -> Rotation:
     return make_pretext(config, (asked or ["rotation"])[0], **changes)
 
 
-def known_facts(objective: Objective, source: Source) -> Callable[[Mapping], Facts]:
+def known_facts(
+    objective: Objective, source: Source, alone: bool = True
+) -> Callable[[Mapping], Facts]:
     """Returns the function from a batch of images to what the pretexts have to know of them.
 
     Args:
         objective: The pretexts.
         source: Where the images come from.
+        alone: Whether one patient is none: images to learn from are of several.
 
     Raises:
         UsageError: The images lack what a pretext needs.
@@ -345,7 +350,7 @@ def known_facts(objective: Objective, source: Source) -> Callable[[Mapping], Fac
     needs = objective.needs
     labeled = "label" in needs and source[0].get("label") is not None
     patients = patients_of(source) if "patient" in needs else []
-    for fact, found in (("label", labeled), ("patient", len(set(patients)) > 1)):
+    for fact, found in (("label", labeled), ("patient", len(set(patients)) > alone)):
         if fact in needs and not found:
             raise UsageError(
                 f"The pretext {needs[fact]} of config.pretext.name needs {FACTS[fact]}, which "

@@ -53,6 +53,8 @@ def held_out_views(bilevel: Bilevel, source: Source, batches: int) -> Views:
     config = bilevel.config
     # As many as a step of training has, so that compiled blocks serve here too.
     size = bilevel.objective.rows(config.train.batch_size)
+    if len(source) < size:
+        size = config.train.batch_size
     indices = _choose(source, batches * size, config.seed)
     indices = indices[: len(indices) // size * size]
     if len(indices) == 0:
@@ -210,7 +212,7 @@ def pretext_scores(
     share = count // processes
     chosen = _choose(source, count, config.seed)[process * share : (process + 1) * share]
     examples = load_examples(source, chosen, options)
-    facts = known_facts(objective, source)(examples)
+    facts = known_facts(objective, source, alone=False)(examples)
     views, targets = bilevel.views(examples["image"], _view_key(config, 0), facts)
     graphs = {name: graph_of(bilevel.module, program) for name, program in programs.items()}
 

@@ -34,7 +34,7 @@ class Transfer(NamedTuple):
         depth_fraction: Share of the tensors, in program order, that take predicted values; the
             others keep the network's own.
         init_noise: Normal noise added to a predicted tensor, in units of its standard deviation. In
-            wide layers predicted filters repeat (`tiles.repeat`) and would stay equal.
+            wide layers predicted filters may repeat (`tiles.repeat`) and would stay equal.
         orthogonal: Whether the filters of every predicted kernel are made orthogonal to each other
             at the same norm, which parts repeated ones too.
         kinds: Which leaves of modules take predicted values, some of `KINDS`.

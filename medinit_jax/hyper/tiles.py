@@ -100,12 +100,13 @@ def shift(values: jax.Array, inputs: int, outputs: int) -> jax.Array:
     copies = -(-inputs // values.shape[2]), -(-outputs // values.shape[3])
     if max(copies) == 1:
         return values
-    library = values.__array_namespace__()
-    rows = [
-        library.concatenate([library.roll(values, (o, i), (2, 3)) for o in range(copies[1])], 3)
-        for i in range(copies[0])
-    ]
-    return library.concatenate(rows, 2)[:, :, :inputs, :outputs]
+    roll, stack = values.__array_namespace__().roll, values.__array_namespace__().stack
+    height, width, rows, columns = values.shape
+    # Axis by axis: copies over both need no shift of their own each.
+    values = stack([roll(values, copy, 2) for copy in range(copies[1])], 3)
+    values = stack([roll(values, copy, 4) for copy in range(copies[0])], 2)
+    values = values.reshape(height, width, copies[0] * rows, copies[1] * columns)
+    return values[:, :, :inputs, :outputs]
 
 
 def finish(

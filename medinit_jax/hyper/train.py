@@ -38,7 +38,7 @@ from medinit_jax.data.pipeline import Batches, BatchSource
 from medinit_jax.data.sources import Source
 from medinit_jax.hyper.alarms import Alarms
 from medinit_jax.hyper.bilevel import MetaBatch, gradient_by_tape, loss_whole
-from medinit_jax.hyper.hypernetwork import HyperInitializer, init_theta
+from medinit_jax.hyper.hypernetwork import HyperInitializer, check_alike, init_theta
 from medinit_jax.hyper.initializer import graph_of
 from medinit_jax.hyper.objective import Objective, joined, known_facts, split
 from medinit_jax.hyper.pretexts.task import Facts
@@ -303,7 +303,9 @@ def _first_theta(config: ml_collections.ConfigDict, module: HyperInitializer, ke
     drawn = init_theta(module, key)["params"]
     if not config.init_from:
         return drawn
-    found = load(config.init_from).theta
+    initializer = load(config.init_from)
+    check_alike(initializer.module, module, f"config.init_from={config.init_from}")
+    found = initializer.theta
     shapes, wanted = (jax.tree.map(jnp.shape, tree) for tree in (found, drawn))
     if shapes != wanted:
         raise UsageError(
@@ -360,9 +362,9 @@ def _finish(config, workdir, current, bilevel, seconds, stream, console, images,
     losses = [(line["step"], line["train/loss"]) for line in lines if "train/loss" in line]
     chance = bilevel.objective.chance
     # A figure is the mean of some steps; pretexts that began among them do not count yet.
-    every = config.train.log_every
+    first = {step: max(0, step - config.train.log_every) for step, _ in losses}
     takeoff = next(
-        (s for s, loss in losses if loss is not None and loss < TAKEOFF * chance(s - every)), None
+        (s for s, loss in losses if loss is not None and loss < TAKEOFF * chance(first[s])), None
     )
     steps = config.train.steps
     seen = {i for step in range(steps) for i in stream.indices(step)}

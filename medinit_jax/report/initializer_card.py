@@ -25,7 +25,8 @@ LIMITS = (
     "Research software, no medical device; nothing was validated for patients.",
     "Judged on networks of its own design space and on images like those it was trained on; what "
     "it writes for other networks or real photographs was not measured by this run.",
-    "Every layer wider than its tiles repeats them, see hyper.max_shape in card.json.",
+    "Every layer wider than its tiles is made of copies of them, see hyper.max_shape and "
+    "hyper.tiling in card.json.",
     "The classifier is not predicted, and the learning rate has to be searched anew.",
 )
 

@@ -93,6 +93,7 @@ def learned(record: Record) -> Html:
     train = part(record.summary, "train", dict)
     asked = str(part(part(record.config, "config", dict), "pretext", dict).get("name", "rotation"))
     asked = asked.replace("+", " and ").replace("_", " ")
+    shown = "Drawn is rotation's loss. " if training.ROTATION_LOSS in record.metrics else ""
     takeoff = train.get("takeoff_step")
     text = None
     if "takeoff_step" in train and takeoff is None:
@@ -107,7 +108,7 @@ def learned(record: Record) -> Html:
         figure(
             lambda width: training.training_figure(record.metrics, record.summary, width),
             "Each step predicts the parameters of fresh architectures and asks them the pretext of "
-            f"the run, {asked}. Thin: means of consecutive steps; thick: smoothed further. ",
+            f"the run, {asked}. {shown}Thin: means of consecutive steps; thick: smoothed further. ",
             text,
         )
         or (element("p", f"Training curve: {ABSENT}.", class_="absent") if train else None),

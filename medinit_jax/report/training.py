@@ -59,21 +59,26 @@ def smoothed(
     )
 
 
+ROTATION_LOSS = "train/loss/rotation"
+
+
 def training_figure(
     metrics: dict[str, tuple[np.ndarray, np.ndarray]], summary: dict[str, Any], width: int
 ) -> Html | None:
     """Loss and accuracy over steps, with the step at which the run left chance.
 
     Args:
-        metrics: scalar name to (steps, values); uses "train/loss", "train/accuracy" and
-            "val/accuracy".
+        metrics: scalar name to (steps, values); uses "train/loss", or of several pretexts that of
+            rotation, "train/accuracy" and "val/accuracy".
         summary: of the run; uses the take-off step, chance and the ridge figure.
         width: of the drawing in pixels.
 
     Returns:
         The drawing, or None without a curve.
     """
-    keys = [k for k in ("train/loss", "train/accuracy", "val/accuracy") if k in metrics]
+    # Of several pretexts together chance changes as they begin; rotation's stays.
+    loss = ROTATION_LOSS if ROTATION_LOSS in metrics else "train/loss"
+    keys = [k for k in (loss, "train/accuracy", "val/accuracy") if k in metrics]
     if not keys:
         return None
     last = max(float(metrics[k][0][-1]) for k in keys)
@@ -84,8 +89,8 @@ def training_figure(
     parts: list[Any] = []
     top = 30.0
     accuracy = "train/accuracy" in keys or "val/accuracy" in keys
-    if "train/loss" in keys:
-        steps, values = metrics["train/loss"]
+    if loss in keys:
+        steps, values = metrics[loss]
         highest = float(np.quantile(values, 0.995))
         ends = [(_tail(values), "train", "t-train")]
         if is_number(chance):

@@ -72,6 +72,7 @@ def make_config(images):
             "train.double_every": 10**6, "train.select": "probe",
             "train.probe.images.train": 32, "train.probe.images.val": 64,
             "pretext.name": "weak_labels+contrast", "pretext.width": 16,
+            "pretext.begin.contrast": 0.5,
         } | {name.replace("__", "."): value for name, value in options.items()}  # fmt: skip
         flags = [f"--config.{name}={value}" for name, value in settings.items()]
         return read_command_line(["test", f"--config={CONFIG}:smoke", *flags]).config
@@ -107,7 +108,10 @@ def whole(make_config, compiled, tmp_path_factory):
 def test_figures_of_every_pretext_are_logged_and_heads_learn(whole, compiled, make_config):
     workdir, final = whole
     checked, lines = validated(workdir)
-    logged = next(line for line in lines if "train/loss" in line)
+    before, logged = (line for line in lines if "train/loss" in line)
+    # Contrast counts from the half on.
+    assert before["train/loss"] == pytest.approx(before["train/loss/weak_labels"], rel=1e-5)
+    assert before["train/loss/contrast"] > 0
     for name in ("weak_labels", "contrast"):
         assert {f"train/{key}/{name}" for key in ("loss", "score", "spread")} <= set(logged)
         assert f"val/score/{name}" in checked[4]

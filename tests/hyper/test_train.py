@@ -241,6 +241,23 @@ def test_the_preset_of_the_paper(make_config, tmp_path):
     assert int(final.step) == 2 and int(final.skipped) == 0 and np.isfinite(losses(tmp_path)).all()
 
 
+@pytest.mark.parametrize("variant", ["fundus", "ct", "xray", "mixed"])
+def test_variants_of_the_paper_are_rotation_alone(variant):
+    config = read_command_line(["test", f"--config={CONFIG}:{variant}"]).config
+    assert (config.pretext.name, config.hyper.tiling) == ("rotation", "repeat")
+    default = read_command_line(["test", f"--config={CONFIG}"]).config
+    assert (default.pretext.name, default.hyper.tiling) == ("rotation+patches", "shift")
+    paper = read_command_line(["test", f"--config={CONFIG}", "--config.preset=seed_paper"]).config
+    assert (paper.pretext.name, paper.hyper.tiling) == ("rotation", "repeat")
+
+
+def test_an_initializer_that_writes_in_another_way_is_no_start(make_config, compiled, tmp_path):
+    train(make_config(train__steps=6), tmp_path, compiled())
+    config = make_config(init_from=str(tmp_path / "initializer"), hyper__tiling="repeat")
+    with pytest.raises(UsageError, match=r"trained with config.hyper.tiling=shift; set that here"):
+        train(config, tmp_path / "next", setup.make_bilevel(config, Parallel(jax.devices()[:1])))
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -150,6 +150,7 @@ def test_no_label_decides_on_the_papers_initializers(study, size):
     """Which also asks for no validation, of which `mini` has none."""
     job = hyper_starts.initializer(plan(study("hyper_fig4", f"--config.size={size}")), "fundus")
     assert not probes(ConfigDict(job.config)) and job.config["train"]["trials"] == 1
+    assert (job.config["pretext"]["name"], job.config["hyper"]["tiling"]) == ("rotation", "repeat")
     if size == "real":
         assert job.config["pretext"]["mode"] == "four"
         assert not job.config["train"]["first_architectures"]
