@@ -184,7 +184,7 @@ def _real() -> dict:
             "data": {"source": "prepared", "size": 224, "workers": 8},
             "hyper": {"max_shape": (64, 64, 11, 11)},
             "optim": {"warmup_steps": 4000},
-            "pretext": {"name": "rotation", "mode": "four"},
+            "pretext": {"mode": "four"},
             "train": {
                 "steps": 109_000,
                 "meta_batch": 8,

@@ -335,14 +335,14 @@ def rotation_of(config: ml_collections.ConfigDict, **changes) -> Rotation:
 
 
 def known_facts(
-    objective: Objective, source: Source, alone: bool = True
+    objective: Objective, source: Source, patients_needed: int = 2
 ) -> Callable[[Mapping], Facts]:
     """Returns the function from a batch of images to what the pretexts have to know of them.
 
     Args:
         objective: The pretexts.
         source: Where the images come from.
-        alone: Whether one patient is none: images to learn from are of several.
+        patients_needed: How many, where patients are asked for; of one nothing is learned.
 
     Raises:
         UsageError: The images lack what a pretext needs.
@@ -350,7 +350,7 @@ def known_facts(
     needs = objective.needs
     labeled = "label" in needs and source[0].get("label") is not None
     patients = patients_of(source) if "patient" in needs else []
-    for fact, found in (("label", labeled), ("patient", len(set(patients)) > alone)):
+    for fact, found in (("label", labeled), ("patient", len(set(patients)) >= patients_needed)):
         if fact in needs and not found:
             raise UsageError(
                 f"The pretext {needs[fact]} of config.pretext.name needs {FACTS[fact]}, which "

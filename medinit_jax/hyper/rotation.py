@@ -212,7 +212,7 @@ def pretext_scores(
     share = count // processes
     chosen = _choose(source, count, config.seed)[process * share : (process + 1) * share]
     examples = load_examples(source, chosen, options)
-    facts = known_facts(objective, source, alone=False)(examples)
+    facts = known_facts(objective, source, patients_needed=1)(examples)
     views, targets = bilevel.views(examples["image"], _view_key(config, 0), facts)
     graphs = {name: graph_of(bilevel.module, program) for name, program in programs.items()}
 

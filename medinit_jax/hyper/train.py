@@ -362,10 +362,9 @@ def _finish(config, workdir, current, bilevel, seconds, stream, console, images,
     losses = [(line["step"], line["train/loss"]) for line in lines if "train/loss" in line]
     chance = bilevel.objective.chance
     # A figure is the mean of some steps; pretexts that began among them do not count yet.
-    first = {step: max(0, step - config.train.log_every) for step, _ in losses}
-    takeoff = next(
-        (s for s, loss in losses if loss is not None and loss < TAKEOFF * chance(first[s])), None
-    )
+    every = config.train.log_every
+    below = [s for s, x in losses if x is not None and x < TAKEOFF * chance(max(0, s - every))]
+    takeoff = below[0] if below else None
     steps = config.train.steps
     seen = {i for step in range(steps) for i in stream.indices(step)}
     summary = {

@@ -38,6 +38,8 @@ SPLITS: dict[str, str] = {
     "resnets": "ResNets",
 }
 
+ROTATION_LOSS = "train/loss/rotation"
+
 
 def smoothed(
     steps: np.ndarray, values: np.ndarray, points: int = _POINTS
@@ -57,9 +59,6 @@ def smoothed(
         np.array([steps[index].mean() for index in parts]),
         np.array([values[index].mean() for index in parts]),
     )
-
-
-ROTATION_LOSS = "train/loss/rotation"
 
 
 def training_figure(
