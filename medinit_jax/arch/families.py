@@ -2,9 +2,9 @@
 
 DeepNets-1M approximates these families by cells at best. Here they are drawn as themselves: other
 depths, norms and kernels than those of the published networks, which stay unseen at any width.
-Widths are powers of two and norms of the mobile families few, so that the operations to compile
-saturate. Wirings are dealt to the splits, as pairs of cells are: what a network of an evaluation
-split computes is never trained on, whatever its widths.
+Widths are powers of two, and RegNets, MobileNets and EfficientNets keep to batch norm as published
+ones do, so that the operations to compile saturate. Wirings are dealt to the splits, as pairs of
+cells are: what a network of an evaluation split computes is never trained on, whatever its widths.
 
 Source: the published networks (see `models`); holding them out by a hash of the graph is ours.
 """
@@ -128,14 +128,12 @@ def _regnet(dice: _Dice) -> Member:
         group_width=dice.width(8, 16),
         squeeze=0.25 if dice.gated() else 0.0,
     )
-    options = (("stem", dice.stem), ("norm", dice.norm("ln", "none")))
-    return Member("regnet", regnet.regnet, variant, options)
+    return Member("regnet", regnet.regnet, variant, (("stem", dice.stem),))
 
 
 def _mobilenet(dice: _Dice) -> Member:
     stem = channels = dice.width(16, 32)
-    rows, norm = [], dice.norm("ln", "in", "none")
-    squeezed = dice.gated()
+    rows, squeezed = [], dice.gated()
     activation = "hard_swish" if squeezed else "relu6"
     for features in dice.widths(stem, 3 if dice.compact else dice.between(3, 4), 128):
         expansion = dice.of(1, 2, 4) if dice.compact else dice.of(1, 3, 6)
@@ -146,8 +144,7 @@ def _mobilenet(dice: _Dice) -> Member:
             stride = 1 if index or not rows else 2
             rows.append(mobilenet.Row(kernel, expanded, features, stride, activation, hidden))
             channels = features
-    style = mobilenet.Style(norm=norm)
-    variant = mobilenet.Variant(stem, tuple(rows), 4 * channels, activation, style)
+    variant = mobilenet.Variant(stem, tuple(rows), 4 * channels, activation, mobilenet.Style())
     return Member("mobilenet", mobilenet.mobilenet, variant, (("stem", dice.stem),))
 
 
@@ -165,7 +162,6 @@ def _efficientnet(dice: _Dice) -> Member:
         stages=tuple(stages),
         last=4 * stages[-1].features,
         squeeze=dice.of(0.0, 0.25),
-        norm=dice.norm("ln", "in", "none"),
     )
     return Member("efficientnet", efficientnet.efficientnet, variant, (("stem", dice.stem),))
 
