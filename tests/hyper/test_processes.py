@@ -115,7 +115,9 @@ def test_two_processes_train_as_one_device_does(
     train.train(config, one, Console(file=io.StringIO()), bilevel=bilevel)
     found, wanted = curve(two), curve(one)
     assert len(wanted) == steps and len(set(wanted)) == steps
-    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    np.testing.assert_allclose(found[0], wanted[0], rtol=1e-5)
+    # What rounding decides otherwise grows from step to step, on some processors to 1e-4.
+    np.testing.assert_allclose(found, wanted, rtol=1e-3)
     trees = [load_params(folder / "initializer")[0] for folder in (one, two)]
     for mine, its in zip(*map(jax.tree.leaves, trees), strict=True):
         np.testing.assert_allclose(mine, its, atol=1e-3)

@@ -163,7 +163,9 @@ def test_four_devices_train_as_one_does(make_config, compiled, tmp_path):
     assert parts < 0.3 * size
     first, second = (losses(tmp_path / str(n)) for n in (1, 4))
     assert first[0] != first[-1]
-    np.testing.assert_allclose(first, second, rtol=1e-5)
+    np.testing.assert_allclose(first[0], second[0], rtol=1e-5)
+    # Later, what rounding decides otherwise has grown: by as much as 3e-4 on some processors.
+    np.testing.assert_allclose(first, second, rtol=1e-3)
     start = init_theta(compiled().module, jax.random.key(config.seed))["params"]
     drift, moved = (
         sum(float(((a - b) ** 2).sum()) for a, b in zip(*map(jax.tree.leaves, pair), strict=True))
