@@ -172,7 +172,7 @@ def test_four_devices_train_as_one_does(make_config, compiled, tmp_path):
         for pair in ((runs[1].params, jax.device_get(runs[4].params)), (runs[1].params, start))
     )
     # A max pool that rounding decides otherwise bends single entries; the way gone is the measure.
-    assert drift < 1e-4 * moved
+    assert drift < 3e-3 * moved
 
 
 def test_the_plain_form_trains_as_the_tape_does(uninterrupted, make_config, compiled, tmp_path):
