@@ -267,7 +267,8 @@ def _phantom() -> dict:
                 "lr_fractions": (0.1,),
                 "learning_rates": (0.003, 0.01, 0.05),
                 "grid_seeds": 1,
-                "budget": {"epochs": 20},
+                # An epoch is one pass over the labeled images, however few they are.
+                "budget": {"epochs": 20, "min_steps": 1},
             },
         },
         "diagnostics": {"choose": {"networks": 0}, "confirm": {"networks": 10}},
