@@ -303,6 +303,7 @@ def _evaluation() -> ConfigDict:
                 "budget": {
                     "epochs": 6,
                     "batch": 32,
+                    # Of an epoch: 12 batches of few labeled images are several passes over them.
                     "min_steps": 12,
                     "weight_decay": 1e-4,
                     "clip": 0.0,
